@@ -1,0 +1,5 @@
+"""``python -m ddimctl``."""
+
+from ddimctl.cli.app import main
+
+main()

@@ -1,0 +1,107 @@
+"""The application: registers the commands, and turns every expected failure into one line and an exit code.
+
+Only what is free of torch, numpy, Pillow and imageio is imported here and at the top of the command modules, so that
+help, version and completion answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+from typer.exceptions import TyperException
+
+from ddimctl import __version__
+from ddimctl.cli import train
+from ddimctl.errors import FAILED, USAGE, DDIMError
+
+app = typer.Typer(
+    name="ddimctl",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Encode images into DDIM latents and back: encode, decode, interpolate, reconstruct.",
+    epilog="Start with: ddimctl reconstruct --steps 20",
+)
+
+app.command("train")(train.train)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"ddimctl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Encode images into DDIM latents and back."""
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM. A BaseException, so that everything is cleaned up and nothing mistakes it for an error."""
+
+    def __init__(self, signum: int):
+        self.exit_code = 128 + signum
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    # A second signal, sent by an impatient user, must not break the cleaning up after the first.
+    for s in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(s, signal.SIG_IGN)
+    raise Interrupted(signum)
+
+
+def main() -> NoReturn:
+    """The entry point: runs a command and exits with a code from `ddimctl.errors`."""
+    for s in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(s, _interrupt)
+    try:
+        code = app(standalone_mode=False) or 0
+        sys.stdout.flush()
+    except DDIMError as e:
+        code = e.exit_code
+        _complain(str(e), e.hint)
+    except TyperException as e:
+        code = USAGE
+        _complain(e.format_message(), "see ddimctl --help, or --help after a command")
+    except Interrupted as e:
+        code = e.exit_code
+        _complain("interrupted")
+    except BrokenPipeError:
+        code = FAILED
+    except MemoryError:
+        code = FAILED
+        _complain("out of memory", "try a smaller --batch-size")
+    except OSError as e:
+        code = FAILED
+        _complain(f"{e.filename or 'the system'}: {e.strerror or e}")
+    _exit(code)
+
+
+def _complain(message: str, hint: str = "") -> None:
+    """One line, and perhaps a second one that says what to do."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        if hint:
+            print(f"hint: {' '.join(hint.split())}", file=sys.stderr)
+
+
+def _exit(code: int) -> NoReturn:
+    """Exits without a complaint from the interpreter about a pipe that nobody reads any more."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = code or FAILED
+    sys.exit(code)

@@ -1,0 +1,199 @@
+"""``ddimctl train``: images → a model folder."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ddimctl.cli import options
+from ddimctl.cli.console import Console
+from ddimctl.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddimctl.train import Report, Trainer
+
+
+def train(
+    images: Annotated[Path, typer.Argument(help="A folder of images, or an IDX file (perhaps gzipped).")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="The model folder to make.")],
+    held_out: Annotated[
+        str, typer.Option(metavar="SET", help="Images to measure with and never train on: a fraction, or a path.")
+    ] = "0.05",
+    size: Annotated[str, typer.Option(metavar="HxW", help="Image size, such as 32 or 48x64; sides must halve evenly.")] = "32",
+    grey: Annotated[bool, typer.Option("--grey", help="One channel instead of three.")] = False,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Optimiser steps in all.")] = 16_000,
+    batch_size: options.BatchSize = 64,
+    lr: Annotated[float, typer.Option(help="Peak learning rate: warm-up to it, then half a cosine to zero.")] = 1e-3,
+    warmup: Annotated[int, typer.Option(metavar="N", min=1, help="Steps of warm-up.")] = 200,
+    weight_decay: Annotated[float, typer.Option(min=0, help="AdamW's, on the weights of rank 2 and more.")] = 1e-4,
+    ema: Annotated[float, typer.Option(min=0, max=1, help="Decay of the average of the weights.")] = 0.9995,
+    clip: Annotated[float, typer.Option(min=0, help="Largest gradient norm.")] = 1.0,
+    dropout: Annotated[float, typer.Option(min=0, max=1, help="Dropout in the residual blocks.")] = 0.0,
+    channels: Annotated[str, typer.Option(metavar="A,B,…", help="Channels at each resolution.")] = "32,64,128",
+    layers: Annotated[int, typer.Option(min=1, help="Residual blocks at each resolution.")] = 1,
+    attention: Annotated[
+        str, typer.Option(metavar="I,J,…", help="Resolutions with self-attention, 0 being the finest; or none.")
+    ] = "2",
+    groups: Annotated[int, typer.Option(min=1, help="Groups of the group norms.")] = 4,
+    head_dim: Annotated[int, typer.Option(min=1, help="Channels of an attention head.")] = 64,
+    flip: Annotated[bool, typer.Option("--flip", help="Mirror images at random.")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16/--float32", help="Arithmetic of the network.")] = True,
+    seed: options.Seed = 0,
+    license_: Annotated[str, typer.Option("--license", help="The images' licence, for the model card.")] = "not stated",
+    data_name: Annotated[str, typer.Option("--data-name", help="What the images are, for the card.")] = "",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in FOLDER, exactly.")] = False,
+    sample_every: Annotated[int, typer.Option(metavar="N", min=1, help="Steps between sample sheets.")] = 2000,
+    save_every: Annotated[int, typer.Option(metavar="N", min=1, help="Steps between checkpoints.")] = 500,
+    device: options.Device = "auto",
+    force: options.Force = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Train a model on images.
+
+    The folder made holds the averaged weights in diffusers' layout, a model card and 64 held-out images; every other
+    command takes it as -m FOLDER. Checkpoint, loss log and sample sheets are in FOLDER/training. Ctrl-C saves and stops.
+
+    Example: ddimctl train photos/ -o my-model --size 32 --steps 20000
+    """
+    from ddimctl.model import torch_device
+    from ddimctl.train import LossLog, Settings, Trainer
+
+    console = Console(quiet, verbose)
+    settings = Settings(
+        channels=1 if grey else 3,
+        size=parse_size(size),
+        block_channels=parse_integers(channels, "--channels"),
+        attention=() if attention == "none" else parse_integers(attention, "--attention"),
+        layers=layers, groups=groups, head_dim=head_dim, dropout=dropout, steps=steps, batch=batch_size, lr=lr,
+        warmup=warmup, weight_decay=weight_decay, ema=ema, clip=clip, flip=flip, bf16=bf16, seed=seed,
+    )  # fmt: skip
+    if any(side % 2 ** (len(settings.block_channels) - 1) for side in settings.size):
+        raise UsageError(f"--size {size} does not halve evenly {len(settings.block_channels) - 1} times")
+    if (output / "unet").exists() and not (resume or force):
+        raise UsageError(f"{output} holds a model already", hint="--resume continues it, --force starts again")
+    data, held = _load(images, held_out, settings.channels, settings.size, seed)
+    trainer = Trainer(settings, data, held, output, torch_device(device))
+    if resume:
+        trainer.resume()
+    from ddimctl.files import make_folder
+
+    make_folder(trainer.work)
+    log = LossLog(trainer.work / "loss.csv", trainer.step, settings.batch)
+    start = f"continuing at step {trainer.step}" if resume else f"{sum(p.numel() for p in trainer.network.parameters()):,} parameters"
+    console.notice(f"{len(data):,} images to train on, {len(held):,} held out; {start}")
+
+    def publish() -> None:
+        """A checkpoint, and the model as it stands."""
+        trainer.save()
+        trainer.export(card(trainer, data_name or images.name, license_, log.held_out_loss))
+
+    with _stop_gently() as stopped:
+        for report in _progress(console, trainer):
+            log.add(report)
+            if report.step % sample_every == 0:
+                _sample_sheet(trainer)
+            done = report.step == settings.steps
+            if done or stopped or report.step % save_every == 0:
+                publish()
+            if stopped and not done:
+                console.notice(f"stopped at step {report.step} of {settings.steps}; --resume continues")
+                raise typer.Exit(128 + stopped[0])
+    _sample_sheet(trainer)
+    print(output)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """"32" or "48x64" (height × width)."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(p.isdigit() and 0 < int(p) <= 4096 for p in parts):
+        raise UsageError(f"{text!r} is not an image size", hint="such as 32, or 48x64 for height x width")
+    return int(parts[0]), int(parts[-1])
+
+
+def parse_integers(text: str, option: str) -> tuple[int, ...]:
+    """"1,2,3" → (1, 2, 3)."""
+    try:
+        return tuple(int(p) for p in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} takes integers with commas between, not {text!r}") from None
+
+
+def _load(images: Path, held_out: str, channels: int, size: tuple[int, int], seed: int) -> tuple[Tensor, Tensor]:
+    from ddimctl.images import load_dataset
+    from ddimctl.train import split
+
+    data = load_dataset(images, channels, size)
+    try:
+        fraction = float(held_out)
+    except ValueError:
+        return data, load_dataset(Path(held_out), channels, size)
+    if not 0 < fraction < 1:
+        raise UsageError(f"--held-out {held_out} is neither a path nor a fraction between 0 and 1")
+    return split(data, fraction, seed)
+
+
+def _progress(console: Console, trainer: Trainer) -> Iterator[Report]:
+    """A bar with loss, images/s and time left on a terminal; elsewhere a line a minute."""
+    if console.quiet:
+        yield from trainer.train()
+        return
+    total, last = trainer.settings.steps, time.monotonic()
+    mean = None
+    if not sys.stderr.isatty():
+        for report in trainer.train():
+            mean = report.loss if mean is None else 0.98 * mean + 0.02 * report.loss
+            if time.monotonic() - last > 60 or report.step == total:
+                last = time.monotonic()
+                left = (total - report.step) * trainer.settings.batch / report.images_per_second / 60
+                console.notice(
+                    f"step {report.step}/{total}  loss {mean:.4f}  {report.images_per_second:.0f} images/s  {left:.0f} min left"
+                )
+            yield report
+        return
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=RichConsole(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total, completed=trainer.step)
+        for report in trainer.train():
+            mean = report.loss if mean is None else 0.98 * mean + 0.02 * report.loss
+            bar.update(task, completed=report.step, description=f"loss {mean:.4f}  {report.images_per_second:.0f} images/s")
+            yield report
+
+
+@contextmanager
+def _stop_gently() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of breaking off: the loop ends after the step it is in."""
+    stopped: list[int] = []
+    before = {s: signal.signal(s, lambda n, frame: stopped.append(n)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+def _sample_sheet(trainer: Trainer) -> None:
+    from ddimctl.images import enlarge, save_image, sheet, to_pixels
+
+    pixels = enlarge(sheet(to_pixels(trainer.samples()), columns=8), 2)
+    save_image(trainer.work / f"samples-{trainer.step:06}.png", pixels)
+    save_image(trainer.folder / "samples.png", pixels)
+
+
+def card(trainer: Trainer, data_name: str, license_: str, held_out_loss: float | None) -> str:
+    """The model card: what the model is, what it was trained on and how, and how well it does."""
+    return ""
+
+

@@ -1,0 +1,127 @@
+"""The noise schedule: the one translator between the paper's α, the solvers' σ and the network's labels.
+
+The paper's time runs t = 0 … T with α_0 = 1 (a clean image); its α_t is the cumulative product that most code calls
+ᾱ_t. The solvers know only σ(t) = √((1−α_t)/α_t). The network was trained on the integer labels 0 … T−1, so paper time t
+is label t−1. Everything here is Python floats: no torch, no numpy.
+
+A *path* is a rising tuple of S+1 noise levels, so S steps along it. Read from the left it encodes, from the right it
+decodes. Every path of a schedule ends at σ(T), so all its latents x_T are comparable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from operator import mul
+
+from ddimctl.errors import UsageError, choose
+
+RHO = 7.0  # Karras et al. 2022, eq. 5
+DEFAULT_SPACING = "karras"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """`alpha[t]` for t = 0 … T: starts at 1, falls strictly, stays above 0.
+
+    Raises `ValueError` where it does not.
+    """
+
+    alpha: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        a = self.alpha
+        if len(a) < 2 or a[0] != 1.0 or not all(p > q > 0 for p, q in zip(a, a[1:], strict=False)):
+            raise ValueError("alpha must start at 1, fall strictly and stay above 0 (is the final SNR zero?)")
+
+    @classmethod
+    def from_betas(cls, betas: Sequence[float]) -> Schedule:
+        """α_t = ∏ (1 − β_s), s = 1 … t."""
+        return cls(tuple(accumulate((1.0 - b for b in betas), mul, initial=1.0)))
+
+    @classmethod
+    def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+        """DDPM's and the paper's: β rises linearly."""
+        return cls.from_betas([beta_start + (beta_end - beta_start) * i / max(T - 1, 1) for i in range(T)])
+
+    @property
+    def T(self) -> int:
+        return len(self.alpha) - 1
+
+    @cached_property
+    def sigmas(self) -> tuple[float, ...]:
+        """σ(t) for t = 0 … T, rising from 0."""
+        return tuple(math.sqrt((1.0 - a) / a) for a in self.alpha)
+
+    @cached_property
+    def _log_sigmas(self) -> tuple[float, ...]:
+        return tuple(math.log(s) for s in self.sigmas[1:])
+
+    def sigma(self, t: int) -> float:
+        """σ(t) = √((1−α_t)/α_t), t = 0 … T."""
+        if not 0 <= t <= self.T:
+            raise ValueError(f"time {t} is outside 0 … {self.T}")
+        return self.sigmas[t]
+
+    def label(self, sigma: float) -> float:
+        """The network's label for a noise level: linear in log σ between trained levels, exact at them.
+
+        Levels below the first trained one, σ = 0 among them, have label 0. Raises `ValueError` above σ(T).
+        """
+        if sigma <= self.sigmas[1]:
+            return 0.0
+        if sigma >= self.sigmas[-1]:
+            if sigma > self.sigmas[-1] * (1 + 1e-9):
+                raise ValueError(f"noise level {sigma} is above the schedule's highest, {self.sigmas[-1]}")
+            return float(self.T - 1)
+        i = bisect_left(self.sigmas, sigma)  # sigmas[i-1] < sigma <= sigmas[i], and i >= 2
+        if self.sigmas[i] == sigma:
+            return float(i - 1)
+        low, high = self._log_sigmas[i - 2], self._log_sigmas[i - 1]
+        return i - 2 + (math.log(sigma) - low) / (high - low)
+
+    def path(self, steps: int, spacing: str = DEFAULT_SPACING) -> tuple[float, ...]:
+        """S+1 rising noise levels, so S steps; see `SPACINGS`. Raises `UsageError` unless 1 ≤ S ≤ T."""
+        if not 1 <= steps <= self.T:
+            raise UsageError(f"{steps} steps are not possible", hint=f"this model allows 1 to {self.T}")
+        return tuple(choose(SPACINGS, spacing, "spacing")(self, steps))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the α, which names the schedule in latent files."""
+        return hashlib.sha256(" ".join(a.hex() for a in self.alpha).encode()).hexdigest()
+
+
+def linear(schedule: Schedule, steps: int) -> list[float]:
+    """The paper's τ_i = ⌊i·T/S⌋, from the clean image (appendix D.2)."""
+    return [schedule.sigma(i * schedule.T // steps) for i in range(steps + 1)]
+
+
+def quadratic(schedule: Schedule, steps: int) -> list[float]:
+    """The paper's τ_i = ⌊T·(i/S)²⌋, from the clean image; where two would coincide, the later one moves up."""
+    tau = [0]
+    for i in range(1, steps + 1):
+        tau.append(max(schedule.T * i * i // (steps * steps), tau[-1] + 1))
+    return [schedule.sigma(t) for t in tau]
+
+
+def karras(schedule: Schedule, steps: int) -> list[float]:
+    """σ^(1/7) evenly spaced from σ(1) to σ(T) (Karras et al. 2022, eq. 5).
+
+    It starts at the lowest noise the network was trained on, invisible at 8 bits, and so has no singular last step.
+    """
+    low, high = schedule.sigma(1) ** (1 / RHO), schedule.sigma(schedule.T) ** (1 / RHO)
+    inner = [(low + (high - low) * i / steps) ** RHO for i in range(1, steps)]
+    return [schedule.sigma(1), *inner, schedule.sigma(schedule.T)]
+
+
+SPACINGS: dict[str, Callable[[Schedule, int], list[float]]] = {
+    "karras": karras,
+    "linear": linear,
+    "quadratic": quadratic,
+}
