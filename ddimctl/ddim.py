@@ -1,4 +1,4 @@
-"""Encode, decode, sample: one loop over one list of noise levels, read in opposite orders.
+"""Encode, decode, reconstruct: one loop over one list of noise levels, read in opposite orders.
 
 In x̄ = x_t/√α_t and σ, DDIM is Euler's method on dx̄ = ε(x̄, σ) dσ (eq. 13 and 14). `integrate` knows nothing else:
 no model, no torch, no direction.
@@ -7,42 +7,156 @@ no model, no torch, no direction.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from ddimctl.errors import UsageError, choose
+from ddimctl.solvers import DEFAULT_SOLVER, SOLVERS, TOLERANCES, Array, Convergence, Eps, Solver
 
-from ddimctl.errors import choose
-from ddimctl.model import Model
-from ddimctl.schedule import DEFAULT_SPACING
-from ddimctl.solvers import DEFAULT_SOLVER, SOLVERS, Array, Eps
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Progress = Callable[[Iterable[Array]], Iterable[Array]]  # wraps the iterator over steps, to show it
+    from ddimctl.model import Model
+
+Progress = Callable[[Iterable[Array]], Iterable[Array]]  # wraps the iterator over the steps of a batch, to show it
+DEFAULT_STEPS = 20
+DEFAULT_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What an integration came to: x, and for each image its cost and, from iterative solvers, how well it converged."""
+
+    x: Array  # (B, …) float64: x̄ from `integrate`, x_T from `encode`, images from `decode`
+    evaluations: list[int]  # of the network, for each image
+    residuals: list[float] | None = None  # the largest of each image's implicit steps or error estimates, relative
+    tolerance: float | None = None
+
+    @property
+    def mean_evaluations(self) -> float:
+        return sum(self.evaluations) / max(len(self.evaluations), 1)
+
+    @property
+    def unconverged(self) -> list[int]:
+        """The images whose residual is above the tolerance."""
+        if self.residuals is None or self.tolerance is None:
+            return []
+        return [i for i, r in enumerate(self.residuals) if not r <= self.tolerance]
 
 
 def integrate(
-    eps: Eps, xbar: Array, path: Sequence[float], solver: str = DEFAULT_SOLVER, progress: Progress = iter
-) -> Array:
-    """x̄ at the end of `path`, from x̄ at its start: rising levels encode, falling levels decode."""
-    for state in progress(choose(SOLVERS, solver, "solver")(eps, xbar, path)):
+    eps: Eps,
+    xbar: Array,
+    path: Sequence[float],
+    solver: str = DEFAULT_SOLVER,
+    tolerance: float | None = None,
+    progress: Progress = iter,
+) -> Solution:
+    """Solves dx̄ = ε(x̄, σ) dσ along `path` from x̄ at its start: rising levels encode, falling levels decode.
+
+    `tolerance` is for the iterative solvers (see `TOLERANCES`). Raises `UsageError` for an unknown solver, or a tolerance
+    that it has no use for.
+    """
+    solve, tolerance = bind(solver, tolerance)
+    calls, result = 0, None
+
+    def counted(x: Array, sigma: float | Sequence[float]) -> Array:
+        nonlocal calls
+        calls += 1
+        return eps(x, sigma)
+
+    def steps() -> Generator[Array, None, None]:
+        nonlocal result
+        result = yield from solve(counted, xbar, path)
+
+    for state in progress(steps()):
         xbar = state
-    return xbar
+    if not isinstance(result, Convergence):  # an explicit solver: every call was for every image
+        return Solution(xbar, [calls] * len(xbar))
+    return Solution(xbar, result.evaluations, result.residuals, tolerance)
 
 
-def encode(model: Model, images: Tensor, path: Sequence[float], solver: str = DEFAULT_SOLVER, progress: Progress = iter) -> Tensor:
-    """Images (B, C, H, W) in [−1, 1] → x_T, float64. `path` rises; its first level counts as clean."""
-    xbar = images.to(model.state_device, torch.float64)
-    return integrate(model.eps, xbar, path, solver, progress) / math.sqrt(1 + path[-1] ** 2)
+def bind(solver: str, tolerance: float | None) -> tuple[Solver, float | None]:
+    """The solver of that name with its tolerance (its own default where none is given), and that tolerance."""
+    solve = choose(SOLVERS, solver, "solver")
+    if solver not in TOLERANCES:
+        if tolerance is not None:
+            raise UsageError(f"the solver {solver} takes no tolerance", hint=f"these do: {', '.join(TOLERANCES)}")
+        return solve, None
+    tolerance = TOLERANCES[solver] if tolerance is None else tolerance
+    if not 0 < tolerance < 1:
+        raise UsageError(f"a tolerance of {tolerance:g} makes no sense", hint="give one between 0 and 1")
+    return partial(solve, tolerance=tolerance), tolerance
 
 
-def decode(model: Model, xT: Tensor, path: Sequence[float], solver: str = DEFAULT_SOLVER, progress: Progress = iter) -> Tensor:
-    """x_T (B, C, H, W) → images in about [−1, 1], float64, not clipped. `path` is the rising one that encodes."""
-    xbar = xT.to(model.state_device, torch.float64) * math.sqrt(1 + path[-1] ** 2)
-    return integrate(model.eps, xbar, path[::-1], solver, progress)
+def encode(
+    model: Model,
+    images: Tensor,
+    path: Sequence[float] | None = None,
+    solver: str = DEFAULT_SOLVER,
+    tolerance: float | None = None,
+    batch_size: int = DEFAULT_BATCH,
+    progress: Progress = iter,
+) -> Solution:
+    """Images (N, C, H, W) in [−1, 1] → x_T.
+
+    `path` rises (default: ``model.schedule.path(20)``); its first level counts as clean.
+    """
+    path = model.schedule.path(DEFAULT_STEPS) if path is None else path
+    return _in_batches(model, images, 1.0, path, 1 / _scale(path), solver, tolerance, batch_size, progress)
+
+
+def decode(
+    model: Model,
+    xT: Tensor,
+    path: Sequence[float] | None = None,
+    solver: str = DEFAULT_SOLVER,
+    tolerance: float | None = None,
+    batch_size: int = DEFAULT_BATCH,
+    progress: Progress = iter,
+) -> Solution:
+    """x_T (N, C, H, W) → images in about [−1, 1], never clipped. `path` is the rising one that encodes."""
+    path = model.schedule.path(DEFAULT_STEPS) if path is None else path
+    return _in_batches(model, xT, _scale(path), path[::-1], 1.0, solver, tolerance, batch_size, progress)
+
+
+def _scale(path: Sequence[float]) -> float:
+    """x̄/x_t = √(1 + σ²) at the noisy end."""
+    return math.sqrt(1 + path[-1] ** 2)
+
+
+def _in_batches(
+    model: Model,
+    x: Tensor,
+    before: float,
+    path: Sequence[float],
+    after: float,
+    solver: str,
+    tolerance: float | None,
+    batch_size: int,
+    progress: Progress,
+) -> Solution:
+    import torch
+
+    xs: list[Any] = []
+    evaluations: list[int] = []
+    residuals: list[float] = []
+    used = bind(solver, tolerance)[1]
+    for part in x.split(batch_size):
+        xbar = part.to(model.state_device, torch.float64) * before
+        solution = integrate(model.eps, xbar, path, solver, tolerance, progress)
+        xs.append(solution.x * after)
+        evaluations += solution.evaluations
+        residuals += solution.residuals or []
+    return Solution(torch.cat(xs) if xs else x.double(), evaluations, residuals or None, used)
 
 
 def noise(shape: Sequence[int], n: int, seed: int) -> Tensor:
     """n draws of x_T ~ N(0, I), float32: image k of a seed is the same whatever n, batch or device."""
+    import torch
+
     draws = [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(mix(seed, k))) for k in range(n)]
     return torch.stack(draws)
 
@@ -53,6 +167,3 @@ def mix(seed: int, k: int) -> int:
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         z = ((z ^ (z >> shift)) * factor) % 2**64
     return (z ^ (z >> 31)) >> 1
-
-
-__all__ = ["DEFAULT_SPACING", "decode", "encode", "integrate", "mix", "noise"]
