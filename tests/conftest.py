@@ -1,0 +1,165 @@
+"""Shared fixtures: a tiny model, and two ways to run the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from ddimctl import images
+from ddimctl.checkpoints import Checkpoint, diffusers
+from ddimctl.schedule import Schedule
+from ddimctl.unet import UNet2DModel, UNetConfig
+
+torch.set_num_threads(1)  # the models are tiny: more threads only get in each other's way
+settings.register_profile("ddimctl", deadline=None, max_examples=50, derandomize=True)
+settings.load_profile("ddimctl")
+
+TINY = {
+    "sample_size": 16,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "norm_num_groups": 4,
+    "attention_head_dim": 8,
+}
+
+
+def write_tiny_model(folder: Path, seed: int = 0, held_out: int = 4, **fields: object) -> Path:
+    """A model folder with random weights (`TINY`, changed by `fields`) and `held_out` random images."""
+    config = UNetConfig.from_dict({**TINY, **fields})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = UNet2DModel(config)
+        height, width = config.image_size or (16, 16)
+        pixels = torch.randint(0, 256, (held_out, height, width, config.in_channels), dtype=torch.uint8)
+    diffusers.write(folder, Checkpoint(config, dict(network.state_dict()), Schedule.linear()))
+    (folder / "held-out").mkdir()
+    for i, image in enumerate(pixels.numpy()):
+        images.save_image(folder / "held-out" / f"{i:03}.png", image)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random grey 16 × 16 model in diffusers' layout. Read only: all tests share it."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command did."""
+
+    code: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def out(self) -> str:
+        return self.stdout.decode()
+
+    @property
+    def err(self) -> str:
+        return self.stderr.decode()
+
+    def ok(self) -> Result:
+        """Itself; fails the test, showing stderr, unless the exit code is 0."""
+        assert self.code == 0, f"exit code {self.code}\n{self.err}"
+        return self
+
+    def failed(self, code: int) -> str:
+        """The error message; fails the test unless it is one line, a hint at most, with that exit code."""
+        assert self.code == code, f"exit code {self.code}, not {code}\n{self.err}"
+        errors = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, self.err
+        assert "Traceback" not in self.err
+        after = self.err[self.err.index(errors[0]) :].splitlines()
+        assert len(after) <= 2, self.err
+        assert all(line.startswith("hint: ") for line in after[1:]), self.err
+        return errors[0].removeprefix("error: ")
+
+
+def isolated(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """An environment that the user's own settings do not reach."""
+    kept = {
+        k: v for k, v in os.environ.items() if k in ("PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "LD_LIBRARY_PATH")
+    }
+    # One thread: results do not depend on the machine, and tests do not fight over the cores.
+    fixed = {"HOME": str(home), "LC_ALL": "C.UTF-8", "NO_COLOR": "1", "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
+    return {**kept, **fixed, "HF_HUB_OFFLINE": "1", **(extra or {})}
+
+
+@pytest.fixture
+def ddimctl(tmp_path: Path) -> Callable[..., Result]:
+    """Runs the command line as a process of its own, in `tmp_path`: `ddimctl("info", "a.pt", env={...}).ok()`."""
+
+    def run(
+        *args: object,
+        input: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        cwd: Path = tmp_path,
+        timeout: float = 120,
+    ) -> Result:
+        command = [sys.executable, "-m", "ddimctl", *map(str, args)]
+        done = subprocess.run(
+            command,
+            input=input,
+            capture_output=True,
+            cwd=cwd,
+            env=isolated(tmp_path, env),
+            timeout=timeout,
+            check=False,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """As `ddimctl`, in this process: a hundred times faster, for tests that need no process of their own."""
+    from ddimctl.cli import app
+
+    for name in [n for n in os.environ if n.startswith("DDIMCTL_")]:
+        monkeypatch.delenv(name)
+    for name, value in isolated(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: object, input: bytes = b"", env: Mapping[str, str] | None = None) -> Result:
+        streams = [io.TextIOWrapper(io.BytesIO(b), encoding="utf-8") for b in (input, b"", b"")]
+        handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        code: object = 0
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in (env or {}).items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", ["ddimctl", *map(str, args)])
+            for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
+                patch.setattr(sys, name, stream)
+            try:
+                app.main()
+            except SystemExit as e:
+                code = e.code
+            finally:
+                for s, handler in handlers.items():
+                    signal.signal(s, handler)
+                for stream in streams[1:]:
+                    with contextlib.suppress(ValueError):
+                        stream.flush()
+        assert isinstance(code, int), code
+        return Result(code, *(s.buffer.getvalue() for s in streams[1:]))  # type: ignore[attr-defined]
+
+    return run
