@@ -71,13 +71,13 @@ class Schedule:
     def label(self, sigma: float) -> float:
         """The network's label for a noise level: linear in log σ between trained levels, exact at them.
 
-        Levels below the first trained one, σ = 0 among them, have label 0. Raises `ValueError` above σ(T).
+        Levels below the first trained one, σ = 0 among them, have label 0. Raises `ValueError` below 0 and above σ(T).
         """
+        if not 0 <= sigma <= self.sigmas[-1] * (1 + 1e-9):
+            raise ValueError(f"noise level {sigma} is outside the schedule's 0 … {self.sigmas[-1]}")
         if sigma <= self.sigmas[1]:
             return 0.0
         if sigma >= self.sigmas[-1]:
-            if sigma > self.sigmas[-1] * (1 + 1e-9):
-                raise ValueError(f"noise level {sigma} is above the schedule's highest, {self.sigmas[-1]}")
             return float(self.T - 1)
         i = bisect_left(self.sigmas, sigma)  # sigmas[i-1] < sigma <= sigmas[i], and i >= 2
         if self.sigmas[i] == sigma:
@@ -87,9 +87,10 @@ class Schedule:
 
     def path(self, steps: int, spacing: str = DEFAULT_SPACING) -> tuple[float, ...]:
         """S+1 rising noise levels, so S steps; see `SPACINGS`. Raises `UsageError` unless 1 ≤ S ≤ T."""
-        if not 1 <= steps <= self.T:
+        levels = choose(SPACINGS, spacing, "spacing")
+        if not 1 <= steps <= self.T or (path := tuple(levels(self, steps)))[0] == path[-1]:
             raise UsageError(f"{steps} steps are not possible", hint=f"this model allows 1 to {self.T}")
-        return tuple(choose(SPACINGS, spacing, "spacing")(self, steps))
+        return path
 
     @cached_property
     def digest(self) -> str:
