@@ -11,9 +11,9 @@ are; what is not implemented is refused by name. ``tests/test_unet.py`` compares
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,13 @@ UP_BLOCKS = {
     "AttnUpBlock2D": BlockKind(attention=True, resample=None),
     "ResnetUpsampleBlock2D": BlockKind(attention=False, resample="resnet"),
 }
-ACTIVATIONS = {"silu": F.silu, "swish": F.silu, "mish": F.mish, "gelu": F.gelu, "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
+    "silu": F.silu,
+    "swish": F.silu,
+    "mish": F.mish,
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
 
 
 @dataclass(frozen=True)
@@ -61,11 +67,11 @@ class UNetConfig:
     layers_per_block: int = 2
     mid_block_scale_factor: float = 1
     downsample_padding: int = 1
-    downsample_type: str = "conv"
-    upsample_type: str = "conv"
+    downsample_type: str | None = "conv"
+    upsample_type: str | None = "conv"
     dropout: float = 0.0
     act_fn: str = "silu"
-    attention_head_dim: int | None = 8
+    attention_head_dim: int | tuple[int, ...] | None = 8  # one for each resolution is our extension; None: one head
     norm_num_groups: int = 32
     attn_norm_num_groups: int | None = None
     norm_eps: float = 1e-5
@@ -85,9 +91,13 @@ class UNetConfig:
                 f"the U-Net configuration has fields that ddimctl does not implement: {', '.join(unknown)}",
                 hint="only diffusers' unconditional UNet2DModel is supported",
             )
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known}
         try:
+            for field in {"down_block_types", "up_block_types"} & values.keys():
+                # The first diffusers wrote UNetResDownBlock2D.
+                values[field] = tuple(v.removeprefix("UNetRes") for v in values[field])
             result = cls(**values)
+            result._check_types()
             result._check()
         except (TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
             raise FileError(f"the U-Net configuration makes no sense: {e}") from e
@@ -104,6 +114,45 @@ class UNetConfig:
             return None
         return (self.sample_size, self.sample_size) if isinstance(self.sample_size, int) else self.sample_size
 
+    def head_dim(self, level: int) -> int:
+        """Channels of an attention head at a resolution, 0 being the finest."""
+        d = self.attention_head_dim
+        return self.block_out_channels[level] if d is None else d if isinstance(d, int) else d[level]
+
+    @property
+    def mid_groups(self) -> int | None:
+        """Groups of the norm before the attention in the middle; None for no norm there."""
+        if self.attn_norm_num_groups is None and self.resnet_time_scale_shift == "default":
+            return self.norm_num_groups
+        return self.attn_norm_num_groups
+
+    def essence(self) -> tuple[object, ...]:
+        """What the network computes beyond what its weights' names and shapes say, however the fields spell it.
+
+        Two configurations that run the same weights alike have the same essence; dropout and image size are not in it.
+        """
+
+        def block(
+            name: str, level: int, table: Mapping[str, BlockKind], kind: str | None, padding: str
+        ) -> tuple[object, ...]:
+            how = table[name].resample or kind or "conv"
+            return (self.head_dim(level) if table[name].attention else 0, how + padding if how == "conv" else how)
+
+        n = len(self.block_out_channels)
+        down = [
+            block(b, i, DOWN_BLOCKS, self.downsample_type, str(self.downsample_padding))
+            for i, b in enumerate(self.down_block_types)
+        ]
+        up = [block(b, n - 1 - i, UP_BLOCKS, self.upsample_type, "") for i, b in enumerate(self.up_block_types)]
+        down[-1], up[-1] = down[-1][:1], up[-1][:1]  # the last ones do not resample
+        attention = (self.head_dim(n - 1), self.mid_groups) if self.add_attention else ()
+        middle = (float(self.mid_block_scale_factor), *attention) if self.mid_block_type else ()
+        return (
+            self.center_input_sample, float(self.freq_shift), self.flip_sin_to_cos, tuple(down), middle, tuple(up),
+            "silu" if self.act_fn == "swish" else self.act_fn, self.norm_num_groups, float(self.norm_eps),
+            self.resnet_time_scale_shift,
+        )  # fmt: skip
+
     def _check(self) -> None:
         def refuse(field: str, known: object) -> None:
             value = getattr(self, field)
@@ -117,8 +166,9 @@ class UNetConfig:
             ("act_fn", tuple(ACTIVATIONS)),
             ("time_embedding_type", ("positional",)),
             ("mid_block_type", ("UNetMidBlock2D", None)),
-            ("downsample_type", ("conv", "resnet")),
-            ("upsample_type", ("conv", "resnet")),
+            ("downsample_type", ("conv", "resnet", None)),
+            ("upsample_type", ("conv", "resnet", None)),
+            ("downsample_padding", (0, 1)),
             ("resnet_time_scale_shift", ("default", "scale_shift")),
             ("class_embed_type", (None,)),
         ):
@@ -127,13 +177,47 @@ class UNetConfig:
         n = len(self.block_out_channels)
         if not n or len(self.down_block_types) != n or len(self.up_block_types) != n:
             raise ValueError("block_out_channels, down_block_types and up_block_types differ in length")
-        integers = (*self.block_out_channels, self.in_channels, self.out_channels, self.layers_per_block)
-        if any(not isinstance(v, int) or not 0 < v <= 16384 for v in integers) or n > 12:
-            raise ValueError("a channel or layer count is not a sensible integer")
-        if any(c % self.norm_num_groups for c in self.block_out_channels):
-            raise ValueError(f"norm_num_groups = {self.norm_num_groups} does not divide {self.block_out_channels}")
-        if self.image_size is not None and any(not isinstance(v, int) or not 0 < v <= 8192 for v in self.image_size):
+        sizes = (*self.block_out_channels, self.in_channels, self.out_channels, self.time_embedding_dim or 1)
+        if not all(0 < v <= 16384 for v in sizes) or not 0 < self.layers_per_block <= 64 or n > 12:
+            raise ValueError("a channel or layer count is not sensible")
+        if self.num_class_embeds is not None and not 0 < self.num_class_embeds <= 1_000_000:
+            raise ValueError(f"num_class_embeds = {self.num_class_embeds}")
+        if self.block_out_channels[0] // 2 <= self.freq_shift or not self.mid_block_scale_factor or self.norm_eps < 0:
+            raise ValueError("freq_shift, mid_block_scale_factor or norm_eps is not sensible")
+        for groups in (self.norm_num_groups, self.attn_norm_num_groups):
+            if groups is not None and (groups < 1 or any(c % groups for c in self.block_out_channels)):
+                raise ValueError(f"{groups} groups do not divide the channels {self.block_out_channels}")
+        if isinstance(self.attention_head_dim, tuple) and len(self.attention_head_dim) != n:
+            raise ValueError("attention_head_dim does not have one value for each resolution")
+        if any(not 0 < self.head_dim(i) <= c for i, c in enumerate(self.block_out_channels) if self._attends(i)):
+            raise ValueError(f"attention_head_dim = {self.attention_head_dim} is more than the channels there are")
+        if self.image_size is not None and (
+            len(self.image_size) != 2 or not all(0 < v <= 8192 for v in self.image_size)
+        ):
             raise ValueError(f"sample_size = {self.sample_size}")
+
+    def _attends(self, level: int) -> bool:
+        last = len(self.block_out_channels) - 1
+        middle = level == last and self.mid_block_type is not None and self.add_attention
+        return middle or "Attn" in self.down_block_types[level] + self.up_block_types[last - level]
+
+    def _check_types(self) -> None:
+        """Values from JSON can be anything; "false" would count as true."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if not any(_is(value, kind) for kind in str(f.type).split(" | ")):
+                raise TypeError(f"{f.name} = {value!r}")
+
+
+def _is(value: object, kind: str) -> bool:
+    """Whether `value` is of the type that a field's annotation names. A bool is not an int here."""
+    if kind.startswith("tuple"):
+        inner = kind[len("tuple[") :].split(",")[0]
+        return isinstance(value, tuple) and all(_is(v, inner) for v in value)
+    if kind == "bool" or isinstance(value, bool):
+        return kind == "bool" and isinstance(value, bool)
+    types: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "None": type(None)}
+    return isinstance(value, types[kind]) and (not isinstance(value, float) or math.isfinite(value))
 
 
 def timestep_embedding(label: Tensor, config: UNetConfig) -> Tensor:
@@ -182,9 +266,7 @@ class Resample(nn.Module):
 class ResnetBlock2D(nn.Module):
     """norm, act, conv, + time, norm, act, conv, + input; with `resample` it halves ("down") or doubles ("up")."""
 
-    def __init__(
-        self, config: UNetConfig, in_channels: int, out_channels: int, resample: str = "", scale: float = 1
-    ):
+    def __init__(self, config: UNetConfig, in_channels: int, out_channels: int, resample: str = "", scale: float = 1):
         super().__init__()
         groups, eps = config.norm_num_groups, config.norm_eps
         width = config.time_embedding_dim or config.block_out_channels[0] * 4
@@ -219,9 +301,8 @@ class ResnetBlock2D(nn.Module):
 class Attention(nn.Module):
     """Self-attention over the pixels of a feature map, with a residual connection."""
 
-    def __init__(self, config: UNetConfig, channels: int, groups: int | None, scale: float = 1):
+    def __init__(self, config: UNetConfig, channels: int, head_dim: int, groups: int | None, scale: float = 1):
         super().__init__()
-        head_dim = channels if config.attention_head_dim is None else config.attention_head_dim
         self.heads, self.scale = channels // head_dim, scale
         inner = self.heads * head_dim
         self.group_norm = nn.GroupNorm(groups, channels, eps=config.norm_eps) if groups is not None else None
@@ -244,18 +325,18 @@ class Attention(nn.Module):
 class UNetBlock2D(nn.Module):
     """Residual blocks at one resolution, attention after each where the kind has it, then perhaps a resampling."""
 
-    def __init__(self, config: UNetConfig, kind: BlockKind, widths: list[tuple[int, int]], resample: str):
+    def __init__(self, config: UNetConfig, kind: BlockKind, level: int, widths: list[tuple[int, int]], resample: str):
         super().__init__()
         channels = widths[-1][1]
         self.resnets = nn.ModuleList([ResnetBlock2D(config, i, o) for i, o in widths])
         self.attentions = (
-            nn.ModuleList([Attention(config, channels, config.norm_num_groups) for _ in widths])
+            nn.ModuleList([Attention(config, channels, config.head_dim(level), config.norm_num_groups) for _ in widths])
             if kind.attention
             else None
         )
         self.resamplers = resample + "samplers"
         if resample:
-            how = kind.resample or (config.downsample_type if resample == "down" else config.upsample_type)
+            how = kind.resample or (config.downsample_type if resample == "down" else config.upsample_type) or "conv"
             sampler = (
                 Resample(channels, up=resample == "up", padding=config.downsample_padding if resample == "down" else 1)
                 if how == "conv"
@@ -264,12 +345,18 @@ class UNetBlock2D(nn.Module):
             self.add_module(self.resamplers, nn.ModuleList([sampler]))
 
     def layer(self, i: int, x: Tensor, temb: Tensor) -> Tensor:
-        x = self.resnets[i](x, temb)
-        return x if self.attentions is None else self.attentions[i](x)
+        out: Tensor = self.resnets[i](x, temb)
+        if self.attentions is not None:
+            out = self.attentions[i](out)
+        return out
 
     def resample(self, x: Tensor, temb: Tensor) -> Tensor:
         out: Tensor = getattr(self, self.resamplers)[0](x, temb)
         return out
+
+    @property
+    def layers(self) -> int:
+        return len(self.resnets)
 
     @property
     def resamples(self) -> bool:
@@ -282,10 +369,8 @@ class UNetMidBlock2D(nn.Module):
     def __init__(self, config: UNetConfig):
         super().__init__()
         channels, scale = config.block_out_channels[-1], config.mid_block_scale_factor
-        groups = config.attn_norm_num_groups
-        if groups is None and config.resnet_time_scale_shift == "default":
-            groups = config.norm_num_groups
-        attention = [Attention(config, channels, groups, scale)] if config.add_attention else []
+        head_dim = config.head_dim(len(config.block_out_channels) - 1)
+        attention = [Attention(config, channels, head_dim, config.mid_groups, scale)] if config.add_attention else []
         self.attentions = nn.ModuleList(attention)
         self.resnets = nn.ModuleList([ResnetBlock2D(config, channels, channels, scale=scale) for _ in range(2)])
 
@@ -314,7 +399,7 @@ class UNet2DModel(nn.Module):
             widths = [(c[i], c[i])] * config.layers_per_block
             widths[0] = (c[max(i - 1, 0)], c[i])
             last = i == len(c) - 1
-            self.down_blocks.append(UNetBlock2D(config, DOWN_BLOCKS[name], widths, "" if last else "down"))
+            self.down_blocks.append(UNetBlock2D(config, DOWN_BLOCKS[name], i, widths, "" if last else "down"))
         self.mid_block = UNetMidBlock2D(config) if config.mid_block_type else None
         r = c[::-1]
         for i, name in enumerate(config.up_block_types):
@@ -324,7 +409,7 @@ class UNet2DModel(nn.Module):
             widths[0] = (below + r[i], r[i])
             widths[-1] = (widths[-1][0] - r[i] + above, r[i])
             last = i == len(c) - 1
-            self.up_blocks.append(UNetBlock2D(config, UP_BLOCKS[name], widths, "" if last else "up"))
+            self.up_blocks.append(UNetBlock2D(config, UP_BLOCKS[name], len(c) - 1 - i, widths, "" if last else "up"))
 
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, c[0], eps=config.norm_eps)
         self.conv_out = nn.Conv2d(c[0], config.out_channels, 3, padding=1)
@@ -342,8 +427,8 @@ class UNet2DModel(nn.Module):
 
         x = self.conv_in(x)
         skips = [x]
-        for block in self.down_blocks:
-            for i in range(len(block.resnets)):
+        for block in cast(list[UNetBlock2D], self.down_blocks):
+            for i in range(block.layers):
                 x = block.layer(i, x, temb)
                 skips.append(x)
             if block.resamples:
@@ -351,8 +436,8 @@ class UNet2DModel(nn.Module):
                 skips.append(x)
         if self.mid_block is not None:
             x = self.mid_block(x, temb)
-        for block in self.up_blocks:
-            for i in range(len(block.resnets)):
+        for block in cast(list[UNetBlock2D], self.up_blocks):
+            for i in range(block.layers):
                 x = block.layer(i, torch.cat((x, skips.pop()), dim=1), temb)
             if block.resamples:
                 x = block.resample(x, temb)
