@@ -1,0 +1,214 @@
+"""The house's rules: imports point one way, help is quick, every command is documented."""
+
+from __future__ import annotations
+
+import ast
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from conftest import isolated
+
+import ddimctl
+from ddimctl.cli.app import app
+
+PACKAGE = Path(ddimctl.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# A module may import from its own layer and from those above it in this list. A new module belongs in one of them.
+LAYERS: list[set[str]] = [
+    {"", "errors"},
+    {"files", "paper"},
+    {"schedule", "solvers", "metrics", "unet"},
+    {"checkpoints"},
+    {"model", "images", "latent", "interpolate"},
+    {"ddim", "animation"},
+    {"health"},
+    {"train", "card"},
+    {"cli", "__main__"},
+]
+RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+
+# Where only some modules may know a library. (What torch itself needs is its own business.)
+KNOWN_BY = {
+    "PIL": {"images", "animation"},
+    "imageio": {"animation"},
+    "safetensors": {"checkpoints", "latent"},
+    "typer": {"cli"},
+    "rich": {"cli"},
+}
+NEVER = {"click", "diffusers", "skimage", "scipy", "requests", "pickle"}
+# These are plain Python or array arithmetic.
+NO_LIBRARY = {"", "errors", "files", "paper", "schedule", "solvers"}
+HEAVY = ("torch", "numpy", "PIL", "imageio", "safetensors")
+
+
+def name_of(path: Path) -> str:
+    """The dotted name inside ddimctl: "" for the package, "cli.train", "checkpoints"."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def top(name: str) -> str:
+    return name.split(".")[0]
+
+
+def imports(path: Path, running_only: bool = False) -> Iterator[str]:
+    """Absolute names of what a file imports, inside functions too; `running_only` leaves TYPE_CHECKING blocks out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if running_only and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            skipped.update(n for child in node.body for n in ast.walk(child))
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            assert node.module
+            for alias in node.names:  # `from ddimctl import ddim` imports a module, `from x import f` does not
+                inner = f"{node.module}.{alias.name}"
+                is_module = node.module.startswith("ddimctl") and inner.removeprefix("ddimctl.") in MODULES
+                yield inner if is_module else node.module
+
+
+MODULES = {name_of(p) for p in FILES}
+
+
+def ours(path: Path, running_only: bool = False) -> set[str]:
+    found = {i.removeprefix("ddimctl").removeprefix(".") for i in imports(path, running_only) if top(i) == "ddimctl"}
+    return found - {name_of(path)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_point_one_way(path: Path) -> None:
+    me = top(name_of(path))
+    assert me in RANK, f"say in LAYERS where ddimctl/{me} belongs"
+    # The package itself names its public functions, for type checkers, and imports them when they are asked for.
+    wrong = [other for other in ours(path, running_only=me == "") if RANK[top(other)] > RANK[me]]
+    assert not wrong, f"{me} must not import {wrong}"
+
+
+def test_imports_have_no_cycle() -> None:
+    TopologicalSorter({name_of(p): ours(p, running_only=True) - {""} for p in FILES}).prepare()
+
+
+def test_every_layer_names_modules_that_exist() -> None:
+    planned = {"health", "card", "paper"}
+    assert set(RANK) - planned <= {top(m) for m in MODULES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_libraries_are_known_where_they_belong(path: Path) -> None:
+    me, used = top(name_of(path)), {top(i) for i in imports(path)} - {"ddimctl"}
+    assert not used & NEVER
+    assert all(me in KNOWN_BY[library] for library in used & KNOWN_BY.keys()), used
+    if me in NO_LIBRARY:
+        running = {top(i) for i in imports(path, running_only=True)} - {"ddimctl"}
+        assert running <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_the_library_prints_nothing(path: Path) -> None:
+    me = name_of(path)
+    if top(me) == "cli":
+        return
+    calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
+    assert "print" not in {ast.unparse(c.func) for c in calls}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_every_module_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def run(code: str, tmp_path: Path, **env: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=isolated(tmp_path, env),
+        cwd=tmp_path,
+        check=True,
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["train", "--help"], ["reconstruct", "--help"]])
+def test_help_loads_nothing_heavy(argv: list[str], tmp_path: Path) -> None:
+    code = f"""
+import sys
+from ddimctl.cli.app import main
+sys.argv = ["ddimctl", *{argv}]
+try:
+    main()
+except SystemExit as e:
+    assert e.code == 0, e.code
+print("loaded:", *[m for m in {HEAVY} if m in sys.modules])
+"""
+    assert run(code, tmp_path).splitlines()[-1].strip() == "loaded:"
+
+
+def test_completion_loads_nothing_heavy(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from ddimctl.cli.app import main
+sys.argv = ["ddimctl"]
+try:
+    main()
+except SystemExit as e:
+    print()
+print("loaded:", *[m for m in {HEAVY} if m in sys.modules])
+"""
+    env = {"_DDIMCTL_COMPLETE": "complete_bash", "COMP_WORDS": "ddimctl tr", "COMP_CWORD": "1"}
+    out = run(code, tmp_path, **env).splitlines()
+    assert out[-1].strip() == "loaded:"
+    assert "train" in out
+
+
+def test_the_version_is_the_packages(ddimctl: Any) -> None:
+    from ddimctl import __version__
+
+    assert ddimctl("--version").ok().out == f"ddimctl {__version__}\n"
+
+
+@pytest.mark.slow
+def test_help_is_quick(tmp_path: Path) -> None:
+    """0.3 s at the median; three times that on a build machine, whose cores are shared."""
+    command = [sys.executable, "-m", "ddimctl", "--help"]
+
+    def once() -> float:
+        begin = time.perf_counter()
+        subprocess.run(command, stdout=subprocess.DEVNULL, env=isolated(tmp_path), cwd=tmp_path, check=True)
+        return time.perf_counter() - begin
+
+    once()  # writes the byte code
+    busy = "CI" in os.environ or os.getloadavg()[0] > 0.75 * (os.cpu_count() or 1)
+    assert statistics.median(once() for _ in range(7)) < (0.9 if busy else 0.3)
+
+
+def commands(group: Any = None, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every registered command with the words that call it, inside groups too."""
+    group = group or typer.main.get_command(app)
+    for name, command in group.commands.items():
+        yield from commands(command, (*prefix, name)) if hasattr(command, "commands") else [((*prefix, name), command)]
+
+
+@pytest.mark.parametrize(
+    ("words", "command"), list(commands()), ids=lambda v: " ".join(v) if isinstance(v, tuple) else ""
+)
+def test_every_command_is_documented(words: tuple[str, ...], command: Any, invoke: Any) -> None:
+    """What it does, an example that names the command, and a sentence for every option and argument."""
+    text = invoke(*words, "--help").ok().out
+    assert f"Example: ddimctl {' '.join(words)}" in " ".join(text.split())
+    silent = [p.name for p in command.params if not getattr(p, "help", None)]
+    assert not silent, f"no help for {silent}"
