@@ -1,50 +1,82 @@
 """Files are written whole or not at all: a temporary file in the same folder, fsync, rename, fsync of the folder.
 
-A reader never sees half a file, and a crash leaves the old file as it was. What a killed process may leave behind is a
-hidden ``.NAME.RANDOM.tmp``, which nothing reads.
+A reader never sees half a file, and a crash leaves the old file as it was. What a killed process leaves behind is a
+hidden ``.NAME.0.tmp``, which nothing reads. A living writer holds a lock on its temporary file, so a dead one's is
+known for what it is: the next writer of the same name, or `clean`, removes it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
-import secrets
+import re
+import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from ddimctl.errors import DDIMError, UsageError
+from ddimctl.errors import DDIMError, FileError, UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is ever taken for stale there
+    fcntl = None  # type: ignore[assignment]
+
+TEMPORARY = re.compile(r"\..*\.\d+\.tmp", re.DOTALL)  # what `atomic_path` names its files
 
 
 def refuse_existing(path: Path, force: bool) -> None:
-    """Raises `UsageError` if `path` exists and `force` is false, or if no file can be put there."""
+    """Raises `UsageError` if `path` exists and `force` is false, or if no file can be put there.
+
+    A pipe or a device such as /dev/null may always be written to. A link counts as existing even if it leads nowhere.
+    """
     if path.is_dir():
         raise UsageError(f"{path} is a folder", hint="name a file")
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force and not is_special(path):
         raise UsageError(f"{path} exists already", hint="add --force to overwrite it")
+
+
+def is_special(path: Path) -> bool:
+    """Whether `path` is a pipe, a terminal or a device: something that is written to, never replaced."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`; what was written there becomes `path` when the block ends well.
+    """Yields an empty temporary file beside `path`; what is in it becomes `path` when the block ends well.
 
-    Raises `DDIMError` where the system refuses (no such folder, read-only, full).
+    Where `path` is a link, the file it leads to is replaced and the link stays. Permissions are the umask's. Raises
+    `DDIMError` where the system refuses (no such folder, read-only, full).
     """
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
     try:
-        try:
+        if is_special(path):
+            with tempfile.TemporaryDirectory() as folder:
+                temporary = Path(folder) / path.name
+                temporary.touch()
+                yield temporary
+                with temporary.open("rb") as source, path.open("wb") as sink:
+                    shutil.copyfileobj(source, sink)
+            return
+        target = Path(os.path.realpath(path))
+        with _temporary(target) as (temporary, mode):
             yield temporary
             with temporary.open("rb+") as f:
                 os.fsync(f.fileno())
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
-            _fsync_folder(path.parent)
-        except OSError as e:
-            raise DDIMError(f"cannot write {path}: {e.strerror or e}") from e
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            temporary.chmod(mode)  # some writers set their own
+            temporary.replace(target)
+            _fsync_folder(target.parent)
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        raise DDIMError(f"cannot write {path}: {e.strerror or e}") from e
 
 
 @contextlib.contextmanager
@@ -60,6 +92,29 @@ def write_bytes(path: Path, data: bytes) -> None:
         f.write(data)
 
 
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The whole of a file that may come from anybody.
+
+    Raises `UsageError` if there is none or it cannot be opened, `FileError` if it holds more than `limit` bytes or
+    reading fails.
+    """
+    try:
+        with path.open("rb") as f:
+            try:
+                data = f.read(limit + 1)
+            except OSError as e:
+                raise FileError(f"cannot read {path}: {e.strerror or e}") from e
+    except FileNotFoundError as e:
+        raise UsageError(f"there is no file {path}") from e
+    except IsADirectoryError as e:
+        raise UsageError(f"{path} is a folder", hint="name a file") from e
+    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
+        raise UsageError(f"cannot open {path}: {getattr(e, 'strerror', None) or e}") from e
+    if len(data) > limit:
+        raise FileError(f"{path} is larger than the {limit / 2**20:,.0f} MiB that are read")
+    return data
+
+
 def make_folder(path: Path) -> None:
     """Makes `path` and its parents. Raises `DDIMError` where that is not possible."""
     try:
@@ -68,14 +123,93 @@ def make_folder(path: Path) -> None:
         raise DDIMError(f"cannot make the folder {path}: {e.strerror or e}") from e
 
 
+def clean(folder: Path) -> int:
+    """Removes the temporary files that killed writers left in `folder`, not below it. Returns their number."""
+    removed = 0
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if TEMPORARY.fullmatch(entry.name):
+                removed += _remove_if_stale(Path(entry.path))
+    return removed
+
+
 def sha256(data: bytes | bytearray | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+@contextlib.contextmanager
+def _temporary(target: Path) -> Iterator[tuple[Path, int]]:
+    """A new, empty, locked file beside `target`, and the permissions that the umask gave it. It does not stay."""
+    stem = os.fsdecode(os.fsencode(target.name)[:200])  # names end at 255 bytes
+    fd, temporary = -1, target
+    try:
+        for slot in itertools.count():
+            temporary = target.with_name(f".{stem}.{slot}.tmp")
+            fd = _create(temporary)
+            if fd >= 0:
+                break
+        yield temporary, stat.S_IMODE(os.fstat(fd).st_mode)
+    finally:  # also where a signal came between any two lines: an unlocked file counts as stale
+        if fd >= 0:
+            os.close(fd)
+        if TEMPORARY.fullmatch(temporary.name) and not _remove_if_stale(temporary) and fcntl is None and fd >= 0:
+            temporary.unlink(missing_ok=True)
+
+
+def _create(temporary: Path) -> int:
+    """The descriptor of a new file, locked; −1 if a living writer has that name."""
+    while True:
+        try:
+            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            if _remove_if_stale(temporary):
+                continue
+            return -1
+        try:
+            if not _lock(fd) or _same(fd, temporary):
+                return fd
+            os.close(fd)  # somebody took it for stale before it was locked
+        except BaseException:
+            os.close(fd)
+            raise
+
+
+def _remove_if_stale(temporary: Path) -> bool:
+    """Removes a temporary file that no living process has locked, and says whether it did."""
+    if fcntl is None:
+        return False
+    try:
+        fd = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _same(fd, temporary):
+            return False
+        temporary.unlink()
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _lock(fd: int) -> bool:
+    """Locks an open file until it is closed, where the system has locks."""
+    if fcntl is None:
+        return False
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        return True
+    return False
+
+
+def _same(fd: int, path: Path) -> bool:
+    """Whether the open file is the one that `path` names now."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat(follow_symlinks=False))
+    except FileNotFoundError:
+        return False
 
 
 def _fsync_folder(folder: Path) -> None:
