@@ -45,6 +45,11 @@ class Solution:
             return []
         return [i for i, r in enumerate(self.residuals) if not r <= self.tolerance]
 
+    def select(self, images: Sequence[int]) -> Solution:
+        """The part of it for some of the images."""
+        residuals = None if self.residuals is None else [self.residuals[i] for i in images]
+        return Solution(self.x[list(images)], [self.evaluations[i] for i in images], residuals, self.tolerance)
+
 
 def integrate(
     eps: Eps,
@@ -88,7 +93,8 @@ def bind(solver: str, tolerance: float | None) -> tuple[Solver, float | None]:
     tolerance = TOLERANCES[solver] if tolerance is None else tolerance
     if not 0 < tolerance < 1:
         raise UsageError(f"a tolerance of {tolerance:g} makes no sense", hint="give one between 0 and 1")
-    return partial(solve, tolerance=tolerance), tolerance
+    iterative: Any = solve
+    return partial(iterative, tolerance=tolerance), tolerance
 
 
 def encode(
@@ -144,7 +150,7 @@ def _in_batches(
     evaluations: list[int] = []
     residuals: list[float] = []
     used = bind(solver, tolerance)[1]
-    for part in x.split(batch_size):
+    for part in torch.split(x, batch_size):
         xbar = part.to(model.state_device, torch.float64) * before
         solution = integrate(model.eps, xbar, path, solver, tolerance, progress)
         xs.append(solution.x * after)

@@ -17,7 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 from ddimctl import __version__
-from ddimctl.cli import train
+from ddimctl.cli import decode, encode, info, interpolate, reconstruct, train
 from ddimctl.errors import FAILED, USAGE, DDIMError
 
 app = typer.Typer(
@@ -29,7 +29,15 @@ app = typer.Typer(
     epilog="Start with: ddimctl reconstruct --steps 20",
 )
 
-app.command("train")(train.train)
+for command in (
+    encode.encode,
+    decode.decode,
+    interpolate.interpolate,
+    reconstruct.reconstruct,
+    info.info,
+    train.train,
+):
+    app.command()(command)
 
 
 def _version(wanted: bool) -> None:
@@ -40,7 +48,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Encode images into DDIM latents and back."""
 

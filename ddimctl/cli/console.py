@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -33,12 +34,40 @@ class Console:
         """The result: `text`, or `record` as one JSON object with --json."""
         print(json.dumps(record, allow_nan=False) if self.json else text)
 
-    def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
-        """Passes `items` on, with a bar on stderr if that is a terminal."""
+    @contextmanager
+    def bar(self, total: int, label: str) -> Iterator[Callable[[Iterable[T]], Iterator[T]]]:
+        """One bar for `total` steps: yields a function that wraps an iterator and advances the bar at each item."""
         if self.quiet or not sys.stderr.isatty():
-            yield from items
+            yield iter
             return
         from rich.console import Console as RichConsole
-        from rich.progress import track
+        from rich.progress import Progress
 
-        yield from track(items, label, total, console=RichConsole(stderr=True), transient=True)
+        with Progress(console=RichConsole(stderr=True), transient=True) as progress:
+            task = progress.add_task(label, total=total)
+
+            def advance(items: Iterable[T]) -> Iterator[T]:
+                for item in items:
+                    yield item
+                    progress.advance(task)
+
+            yield advance
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Plain text: columns aligned, the first to the left, the others to the right. Pipes and greps well."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    cells = [
+        [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))] for row in lines
+    ]
+    return "\n".join("  ".join(row).rstrip() for row in cells)
+
+
+def figure(value: float | None) -> str:
+    """A number for a table: three significant digits, short."""
+    if value is None:
+        return "-"
+    if value == 0 or 0.001 <= abs(value) < 10_000:
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return f"{value:.1e}"

@@ -1,28 +1,80 @@
-"""The options that commands share, each written once. Flag beats environment beats default."""
+"""The options that commands share, each written once, and their defaults. Flag beats environment beats default."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-Model = Annotated[
-    str,
-    typer.Option("-m", "--model", envvar="DDIMCTL_MODEL", help="A bundled model's name, or a model folder.", metavar="MODEL"),
+from ddimctl.errors import UsageError
+
+DEFAULT_MODEL = "fashion-mnist"
+DEFAULT_STEPS = 20
+DEFAULT_SOLVER = "ab2"
+DEFAULT_SPACING = "karras"
+DEFAULT_BATCH = 64
+
+MODEL_HELP = "A bundled model's name, or a model folder."
+SOLVER_HELP = "How the ODE is integrated: ab2, ddim, heun."
+SPACING_HELP = "Where the noise levels lie: karras, linear, quadratic."
+STEPS_HELP = "Steps along the path, each way."
+
+Model = Annotated[str, typer.Option("-m", "--model", envvar="DDIMCTL_MODEL", help=MODEL_HELP, metavar="MODEL")]
+Steps = Annotated[int, typer.Option("--steps", metavar="S", help=STEPS_HELP)]
+Solver = Annotated[str, typer.Option("--solver", metavar="NAME", help=SOLVER_HELP)]
+Spacing = Annotated[str, typer.Option("--spacing", metavar="NAME", help=SPACING_HELP)]
+
+# Where a latent file says what to use, the option says otherwise.
+OtherModel = Annotated[
+    str | None, typer.Option("-m", "--model", help="Another model than the file's.", metavar="MODEL")
 ]
-Steps = Annotated[int, typer.Option("--steps", metavar="S", help="Steps along the path, each way.")]
-Solver = Annotated[str, typer.Option("--solver", metavar="NAME", help="How the ODE is integrated: ab2, ddim, heun.")]
-Spacing = Annotated[
-    str, typer.Option("--spacing", metavar="NAME", help="Where the noise levels lie: karras, linear, quadratic.")
+OtherSteps = Annotated[
+    int | None, typer.Option("--steps", metavar="S", help="Another number of steps than the file's.")
+]
+OtherSolver = Annotated[str | None, typer.Option("--solver", metavar="NAME", help="Another solver than the file's.")]
+OtherSpacing = Annotated[str | None, typer.Option("--spacing", metavar="NAME", help="Other levels than the file's.")]
+
+Tolerance = Annotated[
+    float | None,
+    typer.Option("--tolerance", metavar="X", help="For solvers that iterate: the largest relative residual."),
 ]
 Device = Annotated[
     str, typer.Option("--device", envvar="DDIMCTL_DEVICE", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps.")
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Images that go through the network at once.")]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", metavar="N", min=1, help="Images that go through the network at once.")
+]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="The number that all randomness follows from.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No notices and no progress bar.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist; decode with another model.")]
-Output = Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where the result goes.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
+Output = Annotated[Path | None, typer.Option("-o", "--output", metavar="PATH", help="Where the result goes.")]
+
+
+def default_model() -> str:
+    """The model where neither a flag nor a file names one."""
+    return os.environ.get("DDIMCTL_MODEL") or DEFAULT_MODEL
+
+
+def parse_list(text: str) -> list[str]:
+    """ "a,b" → ["a", "b"]."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def parse_integers(text: str, option: str) -> tuple[int, ...]:
+    """ "1,2,3" → (1, 2, 3)."""
+    try:
+        return tuple(int(p) for p in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} takes whole numbers with commas between, not {text!r}") from None
+
+
+def parse_size(text: str, option: str) -> tuple[int, int]:
+    """ "32" → (32, 32), "48x64" → (48, 64): height × width."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(p.isdigit() and 0 < int(p) <= 4096 for p in parts):
+        raise UsageError(f"{option} {text!r} is not a size", hint="such as 32, or 48x64 for height x width")
+    return int(parts[0]), int(parts[-1])

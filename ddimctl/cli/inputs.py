@@ -1,0 +1,175 @@
+"""What several commands take in: models, images and latents, with the notices that go with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddimctl.cli import options
+from ddimctl.cli.console import Console
+from ddimctl.errors import FileError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddimctl.latent import Latent
+    from ddimctl.model import Model
+
+LATENT_SUFFIXES = (".pt", ".safetensors")
+
+
+def open_model(reference: str, device: str, console: Console) -> Model:
+    """The model a command works with."""
+    from ddimctl.model import load
+
+    model = load(reference, device)
+    console.detail(f"model {model.name}: {model.parameters:,} parameters on {model.device}")
+    return model
+
+
+def model_of(latent: Latent, name: str, reference: str | None, device: str, console: Console, force: bool) -> Model:
+    """The model that decodes a latent: the one named on the command line, or the one its file names.
+
+    Raises `FileError` if that is not the model that encoded it, unless `force`.
+    """
+    from ddimctl.model import bundled
+
+    made_by = latent.provenance.get("model", {})
+    recorded = made_by.get("reference", "")
+    if reference is None:
+        # A file from a stranger may name anything; only what is already here is opened.
+        if recorded not in bundled() and not Path(recorded).exists():
+            raise UsageError(
+                f"{name} was encoded with the model {recorded!r}, which is not here", hint="name it with -m"
+            )
+        reference = recorded
+    model = open_model(reference, device, console)
+    if tuple(latent.xT.shape[1:]) != model.shape:
+        raise FileError(f"{name} has shape {tuple(latent.xT.shape[1:])}, the model {model.name} {model.shape}")
+    if made_by.get("digest") != model.digest or latent.provenance.get("schedule") != model.schedule.digest:
+        if not force:
+            raise FileError(
+                f"{name} was encoded with another model ({made_by.get('name', 'unknown')})",
+                hint="name that model with -m, or decode with this one all the same with --force",
+            )
+        console.notice(f"warning: {name} was encoded with another model")
+    return model
+
+
+def way_back(
+    latent: Latent, model: Model, steps: int | None, spacing: str | None, solver: str | None
+) -> tuple[list[float], str]:
+    """(levels, solver) to decode a latent with: its file's, unless others are asked for."""
+    about = latent.provenance
+    path = latent.path
+    if steps is not None or spacing is not None:
+        path = list(model.schedule.path(steps or len(path) - 1, spacing or about["spacing"]))
+    return path, solver or about["decoder"]
+
+
+def image_files(paths: list[str], model: Model, console: Console) -> list[str]:
+    """The image files meant: those named, those in folders named, or the model's held-out ones if none is."""
+    from ddimctl.images import find_images
+
+    if not paths:
+        found = [str(p) for p in find_images(held_out_folder(model))]
+        console.notice(f"{len(found)} held-out images of {model.name}")
+        return found
+    return expand(paths)
+
+
+def read_images(files: list[str], model: Model, console: Console) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Images as the model takes them, (N, C, H, W) in [−1, 1], and a record of what was done to each."""
+    import numpy as np
+
+    from ddimctl import images
+
+    arrays, records = zip(*(images.read(f, model.channels, model.size) for f in files), strict=True)
+    for record in records:
+        if said := images.describe(record):
+            console.notice(said)
+    return images.to_tensor(np.stack(arrays)), list(records)
+
+
+def held_out_folder(model: Model) -> Path:
+    """The images that came with a model and that it was not trained on."""
+    folder = model.folder / "held-out" if model.folder else None
+    if folder is None or not folder.is_dir():
+        raise UsageError(f"the model {model.name} came without held-out images", hint="name images on the command line")
+    return folder
+
+
+def expand(paths: list[str]) -> list[str]:
+    """Folders become the images in them."""
+    from ddimctl.images import find_images
+
+    return [str(f) for p in paths for f in (find_images(Path(p)) if Path(p).is_dir() else [p])]
+
+
+def is_latent(path: str) -> bool:
+    return path.lower().endswith(LATENT_SUFFIXES)
+
+
+def gather_latents(
+    names: list[str],
+    model: str | None,
+    steps: int | None,
+    solver: str | None,
+    spacing: str | None,
+    tolerance: float | None,
+    device: str,
+    batch_size: int,
+    console: Console,
+    force: bool,
+) -> tuple[Model, Tensor, list[float], str]:
+    """All latents of latent files and images (which are encoded), in order: (model, x_T, levels, solver to decode with).
+
+    They must be of one model; levels and solver are the first latent file's unless others are asked for.
+    """
+    import torch
+
+    from ddimctl import ddim, latent
+
+    files = {n: latent.load(Path(n)) for n in names if is_latent(n)}
+    net, path, how = None, None, solver or options.DEFAULT_SOLVER
+    for name, file in files.items():
+        if net is None:
+            net = model_of(file, name, model, device, console, force)
+            path, how = way_back(file, net, steps, spacing, solver)
+        elif file.provenance.get("model", {}).get("digest") != next(iter(files.values())).provenance["model"]["digest"]:
+            raise FileError(f"{name} and {next(iter(files))} were encoded with different models")
+    net = net or open_model(model or options.default_model(), device, console)
+    path = path or list(net.schedule.path(steps or options.DEFAULT_STEPS, spacing or options.DEFAULT_SPACING))
+    images = [n for n in names if n not in files]
+    encoded: dict[str, Tensor] = {}
+    if images:
+        x0, _ = read_images(images, net, console)
+        with console.bar((len(path) - 1) * -(-len(x0) // batch_size), "encoding") as bar:
+            xT = ddim.encode(net, x0, path, how, tolerance, batch_size, bar).x.float()
+        encoded = dict(zip(images, xT.split(1), strict=True))
+    return net, torch.cat([files[n].xT if n in files else encoded[n] for n in names]), path, how
+
+
+def provenance(
+    model: Model, reference: str, path: tuple[float, ...], spacing: str, solver: str, solution: Any, records: list[Any]
+) -> dict[str, Any]:
+    """What a latent file says about itself, besides x_T: enough to decode it, and to make it again."""
+    from ddimctl import __version__
+
+    return {
+        "ddimctl": __version__,
+        "model": {"name": model.name, "reference": reference, "digest": model.digest},
+        "schedule": model.schedule.digest,
+        "solver": solver,
+        "decoder": "ddim" if solver == "exact" else solver,
+        "spacing": spacing,
+        "steps": len(path) - 1,
+        "path": list(path),
+        "tolerance": solution.tolerance,
+        "evaluations": solution.evaluations,
+        "residuals": solution.residuals,
+        "unconverged": solution.unconverged,
+        "images": records,
+        "dtype": str(model.network.conv_in.weight.dtype).removeprefix("torch."),
+        "device": model.device.type,
+    }

@@ -1,0 +1,95 @@
+"""``ddimctl interpolate``: slerp through latents, and decode the frames (section 5.3)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddimctl.cli import inputs, options
+from ddimctl.cli.console import Console, figure, table
+
+
+def interpolate(
+    latents: Annotated[list[str], typer.Argument(help="Two or more latents, or images, which are encoded first.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="PATH", help=".gif .webp .apng .mp4, a .png strip or grid, or a folder."
+        ),
+    ] = None,
+    frames: Annotated[int, typer.Option("--frames", metavar="N", help="Frames in all, both ends among them.")] = 10,
+    fps: Annotated[float, typer.Option(metavar="X", min=0.1, max=100, help="Frames a second.")] = 10.0,
+    loop: Annotated[bool, typer.Option("--loop", help="Go on from the last latent to the first.")] = False,
+    ease: Annotated[bool, typer.Option("--ease", help="Slow down at every latent.")] = False,
+    lerp: Annotated[bool, typer.Option("--lerp", help="Straight lines instead of slerp, to see why not.")] = False,
+    grid: Annotated[bool, typer.Option("--grid", help="A 2-D grid over four corners instead of an animation.")] = False,
+    size: Annotated[str, typer.Option(metavar="RxC", help="Rows and columns of the grid.")] = "8x8",
+    zoom: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Enlarge N times (default: to about 224 pixels).")
+    ] = None,
+    distances: Annotated[
+        bool, typer.Option("--distances", help="Also print how far each frame is from the last.")
+    ] = False,
+    model: options.OtherModel = None,
+    steps: options.OtherSteps = None,
+    solver: options.OtherSolver = None,
+    spacing: options.OtherSpacing = None,
+    tolerance: options.Tolerance = None,
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = options.DEFAULT_BATCH,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    force: options.Force = False,
+) -> None:
+    """Interpolate between latents with slerp and decode every frame.
+
+    Without -o it writes interpolation.gif (interpolation.png for a grid). A file with several latents counts as that
+    many, in order.
+
+    Example: ddimctl interpolate a.pt b.pt --frames 10
+    """
+    from ddimctl import animation, ddim
+    from ddimctl import images as pictures
+    from ddimctl.files import refuse_existing
+    from ddimctl.interpolate import INTERPOLANTS, keyframes
+    from ddimctl.interpolate import grid as make_grid
+
+    console = Console(quiet, verbose, json)
+    interpolant = INTERPOLANTS["lerp" if lerp else "slerp"]
+    if output is None:
+        output = Path("interpolation.png" if grid else "interpolation.gif")
+        console.notice(f"writing {output}")
+    if grid:
+        pictures.check_suffix(output)
+        rows, columns = options.parse_size(size, "--size")
+    else:
+        animation.check_target(output)
+    if output.suffix or output.exists():
+        refuse_existing(output, force)
+
+    net, keys, path, how = inputs.gather_latents(
+        latents, model, steps, solver, spacing, tolerance, device, batch_size, console, force
+    )
+    if grid:
+        xT = make_grid(list(keys), rows, columns, interpolant)
+    else:
+        xT = keyframes(list(keys), frames, loop, ease, interpolant)
+    batches = -(-len(xT) // batch_size)
+    with console.bar(batches * (len(path) - 1), "decoding") as bar:
+        images = ddim.decode(net, xT, path, how, tolerance, batch_size, bar).x
+    pixels = pictures.to_pixels(images)
+    as_files = not grid and not output.suffix
+    pixels = pictures.enlarge(pixels, zoom or (1 if as_files else max(1, 224 // max(pixels.shape[1:3]))))
+    if grid:
+        pictures.save_image(output, pictures.sheet(pixels, columns))
+    else:
+        animation.save_frames(output, pixels, fps)
+    steps_apart = ((images[1:] - images[:-1]) / 2).flatten(1).square().mean(1).sqrt().tolist()
+    text = str(output)
+    if distances:
+        rows_ = [[f"{i} to {i + 1}", figure(d)] for i, d in enumerate(steps_apart)]
+        text = table(["frames", "rms distance"], rows_) + "\n" + text
+    console.data(text, {"file": str(output), "frames": len(xT), "distances": steps_apart})

@@ -1,0 +1,114 @@
+"""Is a latent like noise? Figures of x_T, each beside what draws of N(0, I) of the same shape give.
+
+The ODE maps the data's distribution to N(0, I) only as a whole and only approximately; a single latent that is far from
+typical noise interpolates and edits badly. Spatial correlation is the usual sign: flat areas of an image leave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddimctl.ddim import noise
+
+PATCH = 4
+LOW_VARIANCE = 0.4
+DRAWS = 500
+
+
+def mean(xT: Tensor) -> Tensor:
+    return xT.flatten(1).mean(1)
+
+
+def std(xT: Tensor) -> Tensor:
+    return xT.flatten(1).std(1)
+
+
+def norm(xT: Tensor) -> Tensor:
+    """‖x_T‖/√d."""
+    return xT.flatten(1).square().mean(1).sqrt()
+
+
+def kurtosis(xT: Tensor) -> Tensor:
+    """E[z⁴] of the standardised values: 3 for a Gaussian."""
+    z = xT.flatten(1)
+    z = (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True)
+    return z.pow(4).mean(1)
+
+
+def autocorrelation(xT: Tensor, lag: int) -> Tensor:
+    """The correlation of values `lag` apart, rows and columns averaged."""
+    z = xT - xT.mean((1, 2, 3), keepdim=True)
+    pairs = ((z[..., :-lag], z[..., lag:]), (z[..., :-lag, :], z[..., lag:, :]))
+    return sum((p * q).flatten(1).mean(1) for p, q in pairs) / (2 * z.square().flatten(1).mean(1))
+
+
+def low_variance(xT: Tensor) -> Tensor:
+    """The share of 4 × 4 patches whose variance is below 0.4."""
+    patches = xT.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).flatten(4)
+    return (patches.var(-1) < LOW_VARIANCE).double().flatten(1).mean(1)
+
+
+FIGURES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": mean,
+    "std": std,
+    "norm/√d": norm,
+    "kurtosis": kurtosis,
+    "autocorrelation, lag 1": lambda xT: autocorrelation(xT, 1),
+    "autocorrelation, lag 2": lambda xT: autocorrelation(xT, 2),
+    "low-variance patches": low_variance,
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of one latent, and what noise gives: its mean, and the range that holds 98 % of draws."""
+
+    name: str
+    value: float
+    expected: float
+    low: float
+    high: float
+
+    @property
+    def typical(self) -> bool:
+        return self.low <= self.value <= self.high
+
+
+def examine(xT: Tensor) -> list[list[Figure]]:
+    """Every figure of each latent of x_T (N, C, H, W), against `DRAWS` draws of noise of its shape.
+
+    Images of fewer than 4 pixels a side have no patches and no second lag; those figures are left out.
+    """
+    reference = noise(tuple(xT.shape[1:]), DRAWS, seed=0).double()
+    small = min(xT.shape[-2:]) < PATCH
+    known = {k: f for k, f in FIGURES.items() if not (small and ("lag" in k or "patches" in k))}
+    columns = []
+    for name, f in known.items():
+        draws, values = f(reference), f(xT.double())
+        low, high = torch.quantile(draws, torch.tensor([0.01, 0.99], dtype=torch.float64)).tolist()
+        columns.append([Figure(name, v, float(draws.mean()), low, high) for v in values.tolist()])
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def verdict(figures: list[Figure]) -> str:
+    """One sentence on a latent's figures."""
+    odd = {f.name: f for f in figures if not f.typical}
+    if not odd:
+        return "like noise: every figure is where 98 % of noise has it"
+    said = []
+    scale = odd.get("norm/√d") or odd.get("std")
+    if scale:
+        said.append("too strong" if scale.value > scale.high else "too weak")
+    if any(n.startswith("autocorrelation") for n in odd):
+        said.append("spatially correlated, so the image's structure shows through")
+    if "low-variance patches" in odd and odd["low-variance patches"].value > odd["low-variance patches"].high:
+        said.append("flat in places")
+    if "mean" in odd:
+        said.append("off centre")
+    if "kurtosis" in odd:
+        said.append("heavy-tailed" if odd["kurtosis"].value > odd["kurtosis"].high else "light-tailed")
+    return f"unlike noise in {len(odd)} of {len(figures)} figures: " + ", ".join(said)
