@@ -11,6 +11,8 @@ import contextlib
 import csv
 import io
 import math
+import pickle
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -25,8 +27,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from ddimctl import ddim, images
 from ddimctl.checkpoints import Checkpoint, diffusers
-from ddimctl.errors import FileError, UsageError
-from ddimctl.files import atomic_path, write_bytes
+from ddimctl.errors import DDIMError, FileError, UsageError
+from ddimctl.files import atomic_path, make_folder, sha256, write_bytes
 from ddimctl.model import from_checkpoint
 from ddimctl.schedule import Schedule
 from ddimctl.unet import UNet2DModel, UNetConfig
@@ -34,11 +36,18 @@ from ddimctl.unet import UNet2DModel, UNetConfig
 HELD_OUT_FOLDER = "held-out"  # inside a model folder: images it was not trained on
 N_HELD_OUT_FILES = 64
 N_VALIDATION = 1024
+# What `torch.load` and the `load_state_dict` raise on a file that is not what `Trainer.save` wrote.
+CORRUPT = (
+    RuntimeError, KeyError, ValueError, OSError, TypeError, AttributeError, EOFError, IndexError, pickle.UnpicklingError
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that determines a run, besides the images. `steps` counts optimiser steps."""
+    """Everything that determines a run, besides the images. `steps` counts optimiser steps.
+
+    Raises `UsageError` where the values make no sense, alone or together.
+    """
 
     channels: int
     size: tuple[int, int]
@@ -58,6 +67,32 @@ class Settings:
     flip: bool = False
     bf16: bool = True
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        n = len(self.block_channels)
+        if min(self.block_channels, default=0) < 1:
+            raise UsageError("the channels must be positive")
+        if any(side % 2 ** (n - 1) for side in self.size):
+            height, width = self.size
+            raise UsageError(
+                f"images of {height} x {width} do not halve evenly {n - 1} times", "see --size, --channels"
+            )
+        if not set(self.attention) <= set(range(n)):
+            raise UsageError(f"attention at {self.attention}, but the resolutions are 0 to {n - 1}", "see --attention")
+        if any(c % self.groups for c in self.block_channels):
+            raise UsageError(f"{self.groups} groups do not divide the channels {self.block_channels}", "see --groups")
+        attentive = {self.block_channels[i] for i in self.attention} | {self.block_channels[-1]}  # and the middle
+        if any(c % self.head_dim for c in attentive):
+            raise UsageError(
+                f"heads of {self.head_dim} channels do not divide {', '.join(map(str, sorted(attentive)))}",
+                hint="see --head-dim; the lowest resolution always has attention in the middle block",
+            )
+        for name in ("steps", "batch", "warmup", "layers", "groups", "head_dim", "lr", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"{name} must be positive")
+        for name, end in (("dropout", 1.0), ("ema", 1.0), ("weight_decay", math.inf)):
+            if not 0 <= getattr(self, name) < end:
+                raise UsageError(f"{name} must be at least 0" + (" and below 1" if end == 1 else ""))
 
     def unet(self) -> UNetConfig:
         kinds = ["Attn" if i in self.attention else "" for i in range(len(self.block_channels))]
@@ -96,10 +131,14 @@ class Trainer:
             raise UsageError("there must be at least one image to train on and one held out")
         self.settings, self.data, self.held_out = settings, data, held_out
         self.folder, self.device, self.step = folder, device, 0
+        self.data_digest = sha256(data.contiguous().numpy().data)
+        self.about: dict[str, str] = {}  # what the caller wants to be remembered by `save`, such as a licence
+        self._shows_held_out = False
         self.schedule = Schedule.linear()
         self.alpha = torch.tensor(self.schedule.alpha[1:], device=device)  # by label, so from paper time 1
         torch.manual_seed(settings.seed)
-        self.network = UNet2DModel(settings.unet()).to(device, memory_format=torch.channels_last)
+        self.network = UNet2DModel(settings.unet()).to(device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = AveragedModel(self.network, multi_avg_fn=_ema(settings.ema))
         # No decay for biases and norms, as is usual.
         decay = [p for p in self.network.parameters() if p.ndim > 1]
@@ -117,13 +156,18 @@ class Trainer:
         return self.folder / "training"
 
     def train(self, validate_every: int = 1000) -> Iterator[Report]:
-        """Runs to the last step."""
+        """Runs to the last step. Raises `DDIMError` where the loss stops being a number; then do not `save`."""
         s = self.settings
         self.network.train()
         begin, n = time.perf_counter(), 0
         while self.step < s.steps:
             loss = self._one_step()
             self.step += 1
+            if not math.isfinite(loss):
+                raise DDIMError(
+                    f"the loss is not a number at step {self.step}",
+                    hint="try a smaller --lr, or --float32; --resume continues from the last checkpoint",
+                )
             n += s.batch
             held_out = self.validate() if self.step % validate_every == 0 or self.step == s.steps else None
             yield Report(self.step, loss, n / (time.perf_counter() - begin), held_out)
@@ -173,8 +217,9 @@ class Trainer:
     def validate(self) -> float:
         """ε-MSE of the averaged weights on the held-out images: the same noise and evenly spread labels each time."""
         self.average.eval()
-        n = min(N_VALIDATION, len(self.held_out))
-        x0, eps = _signed(self.held_out[:n]), ddim.noise(self.held_out.shape[1:], n, seed=1)
+        n = N_VALIDATION  # of few images each is seen at several noise levels
+        x0 = _signed(self.held_out[torch.arange(n) % len(self.held_out)])
+        eps = ddim.noise(self.held_out.shape[1:], n, seed=1)
         label = (torch.arange(n) * 7919 % n) * self.schedule.T // n  # spread, and not in step with the images
         parts = zip(x0.split(64), label.split(64), eps.split(64), strict=True)
         total = sum(self._loss(self.average, *(t.to(self.device) for t in p)).item() * len(p[0]) for p in parts)
@@ -189,13 +234,17 @@ class Trainer:
         """n images by the averaged weights, from the same noise each time."""
         model = from_checkpoint(self.checkpoint(), "training", str(self.device))
         path = self.schedule.path(steps)
-        return ddim.decode(model, ddim.noise(model.shape, n, seed=0), path)
+        x: Tensor = ddim.decode(model, ddim.noise(model.shape, n, seed=0), path).x
+        return x
 
     def save(self) -> None:
         """Writes what `resume` needs, atomically."""
+        make_folder(self.work)
         state = {
             "settings": asdict(self.settings),
             "images": len(self.data),
+            "data": self.data_digest,
+            "about": self.about,
             "step": self.step,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
@@ -210,29 +259,40 @@ class Trainer:
         if not path.is_file():
             raise UsageError(f"nothing to resume: there is no {path}")
         try:
-            state: dict[str, Any] = torch.load(path, weights_only=True)
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             theirs, ours = state["settings"], asdict(self.settings)
             changed = sorted(k for k in ours if theirs.get(k) != ours[k])
-            if state["images"] != len(self.data):
-                changed.append("images")
+            if state["images"] != len(self.data) or state.get("data", self.data_digest) != self.data_digest:
+                changed.append("set of images")
             if not changed:
                 self.network.load_state_dict(state["network"])
                 self.average.load_state_dict(state["average"])
                 self.optimizer.load_state_dict(state["optimizer"])
-                self.step = state["step"]
-        except (RuntimeError, KeyError, ValueError, OSError, TypeError, AttributeError, EOFError) as e:
-            raise FileError(f"cannot resume from {path}: {e}") from e
+                self.step, self.about = state["step"], state.get("about", {})
+        except CORRUPT as e:
+            raise FileError(f"cannot resume: {path} is damaged ({type(e).__name__})") from e
         if changed:
             raise UsageError(f"the run in {self.folder} was started with another {', '.join(changed)}")
 
     def export(self, card: str) -> None:
         """Writes the model folder: averaged weights in diffusers' layout, the card, held-out images."""
+        make_folder(self.folder)
         diffusers.write(self.folder, self.checkpoint())
         write_bytes(self.folder / "README.md", card.encode())
+        if not self._shows_held_out:  # once a run is enough
+            self._show_held_out()
+            self._shows_held_out = True
+
+    def _show_held_out(self) -> None:
         target = self.folder / HELD_OUT_FOLDER
-        target.mkdir(exist_ok=True)
-        for i, pixels in enumerate(self.held_out[:N_HELD_OUT_FILES].permute(0, 2, 3, 1).numpy()):
+        make_folder(target)
+        shown = self.held_out[:N_HELD_OUT_FILES].permute(0, 2, 3, 1).numpy()
+        for i, pixels in enumerate(shown):
             images.save_image(target / f"{i:03}.png", pixels)
+        # An earlier run may have held out more; it did not promise not to train on what this one trains on.
+        for path in target.iterdir():
+            if re.fullmatch(r"\d{3}\.png", path.name) and int(path.stem) >= len(shown):
+                path.unlink()
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
@@ -253,12 +313,14 @@ class LossLog:
         self.held_out_loss: float | None = None  # the last one measured
         rows: list[list[str]] = []
         if start and path.is_file():
-            with path.open(newline="") as f:
-                rows = [r for r in list(csv.reader(f))[1:] if r and r[0].isdigit() and int(r[0]) <= start]
+            with path.open(newline="", errors="replace") as f:
+                whole = (r for r in csv.reader(f) if len(r) == len(self.columns) and r[0].isdigit())
+                rows = [r for r in whole if int(r[0]) <= start]
         out = io.StringIO()
         csv.writer(out).writerows([self.columns, *rows])
         write_bytes(path, out.getvalue().encode())
-        self.held_out_loss = next((float(r[4]) for r in reversed(rows) if r[4]), None)
+        with contextlib.suppress(ValueError):
+            self.held_out_loss = next((float(r[4]) for r in reversed(rows) if r[4]), None)
 
     def add(self, report: Report) -> None:
         self.losses.append(report.loss)
@@ -280,6 +342,12 @@ def split(data: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(ddim.mix(seed, 0)))
     n = max(1, round(fraction * len(data)))
     return data[order[n:].sort().values], data[order[:n].sort().values]
+
+
+def shared(data: Tensor, held_out: Tensor) -> int:
+    """How many of the held-out images are, pixel by pixel, among the others as well."""
+    known = {bytes(x) for x in data.flatten(1).numpy()}
+    return sum(bytes(x) in known for x in held_out.flatten(1).numpy())
 
 
 def _signed(pixels: Tensor) -> Tensor:

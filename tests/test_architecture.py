@@ -45,7 +45,7 @@ KNOWN_BY = {
     "typer": {"cli"},
     "rich": {"cli"},
 }
-NEVER = {"click", "diffusers", "skimage", "scipy", "requests", "pickle"}
+NEVER = {"click", "diffusers", "skimage", "scipy", "requests"}
 # These are plain Python or array arithmetic.
 NO_LIBRARY = {"", "errors", "files", "paper", "schedule", "solvers"}
 HEAVY = ("torch", "numpy", "PIL", "imageio", "safetensors")

@@ -28,7 +28,9 @@ def train(
     held_out: Annotated[
         str, typer.Option(metavar="SET", help="Images to measure with and never train on: a fraction, or a path.")
     ] = "0.05",
-    size: Annotated[str, typer.Option(metavar="HxW", help="Image size, such as 32 or 48x64; sides must halve evenly.")] = "32",
+    size: Annotated[
+        str, typer.Option(metavar="HxW", help="Image size, such as 32 or 48x64; sides must halve evenly.")
+    ] = "32",
     grey: Annotated[bool, typer.Option("--grey", help="One channel instead of three.")] = False,
     steps: Annotated[int, typer.Option(metavar="N", min=1, help="Optimiser steps in all.")] = 16_000,
     batch_size: options.BatchSize = 64,
@@ -48,7 +50,7 @@ def train(
     flip: Annotated[bool, typer.Option("--flip", help="Mirror images at random.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16/--float32", help="Arithmetic of the network.")] = True,
     seed: options.Seed = 0,
-    license_: Annotated[str, typer.Option("--license", help="The images' licence, for the model card.")] = "not stated",
+    license_: Annotated[str, typer.Option("--license", help="The images' licence, for the model card.")] = "",
     data_name: Annotated[str, typer.Option("--data-name", help="What the images are, for the card.")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in FOLDER, exactly.")] = False,
     sample_every: Annotated[int, typer.Option(metavar="N", min=1, help="Steps between sample sheets.")] = 2000,
@@ -65,67 +67,69 @@ def train(
 
     Example: ddimctl train photos/ -o my-model --size 32 --steps 20000
     """
-    from ddimctl.model import torch_device
-    from ddimctl.train import LossLog, Settings, Trainer
+    from ddimctl import card, model
+    from ddimctl.files import make_folder
+    from ddimctl.images import to_tensor
+    from ddimctl.train import N_HELD_OUT_FILES, LossLog, Settings, Trainer, shared
 
     console = Console(quiet, verbose)
     settings = Settings(
         channels=1 if grey else 3,
-        size=parse_size(size),
-        block_channels=parse_integers(channels, "--channels"),
-        attention=() if attention == "none" else parse_integers(attention, "--attention"),
+        size=options.parse_size(size, "--size"),
+        block_channels=options.parse_integers(channels, "--channels"),
+        attention=() if attention == "none" else options.parse_integers(attention, "--attention"),
         layers=layers, groups=groups, head_dim=head_dim, dropout=dropout, steps=steps, batch=batch_size, lr=lr,
         warmup=warmup, weight_decay=weight_decay, ema=ema, clip=clip, flip=flip, bf16=bf16, seed=seed,
     )  # fmt: skip
-    if any(side % 2 ** (len(settings.block_channels) - 1) for side in settings.size):
-        raise UsageError(f"--size {size} does not halve evenly {len(settings.block_channels) - 1} times")
-    if (output / "unet").exists() and not (resume or force):
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"{output} is a file", hint="-o names a folder")
+    begun = (output / "unet").exists() or (output / "training" / "checkpoint.pt").exists()
+    if begun and not (resume or force):
         raise UsageError(f"{output} holds a model already", hint="--resume continues it, --force starts again")
+    target = model.torch_device(device)
     data, held = _load(images, held_out, settings.channels, settings.size, seed)
-    trainer = Trainer(settings, data, held, output, torch_device(device))
+    trainer = Trainer(settings, data, held, output, target)
     if resume:
         trainer.resume()
-    from ddimctl.files import make_folder
-
+    trainer.about |= {k: v for k, v in (("data_name", data_name), ("license", license_)) if v}
+    about = card.About(
+        images.resolve().name,
+        Path(held_out).name,
+        trainer.about.get("data_name", images.resolve().name),
+        trainer.about.get("license", "not stated"),
+        shared(data, held),
+    )
     make_folder(trainer.work)
     log = LossLog(trainer.work / "loss.csv", trainer.step, settings.batch)
-    start = f"continuing at step {trainer.step}" if resume else f"{sum(p.numel() for p in trainer.network.parameters()):,} parameters"
+    parameters = sum(p.numel() for p in trainer.network.parameters())
+    start = f"continuing at step {trainer.step}" if resume else f"{parameters:,} parameters"
     console.notice(f"{len(data):,} images to train on, {len(held):,} held out; {start}")
-
-    def publish() -> None:
-        """A checkpoint, and the model as it stands."""
-        trainer.save()
-        trainer.export(card(trainer, data_name or images.name, license_, log.held_out_loss))
+    if about.shared:
+        console.notice(f"warning: {about.shared:,} of the held-out images are among those to train on as well")
 
     with _stop_gently() as stopped:
         for report in _progress(console, trainer):
             log.add(report)
+            if report.step == settings.steps:
+                trainer.save()
+                break
             if report.step % sample_every == 0:
                 _sample_sheet(trainer)
-            done = report.step == settings.steps
-            if done or stopped or report.step % save_every == 0:
-                publish()
-            if stopped and not done:
+            if stopped or report.step % save_every == 0:
+                trainer.save()
+                trainer.export(card.write(trainer, about, log.held_out_loss))
+            if stopped:
                 console.notice(f"stopped at step {report.step} of {settings.steps}; --resume continues")
                 raise typer.Exit(128 + stopped[0])
+    # What follows only reads the checkpoint: if it is interrupted, --resume does it again.
     _sample_sheet(trainer)
+    held_out_loss = trainer.validate() if log.held_out_loss is None else log.held_out_loss
+    net = model.from_checkpoint(trainer.checkpoint(), output.name, device)
+    shown = to_tensor(held[:N_HELD_OUT_FILES].permute(0, 2, 3, 1).numpy()).double()
+    with console.bar(card.round_trip_steps(), "measuring round trips") as bar:
+        measured = card.round_trip(net, shown, bar)
+    trainer.export(card.write(trainer, about, held_out_loss, measured))
     print(output)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """"32" or "48x64" (height × width)."""
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(p.isdigit() and 0 < int(p) <= 4096 for p in parts):
-        raise UsageError(f"{text!r} is not an image size", hint="such as 32, or 48x64 for height x width")
-    return int(parts[0]), int(parts[-1])
-
-
-def parse_integers(text: str, option: str) -> tuple[int, ...]:
-    """"1,2,3" → (1, 2, 3)."""
-    try:
-        return tuple(int(p) for p in text.split(","))
-    except ValueError:
-        raise UsageError(f"{option} takes integers with commas between, not {text!r}") from None
 
 
 def _load(images: Path, held_out: str, channels: int, size: tuple[int, int], seed: int) -> tuple[Tensor, Tensor]:
@@ -155,9 +159,8 @@ def _progress(console: Console, trainer: Trainer) -> Iterator[Report]:
             if time.monotonic() - last > 60 or report.step == total:
                 last = time.monotonic()
                 left = (total - report.step) * trainer.settings.batch / report.images_per_second / 60
-                console.notice(
-                    f"step {report.step}/{total}  loss {mean:.4f}  {report.images_per_second:.0f} images/s  {left:.0f} min left"
-                )
+                speed = f"{report.images_per_second:.0f} images/s"
+                console.notice(f"step {report.step}/{total}  loss {mean:.4f}  {speed}  {left:.0f} min left")
             yield report
         return
     from rich.console import Console as RichConsole
@@ -168,7 +171,9 @@ def _progress(console: Console, trainer: Trainer) -> Iterator[Report]:
         task = bar.add_task("", total=total, completed=trainer.step)
         for report in trainer.train():
             mean = report.loss if mean is None else 0.98 * mean + 0.02 * report.loss
-            bar.update(task, completed=report.step, description=f"loss {mean:.4f}  {report.images_per_second:.0f} images/s")
+            bar.update(
+                task, completed=report.step, description=f"loss {mean:.4f}  {report.images_per_second:.0f} images/s"
+            )
             yield report
 
 
@@ -190,10 +195,3 @@ def _sample_sheet(trainer: Trainer) -> None:
     pixels = enlarge(sheet(to_pixels(trainer.samples()), columns=8), 2)
     save_image(trainer.work / f"samples-{trainer.step:06}.png", pixels)
     save_image(trainer.folder / "samples.png", pixels)
-
-
-def card(trainer: Trainer, data_name: str, license_: str, held_out_loss: float | None) -> str:
-    """The model card: what the model is, what it was trained on and how, and how well it does."""
-    return ""
-
-

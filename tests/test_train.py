@@ -1,0 +1,562 @@
+"""Training: it learns, it stops and continues exactly, and what it publishes is what diffusers loads."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import math
+import re
+import shlex
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Result, isolated
+from PIL import Image
+
+from ddimctl import card, images, model
+from ddimctl import train as training
+from ddimctl.errors import DDIMError, FileError, UsageError
+from ddimctl.train import LossLog, Settings, Trainer, learning_rate_factor, split
+
+CPU = torch.device("cpu")
+TINY: dict[str, Any] = {"channels": 1, "size": (8, 8), "block_channels": (8, 16), "attention": (), "head_dim": 8}
+OPTIONS = ["--size", "8", "--grey", "--channels", "8,16", "--attention", "none", "--head-dim", "8"]
+
+
+def settings(**changes: Any) -> Settings:
+    return Settings(**{**TINY, "steps": 12, "batch": 4, "warmup": 2, "bf16": False, **changes})
+
+
+def pixels(n: int = 24, size: int = 8, seed: int = 0) -> torch.Tensor:
+    """Bright squares on black, each image different."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.zeros(n, 1, size, size, dtype=torch.uint8)
+    for i, (top, left, level) in enumerate(torch.randint(0, size // 2, (n, 3), generator=g).tolist()):
+        x[i, :, top : top + 3, left : left + 3] = 200 + 10 * level + i % 10
+    return x
+
+
+def write_idx(path: Path, data: torch.Tensor, packed: bool = True) -> Path:
+    raw = struct.pack(">iiii", 0x803, *data[:, 0].shape) + data.numpy().tobytes()
+    path.write_bytes(gzip.compress(raw) if packed else raw)
+    return path
+
+
+@pytest.fixture
+def idx(tmp_path: Path) -> Path:
+    return write_idx(tmp_path / "images-idx3-ubyte.gz", pixels())
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "training" / "loss.csv").open(newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def finish(trainer: Trainer) -> list[float]:
+    return [r.loss for r in trainer.train()]
+
+
+def state(trainer: Trainer) -> dict[str, torch.Tensor]:
+    out = {f"network.{k}": v for k, v in trainer.network.state_dict().items()}
+    out |= {f"average.{k}": v for k, v in trainer.average.state_dict().items()}
+    for i, s in enumerate(trainer.optimizer.state_dict()["state"].values()):
+        out |= {f"optimizer.{i}.{k}": v for k, v in s.items()}
+    return out
+
+
+# The loop
+
+
+@pytest.mark.slow
+def test_it_learns(tmp_path: Path) -> None:
+    """One image, so the best ε is known in closed form: the loss falls far below 1, that of saying nothing."""
+    one = pixels(1).expand(16, -1, -1, -1)
+    s = settings(steps=250, batch=16, lr=1e-2, warmup=20, ema=0.95)
+    trainer = Trainer(s, one, one[:1], tmp_path, CPU)
+    assert trainer.validate() > 0.7
+    losses = finish(trainer)
+    assert sum(losses[:5]) / 5 > 0.7
+    assert sum(losses[-20:]) / 20 < 0.1
+    assert trainer.validate() < 0.1  # the averaged weights learn too
+
+
+def test_validation_covers_all_noise_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few images are held out."""
+    trainer = Trainer(settings(), pixels(), pixels(3), tmp_path, CPU)
+    seen: list[int] = []
+
+    def loss(network: object, x0: torch.Tensor, label: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+        seen.extend(label.tolist())
+        return torch.tensor(float(len(set(label.tolist())) > 1))
+
+    monkeypatch.setattr(trainer, "_loss", loss)
+    assert trainer.validate() == 1
+    assert set(range(1000)) == set(seen)
+
+
+@pytest.mark.parametrize("changes", [{}, {"bf16": True, "flip": True, "dropout": 0.3, "batch": 7, "seed": 5}], ids=str)
+@pytest.mark.parametrize("stop", [1, 5])
+def test_resuming_continues_bit_for_bit(stop: int, changes: dict[str, Any], tmp_path: Path) -> None:
+    """Weights, average, optimiser and every loss: 12 steps, or some of them, a new process' worth of state, the rest."""
+    data, s = pixels(), settings(**changes)
+    straight = Trainer(s, data[:20], data[20:], tmp_path / "a", CPU)
+    expected = finish(straight)
+
+    first = Trainer(s, data[:20], data[20:], tmp_path / "b", CPU)
+    losses = [r.loss for _, r in zip(range(stop), first.train(), strict=False)]
+    first.save()
+    del first
+    torch.manual_seed(123)  # the state of the global generator must not matter
+    second = Trainer(s, data[:20], data[20:], tmp_path / "b", CPU)
+    second.resume()
+    assert second.step == stop
+    losses += finish(second)
+
+    assert losses == expected
+    left, right = state(straight), state(second)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[k], right[k]) for k in left)
+    assert straight.validate() == second.validate()
+
+
+def test_a_checkpoint_of_an_older_version_resumes(tmp_path: Path) -> None:
+    """It did not have the images' digest and what the card says about them."""
+    trainer = Trainer(settings(), pixels(), pixels(2, seed=1), tmp_path, CPU)
+    trainer.save()
+    path = trainer.work / "checkpoint.pt"
+    old = {k: v for k, v in torch.load(path, weights_only=True).items() if k not in ("data", "about")}
+    torch.save(old, path)
+    trainer.resume()
+    assert trainer.about == {}
+
+
+@pytest.mark.parametrize("change", ["settings", "number", "content"])
+def test_another_run_is_not_resumed(change: str, tmp_path: Path) -> None:
+    data = pixels()
+    Trainer(settings(), data, data[:1], tmp_path, CPU).save()
+    s = settings(lr=5e-4) if change == "settings" else settings()
+    other = {"settings": data, "number": data[1:], "content": data.flip(0)}[change]
+    with pytest.raises(UsageError, match="another lr" if change == "settings" else "another set of images"):
+        Trainer(s, other, data[:1], tmp_path, CPU).resume()
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"half", b"{}"])
+def test_a_damaged_checkpoint_is_one_line(content: bytes, tmp_path: Path) -> None:
+    trainer = Trainer(settings(), pixels(), pixels(1), tmp_path, CPU)
+    trainer.save()
+    path = trainer.work / "checkpoint.pt"
+    if content == b"{}":
+        torch.save({}, path)
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content == b"half" else content)
+    with pytest.raises(FileError, match="is damaged"):
+        trainer.resume()
+
+
+def test_every_image_is_seen_once_a_pass(tmp_path: Path) -> None:
+    """Where the batch does not divide the number of images, too; and no two passes have the same order."""
+    trainer = Trainer(settings(batch=7), pixels(24), pixels(1), tmp_path, CPU)
+    order = torch.cat([trainer._indices(step) for step in range(24)])  # 7 passes of 24
+    passes = order.view(7, 24)
+    assert all(p.sort().values.tolist() == list(range(24)) for p in passes)
+    assert len({tuple(p.tolist()) for p in passes}) == 7
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
+    trainer = Trainer(settings(), pixels(), pixels(1), tmp_path, CPU)
+    with torch.no_grad():
+        trainer.network.conv_in.weight.fill_(math.nan)
+    with pytest.raises(DDIMError, match="not a number at step 1"):
+        finish(trainer)
+
+
+def test_learning_rate() -> None:
+    factors = [learning_rate_factor(i, 100, 10) for i in range(100)]
+    assert factors[:10] == [pytest.approx((i + 1) / 10) for i in range(10)]
+    assert factors[10] == 1
+    assert all(p > q for p, q in zip(factors[10:], factors[11:], strict=False))
+    assert factors[55] == pytest.approx(0.5)
+    assert 0 < factors[-1] < 0.001
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": (9, 8)}, "9 x 8 do not halve evenly 1 times"),
+        ({"attention": (2,)}, "attention at"),
+        ({"attention": (-1,)}, "attention at"),
+        ({"groups": 3}, "3 groups do not divide"),
+        ({"head_dim": 64}, "heads of 64 channels do not divide"),
+        ({"block_channels": ()}, "channels must be positive"),
+        ({"block_channels": (0, 16)}, "channels must be positive"),
+        ({"lr": 0.0}, "lr must be positive"),
+        ({"lr": math.nan}, "lr must be positive"),
+        ({"clip": 0.0}, "clip must be positive"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
+        ({"ema": 1.0}, "ema must be at least 0 and below 1"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        settings(**changes)
+
+
+# Images
+
+
+@pytest.mark.parametrize(("n", "fraction", "expected"), [(24, 0.25, 6), (24, 1e-9, 1), (3, 0.5, 2)])
+def test_split_holds_out_images_that_are_not_trained_on(n: int, fraction: float, expected: int) -> None:
+    data = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1)
+    train, held = split(data, fraction, seed=3)
+    assert len(held) == expected
+    assert sorted(train.flatten().tolist() + held.flatten().tolist()) == list(range(n))
+    assert torch.equal(split(data, fraction, seed=3)[1], held)
+
+
+def test_the_training_set_never_contains_a_held_out_image(tmp_path: Path) -> None:
+    """What the loop draws, over several passes, against the files that are published as held out."""
+    data = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1).expand(40, 1, 8, 8).contiguous()
+    train, held = split(data, 0.2, seed=0)
+    trainer = Trainer(settings(), train, held, tmp_path, CPU)
+    drawn = {int(v) for step in range(40) for v in trainer.data[trainer._indices(step)][:, 0, 0, 0]}
+    trainer.export("card")
+    published = {int(np.asarray(Image.open(p))[0, 0]) for p in (tmp_path / "held-out").iterdir()}
+    assert published == {int(v) for v in held[:, 0, 0, 0]}
+    assert len(drawn) == 32
+    assert not drawn & published
+
+
+def test_held_out_files_of_an_earlier_run_are_removed(tmp_path: Path) -> None:
+    """It may have held out what this run trains on."""
+    (tmp_path / "held-out").mkdir()
+    for name in ("001.png", "007.png", "mine.png"):
+        (tmp_path / "held-out" / name).write_bytes(b"old")
+    Trainer(settings(), pixels(), pixels(2, seed=9), tmp_path, CPU).export("card")
+    assert sorted(p.name for p in (tmp_path / "held-out").iterdir()) == ["000.png", "001.png", "mine.png"]
+    assert images.read(tmp_path / "held-out" / "001.png", 1, (8, 8)) is not None
+
+
+def test_shared_counts_equal_images() -> None:
+    data = pixels(10)
+    assert training.shared(data, data[[2, 5]]) == 2
+    assert training.shared(data[:5], data[5:]) == 0
+
+
+def test_a_folder_and_idx_files_give_the_same_images(tmp_path: Path) -> None:
+    data = pixels(5)
+    (tmp_path / "folder").mkdir()
+    for i, image in enumerate(data[:, 0].numpy()):
+        Image.fromarray(image).save(tmp_path / "folder" / f"{i}.png")
+    sources = [
+        tmp_path / "folder",
+        write_idx(tmp_path / "packed.gz", data),
+        write_idx(tmp_path / "plain", data, packed=False),
+    ]
+    for size in ((8, 8), (4, 4)):  # as they are, and resampled
+        loaded = [images.load_dataset(p, 1, size) for p in sources]
+        assert all(x.dtype == torch.uint8 and torch.equal(x, loaded[0]) for x in loaded)
+    assert torch.equal(images.load_dataset(sources[0], 1, (8, 8)), data)
+
+
+# The log
+
+
+def test_loss_log_drops_rows_after_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "loss.csv"
+    log = LossLog(path, 0, batch=4, every=5)
+    for step in range(1, 14):
+        log.add(training.Report(step, float(step), 1.0, 0.5 if step == 10 else None))
+    assert path.read_text().splitlines()[1:] == ["5,20,3.000000,1.0,", "10,40,8.000000,1.0,0.500000"]
+    with path.open("a") as f:
+        f.write("15,6")  # cut off by a crash
+    assert LossLog(path, 12, batch=4).held_out_loss == 0.5
+    assert [r.split(",")[0] for r in path.read_text().splitlines()] == ["step", "5", "10"]
+    assert LossLog(path, 9, batch=4).held_out_loss is None
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A finished run of the real command, and what it printed. Read only."""
+    folder = tmp_path_factory.mktemp("run")
+    write_idx(folder / "squares.gz", pixels(40))
+    words = [
+        "train",
+        "squares.gz",
+        "-o",
+        "squares",
+        "--held-out",
+        "0.2",
+        *OPTIONS,
+        "--steps",
+        "60",
+        "--batch-size",
+        "4",
+    ]
+    words += ["--warmup", "5", "--data-name", "Squares", "--license", "MIT", "--float32", "--sample-every", "30"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ddimctl", *words], cwd=folder, env=isolated(folder), capture_output=True, check=False
+    )
+    result = Result(done.returncode, done.stdout, done.stderr)
+    result.ok()
+    return folder / "squares", result
+
+
+def test_the_command_says_what_it_made(run: tuple[Path, Result]) -> None:
+    folder, result = run
+    assert result.out == "squares\n"
+    assert "32 images to train on, 8 held out" in result.err
+    assert "step 60/60  loss" in result.err
+    made = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert made == {
+        "README.md", "model_index.json", "samples.png", "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json", "training/checkpoint.pt",
+        "training/loss.csv", "training/samples-000030.png", "training/samples-000060.png",
+        *(f"held-out/{i:03}.png" for i in range(8)),
+    }  # fmt: skip
+
+
+def test_the_folder_loads_in_diffusers_and_gives_the_same_eps(run: tuple[Path, Result]) -> None:
+    from diffusers import DDIMPipeline
+
+    folder, _ = run
+    pipeline = DDIMPipeline.from_pretrained(folder)
+    ours = model.load(str(folder), "cpu")
+    assert type(pipeline.scheduler).__name__ == "DDIMScheduler"
+    np.testing.assert_allclose(pipeline.scheduler.alphas_cumprod.numpy(), ours.schedule.alpha[1:], rtol=1e-4)
+    x = torch.randn(3, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for t in (1, 250, 1000):  # paper time; their timestep is t − 1
+        with torch.no_grad():
+            theirs = pipeline.unet(x.float(), t - 1).sample
+        xbar = x / math.sqrt(ours.schedule.alpha[t])
+        torch.testing.assert_close(ours.eps(xbar, ours.schedule.sigma(t)).float(), theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_published_weights_are_the_average(run: tuple[Path, Result]) -> None:
+    folder, _ = run
+    saved = torch.load(folder / "training" / "checkpoint.pt", weights_only=True)
+    published = model.load(str(folder), "cpu").network.state_dict()
+    assert all(torch.equal(saved["average"][f"module.{k}"], v) for k, v in published.items())
+    assert not all(torch.equal(saved["network"][k], v) for k, v in published.items())
+
+
+def test_the_card_states_everything(run: tuple[Path, Result]) -> None:
+    folder, _ = run
+    text = (folder / "README.md").read_text()
+    ours = model.load(str(folder), "cpu")
+    for expected in (
+        "license: mit", "# squares", "Squares", "Licence of the images: MIT", "32 images", "(`squares.gz`",
+        f"{ours.parameters:,}", "240 (60 steps of 4; 7.5 passes)", "Held-out ε-loss", "samples.png", "held-out/",
+        "ddimctl train squares.gz", "ddimctl reconstruct -m squares", "| 10 |", "| 100 |", "ddim, linear", "ab2, karras",
+    ):  # fmt: skip
+        assert expected in text, expected
+    assert "Unfinished" not in text
+    assert str(folder.parent) not in text  # no paths of the machine it was made on
+    loss = re.search(r"Held-out ε-loss \| ([\d.]+)", text)
+    assert loss
+    assert float(loss[1]) == pytest.approx(float(rows(folder)[-1]["held_out_loss"]), abs=1e-4)
+
+
+def test_the_cards_round_trips_are_true(run: tuple[Path, Result]) -> None:
+    """The table's numbers, measured again from the published folder."""
+    from ddimctl import ddim
+    from ddimctl.metrics import METRICS
+
+    folder, _ = run
+    text = (folder / "README.md").read_text()
+    table = dict(re.findall(r"^\| (10|20|50|100) \| (\S+) \| \S+ \|$", text, re.MULTILINE))
+    ours = model.load(str(folder), "cpu")
+    held = [np.asarray(Image.open(p))[..., None] for p in sorted((folder / "held-out").iterdir())]
+    x0 = images.to_tensor(np.stack(held)).double()
+    for steps in (10, 50):
+        path = ours.schedule.path(steps, "linear")
+        back = ddim.decode(ours, ddim.encode(ours, x0, path, "ddim").x, path, "ddim").x
+        assert float(table[str(steps)]) == pytest.approx(METRICS["mse"](x0, back).mean().item(), rel=0.05)
+
+
+def test_the_cards_python_runs(run: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = run
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert code
+    monkeypatch.chdir(folder.parent)
+    names: dict[str, Any] = {}
+    exec(code[1].replace("num_inference_steps=50", "num_inference_steps=2"), names)
+    assert names["image"].size == (8, 8)
+
+
+def test_the_cards_command_makes_the_same_run(tmp_path: Path, invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every setting has a way from the command line to `Settings` and back."""
+    write_idx(tmp_path / "a b.gz", pixels())
+    wanted = Settings(
+        channels=1, size=(8, 12), block_channels=(6, 12), layers=2, attention=(0, 1), groups=3, head_dim=6, dropout=0.1,
+        steps=77, batch=5, lr=3e-4, warmup=11, weight_decay=0.01, ema=0.9, clip=0.5, flip=True, bf16=False, seed=9,
+    )  # fmt: skip
+    different = Settings(channels=3, size=(32, 32))
+    assert all(v != vars(different)[k] for k, v in vars(wanted).items()), "cover the new setting here"
+    seen: list[Settings] = []
+
+    class Stop(Exception):
+        pass
+
+    def stop(s: Settings, *args: object) -> None:
+        seen.append(s)
+        raise Stop
+
+    monkeypatch.setattr(training, "Trainer", stop)
+    about = card.About("a b.gz", "0.2", "It's squares", "CC BY 4.0")
+    for s in (wanted, Settings(channels=3, size=(32, 32))):
+        words = shlex.split(card.command(s, about, "out"))
+        assert words.pop(0) == "ddimctl"
+        with pytest.raises(Stop):
+            invoke(*words)
+        assert seen[-1] == s
+
+
+def test_an_existing_model_is_kept(run: tuple[Path, Result], tmp_path: Path, invoke: Any) -> None:
+    folder, _ = run
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    message = invoke("train", folder.parent / "squares.gz", "-o", folder, *OPTIONS).failed(2)
+    assert "holds a model already" in message
+    assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def train(run_: Callable[..., Result], data: Path, *extra: str) -> Result:
+    return run_("train", data.name, "-o", "m", "--held-out", "0.2", *OPTIONS, "--batch-size", "4", "--float32", *extra)
+
+
+def test_resuming_a_finished_run_publishes_it_again(idx: Path, tmp_path: Path, invoke: Any) -> None:
+    """The licence and name that were given at first are remembered; a lost file comes back; no step is taken."""
+    train(invoke, idx, "--steps", "5", "--license", "MIT", "--data-name", "Squares").ok()
+    folder = tmp_path / "m"
+    before = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    for name in ("README.md", "samples.png", "model_index.json"):
+        (folder / name).unlink()
+    train(invoke, idx, "--steps", "5", "--resume").ok()
+    after = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert after == before
+    train(invoke, idx, "--steps", "5", "--resume", "--license", "CC0-1.0").ok()
+    assert "Licence of the images: CC0-1.0" in (folder / "README.md").read_text()
+
+
+def test_force_starts_again(idx: Path, tmp_path: Path, invoke: Any) -> None:
+    train(invoke, idx, "--steps", "4").ok()
+    first = (tmp_path / "m" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    train(invoke, idx, "--steps", "4", "--seed", "1", "--force").ok()
+    assert (tmp_path / "m" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() != first
+    assert [r["step"] for r in rows(tmp_path / "m")] == ["4"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_and_resume_completes(
+    signum: signal.Signals, code: int, idx: Path, tmp_path: Path, ddimctl: Any
+) -> None:
+    """The interrupted and continued run publishes the very weights of one that was left alone."""
+    steps = ["--steps", "150", "--save-every", "1000"]
+    words = ["train", idx.name, "-o", "m", "--held-out", "0.2", *OPTIONS, "--batch-size", "4", "--float32", *steps]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ddimctl", *words], cwd=tmp_path, env=isolated(tmp_path),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    log = tmp_path / "m" / "training" / "loss.csv"
+    deadline = time.monotonic() + 60
+    while not (log.is_file() and len(log.read_text().splitlines()) > 1):  # it is in the loop, at step 50 or later
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err.decode()
+    assert out == b""
+    stopped = re.search(r"stopped at step (\d+) of 150; --resume continues", err.decode())
+    assert stopped
+    assert b"Traceback" not in err
+    folder = tmp_path / "m"
+    assert torch.load(folder / "training" / "checkpoint.pt", weights_only=True)["step"] == int(stopped[1])
+    assert "Unfinished: step" in (folder / "README.md").read_text()
+    assert not list(folder.rglob("*.tmp"))
+    model.load(str(folder), "cpu")  # usable as it stands
+
+    if signum == signal.SIGTERM:
+        return  # the rest is the same
+    resumed = train(ddimctl, idx, *steps, "--resume").ok()
+    assert f"continuing at step {stopped[1]}" in resumed.err
+    steps_logged = [int(r["step"]) for r in rows(folder)]
+    assert steps_logged == sorted(set(steps_logged))
+    assert steps_logged[-1] == 150
+    assert set(range(50, 151, 50)) <= set(steps_logged)
+
+    straight = ddimctl("train", idx.name, "-o", "s", *words[4:]).ok()
+    assert straight.out == "s\n"
+    weights = [(tmp_path / n / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() for n in ("m", "s")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["nowhere"], 2, "there is no file nowhere"),
+        (["empty"], 2, "holds no images"),
+        (["text.txt"], 3, "is not an IDX file"),
+        (["short.gz"], 3, "short.gz"),
+        (["images-idx3-ubyte.gz", "--held-out", "nowhere"], 2, "there is no file nowhere"),
+        (["images-idx3-ubyte.gz", "--held-out", "1.5"], 2, "neither a path nor a fraction"),
+        (["images-idx3-ubyte.gz", "--held-out", "nan"], 2, "neither a path nor a fraction"),
+        (["images-idx3-ubyte.gz", "--size", "9"], 2, "9 x 9 do not halve evenly 1 times"),
+        (["images-idx3-ubyte.gz", "--size", "8x8x8"], 2, "is not a size"),
+        (["images-idx3-ubyte.gz", "--channels", "8;16"], 2, "--channels takes"),
+        (["images-idx3-ubyte.gz", "--channels", "9,18"], 2, "4 groups do not divide"),
+        (["images-idx3-ubyte.gz", "--attention", "7"], 2, "attention at"),
+        (["images-idx3-ubyte.gz", "--head-dim", "64"], 2, "heads of 64"),
+        (["images-idx3-ubyte.gz", "--lr", "-1"], 2, "lr must be positive"),
+        (["images-idx3-ubyte.gz", "--steps", "0"], 2, "steps"),
+        (["images-idx3-ubyte.gz", "--device", "abacus"], 2, "abacus"),
+        (["images-idx3-ubyte.gz", "--resume"], 2, "nothing to resume"),
+        (["images-idx3-ubyte.gz", "-o", "text.txt"], 2, "text.txt is a file"),
+        (["images-idx3-ubyte.gz", "-o", "text.txt/m"], 1, "cannot make the folder"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_wrong_options_give_one_line_and_leave_nothing(
+    options: list[str], code: int, message: str, idx: Path, tmp_path: Path, invoke: Any
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.txt").write_text("a text, not images")
+    write_idx(tmp_path / "short.gz", pixels(), packed=False)
+    (tmp_path / "short.gz").write_bytes((tmp_path / "short.gz").read_bytes()[:-1])
+    before = sorted(tmp_path.rglob("*"))
+    target = [] if "-o" in options else ["-o", "m"]
+    assert message in invoke("train", *target, *OPTIONS, *options).failed(code)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_held_out_set_that_is_trained_on_is_reported(idx: Path, tmp_path: Path, invoke: Any) -> None:
+    result = invoke("train", idx, "-o", "m", *OPTIONS, "--held-out", idx, "--steps", "1", "--batch-size", "2").ok()
+    assert "warning: 24 of the held-out images are among those to train on" in result.err
+    assert "24 of them are equal, pixel by pixel" in (tmp_path / "m" / "README.md").read_text()
+
+
+def test_quiet_prints_the_folder_alone(idx: Path, invoke: Any) -> None:
+    result = train(invoke, idx, "--steps", "1", "-q").ok()
+    assert (result.out, result.err) == ("m\n", "")
+
+
+def test_what_is_published_is_not_executable_or_private(run: tuple[Path, Result]) -> None:
+    folder, _ = run
+    assert {oct(p.stat().st_mode & 0o777) for p in folder.rglob("*") if p.is_file()} <= {"0o644", "0o664"}
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["_class_name"] == "DDIMPipeline"
