@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,26 +16,34 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddimctl import checkpoints
-from ddimctl.checkpoints import diffusers
+from ddimctl.checkpoints import Checkpoint, diffusers, formats, hub
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.schedule import Schedule
 from ddimctl.unet import UNet2DModel, UNetConfig
 
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
+PREDICTIONS = diffusers.PREDICTIONS
 DEFAULT_MODEL = "fashion-mnist"
+# Weights above this many bytes stay mapped from their file: channels-last copies of them save no measurable time.
+COPY_BELOW = 200_000_000
 
 
 @dataclass
 class Model:
-    """A network with its schedule, ready to evaluate; see `load`."""
+    """A network with its schedule, ready to evaluate; see `load`.
+
+    `notes` says what was chosen while loading, `guesses` what was assumed because the checkpoint does not say.
+    """
 
     network: UNet2DModel
     schedule: Schedule
     prediction: str = "epsilon"
     name: str = "unnamed"
-    folder: Path | None = None  # where it was loaded from
+    folder: Path | None = None  # where it was loaded from; None for a single file
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    class_label: int | None = None  # what a class-conditional network is asked for
+    label_scale: float = 1.0  # the network was trained on labels times this
+    notes: tuple[str, ...] = ()
+    guesses: tuple[str, ...] = ()
 
     @property
     def config(self) -> UNetConfig:
@@ -70,13 +78,16 @@ class Model:
         """
         levels = [sigma] if isinstance(sigma, float | int) else list(sigma)
         weight = self.network.conv_in.weight
-        label = torch.tensor([self.schedule.label(s) for s in levels], device=weight.device)
+        label = torch.tensor([self.schedule.label(s) * self.label_scale for s in levels], device=weight.device)
         # Below the first trained level the network is asked at that level; so is the algebra around it.
         per_image = [(1.0 / math.sqrt(1.0 + s * s), max(s, self.schedule.sigma(1))) for s in levels]
-        scale, s = (torch.tensor(v, dtype=xbar.dtype, device=xbar.device).view(-1, 1, 1, 1) for v in zip(*per_image, strict=True))
+        columns = torch.tensor(per_image, dtype=xbar.dtype, device=xbar.device).T.reshape(2, -1, 1, 1, 1)
+        scale, s = columns[0], columns[1]
         x = xbar * scale
-        net_in = x.to(weight.device, weight.dtype, memory_format=torch.channels_last)
-        out = self.network(net_in, label)[:, : self.channels].to(xbar.device, xbar.dtype)
+        net_in: Tensor = x.to(weight.device, weight.dtype, memory_format=torch.channels_last)
+        classes = None if self.class_label is None else torch.tensor([self.class_label], device=weight.device)
+        # A network with twice the channels has learned variances too; DDIM has no use for them.
+        out: Tensor = self.network(net_in, label, classes)[:, : self.channels].to(xbar.device, xbar.dtype)
         if self.prediction == "epsilon":
             return out
         alpha = 1.0 / (1.0 + s * s)
@@ -86,16 +97,19 @@ class Model:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of weights, network fields and prediction: the same network has the same digest in any format."""
-        h = hashlib.sha256(repr((sorted(self.config.to_dict().items()), self.prediction)).encode())
-        for name, w in sorted(self.network.state_dict().items()):
-            h.update(f"{name} {tuple(w.shape)} {w.dtype}".encode())
-            h.update(w.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return h.hexdigest()
+        """SHA-256 of what the network computes: the same whatever format it came from, another for any other weight."""
+        return digest(self.config, self.network.state_dict(), self.prediction, self.label_scale)
 
     @property
     def parameters(self) -> int:
         return sum(p.numel() for p in self.network.parameters())
+
+
+def memory(config: UNetConfig) -> int:
+    """Bytes that one image needs in float32, weights included: an estimate. The image size must be known."""
+    with torch.device("meta"):
+        weights = sum(p.numel() for p in UNet2DModel(config).parameters())
+    return 4 * (weights + config.activation_floats())
 
 
 def bundled_folder() -> Path:
@@ -110,38 +124,95 @@ def bundled() -> list[str]:
     return sorted(p.name for p in folder.iterdir() if diffusers.recognises(p)) if folder.is_dir() else []
 
 
-def load(reference: str = DEFAULT_MODEL, device: str = "auto") -> Model:
-    """Loads a model: a bundled name or a folder in diffusers' layout.
+def read(reference: str, config: str | None = None) -> tuple[Checkpoint, str, Path | None]:
+    """(checkpoint, name, folder) of a bundled name, a folder, a checkpoint file or a hub id, tried in this order.
 
-    `device` is "auto" (CUDA, then MPS, then CPU) or a torch device. Raises `UsageError` if there is no such model,
-    `FileError` if it cannot be used.
+    `config`, a preset's name or a JSON file, says what a checkpoint file does not. Raises `UsageError` if there is
+    nothing of that name, `FileError` if it cannot be used, `DDIMError` if it cannot be downloaded.
     """
-    if reference in bundled():
-        folder = bundled_folder() / reference
-    else:
-        folder = Path(reference)
-        if not folder.exists():
-            raise UsageError(f"no model {reference!r}", hint=f"a folder, or one of: {', '.join(bundled())}")
-        if not diffusers.recognises(folder):
-            raise FileError(f"{folder} is not a model folder (no unet/config.json)")
-    return from_checkpoint(diffusers.read(folder), folder.resolve().name, device, folder)
+    settings = formats.read_config(config) if config is not None else None
+    path = bundled_folder() / reference if reference in bundled() else Path(reference)
+    name, folder = path.resolve().name if path.is_dir() else path.stem, path
+    if not path.exists():
+        if not hub.is_id(reference):
+            raise UsageError(
+                f"no model {reference!r}: not a bundled one, no folder or file here, and no hub id (OWNER/NAME)",
+                hint=f"bundled: {', '.join(bundled()) or 'none'}",
+            )
+        path = folder = hub.fetch(reference)
+        name = reference
+    return formats.read(path, settings), name, folder if folder.is_dir() else None
+
+
+def load(
+    reference: str = DEFAULT_MODEL, device: str = "auto", class_label: int | None = None, config: str | None = None
+) -> Model:
+    """Loads a model: a bundled name, a folder in diffusers' layout, a checkpoint file, or a hub id.
+
+    `device` is "auto" (CUDA, then MPS, then CPU) or a torch device; `class_label` what a class-conditional network is
+    asked for; `config` as in `read`. Raises `UsageError` if there is no such model or class, `FileError` if it cannot
+    be used.
+    """
+    checkpoint, name, folder = read(reference, config)
+    check_class(checkpoint.config, name, class_label)
+    return from_checkpoint(checkpoint, name, device, folder, class_label)
+
+
+def check_class(config: UNetConfig, name: str, class_label: int | None) -> None:
+    """Raises `UsageError` unless the network has that class; None is for a network without classes."""
+    n = config.num_class_embeds
+    if class_label is None and n is not None:
+        raise UsageError(f"the model {name} is class-conditional", hint=f"add --class with a number from 0 to {n - 1}")
+    if class_label is not None and n is None:
+        raise UsageError(f"the model {name} has no classes", hint="leave --class away")
+    if class_label is not None and n is not None and not 0 <= class_label < n:
+        raise UsageError(f"the model {name} has no class {class_label}", hint=f"its classes are 0 to {n - 1}")
 
 
 def from_checkpoint(
-    checkpoint: checkpoints.Checkpoint, name: str, device: str = "auto", folder: Path | None = None
+    checkpoint: Checkpoint,
+    name: str,
+    device: str = "auto",
+    folder: Path | None = None,
+    class_label: int | None = None,
 ) -> Model:
     """A `Model` of a checkpoint that was read. Raises `FileError` if weights and configuration do not fit."""
+    config = checkpoint.config
+    if config.out_channels not in (config.in_channels, 2 * config.in_channels):
+        raise FileError(
+            f"{name} maps {config.in_channels} channels to {config.out_channels}: not a denoiser of images alone",
+            hint="super-resolution and inpainting networks need an image beside the noise",
+        )
     with torch.device("meta"):
-        network = UNet2DModel(checkpoint.config)
+        network = UNet2DModel(config)
     wanted = {k: v.shape for k, v in network.state_dict().items()}
     given = {k: v.shape for k, v in checkpoint.weights.items()}
     if wanted != given:
         odd = sorted(k for k in wanted.keys() | given.keys() if wanted.get(k) != given.get(k))
         raise FileError(f"the weights of {name} do not fit its configuration ({len(odd)} tensors, {odd[0]} first)")
-    network.load_state_dict(checkpoint.weights, assign=True)
     target = torch_device(device)
-    network = network.to(target).to(memory_format=torch.channels_last).eval().requires_grad_(False)
-    return Model(network, checkpoint.schedule, checkpoint.prediction, name, folder, target)
+    network.load_state_dict(checkpoint.weights, assign=True)
+    network = network.to(target).eval().requires_grad_(False)
+    if target.type != "cpu" or sum(w.nbytes for w in checkpoint.weights.values()) < COPY_BELOW:
+        for w in network.parameters():
+            if w.ndim == 4:
+                w.data = w.data.contiguous(memory_format=torch.channels_last)
+    notes = [*checkpoint.notes, f"predicts {checkpoint.prediction}; {checkpoint.schedule.T} noise levels"]
+    if config.out_channels != config.in_channels:
+        notes.append("the learned variances are left out")
+    return Model(
+        network, checkpoint.schedule, checkpoint.prediction, name, folder, target, class_label,
+        checkpoint.label_scale, tuple(notes), tuple(checkpoint.guesses),
+    )  # fmt: skip
+
+
+def digest(config: UNetConfig, weights: Mapping[str, Tensor], prediction: str, label_scale: float) -> str:
+    """SHA-256 of the weights and of what else decides the output: see `UNetConfig.essence`."""
+    h = hashlib.sha256(repr((config.essence(), prediction, float(label_scale))).encode())
+    for name, w in sorted(weights.items()):
+        h.update(f"{name} {tuple(w.shape)} {w.dtype}".encode())
+        h.update(w.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return h.hexdigest()
 
 
 def torch_device(name: str) -> torch.device:
@@ -158,4 +229,4 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
-__all__ = ["DDIMError", "Model", "bundled", "load"]
+__all__ = ["DDIMError", "Model", "bundled", "load", "read"]

@@ -153,6 +153,22 @@ class UNetConfig:
             self.resnet_time_scale_shift,
         )  # fmt: skip
 
+    def activation_floats(self) -> int:
+        """Numbers held at once, at most, while one image goes through: an estimate from the fields.
+
+        The skips are all alive when the way up begins, and the finest resolution needs a few copies of its widest map.
+        Raises `ValueError` if the configuration leaves the image size open.
+        """
+        if self.image_size is None:
+            raise ValueError("the configuration leaves the image size open")
+        pixels = self.image_size[0] * self.image_size[1]
+        c = self.block_out_channels
+        areas = [pixels >> 2 * i for i in range(len(c))]
+        skips = c[0] * pixels + sum(self.layers_per_block * w * a for w, a in zip(c, areas, strict=True))
+        skips += sum(w * a for w, a in zip(c, areas[1:], strict=False))
+        widest = max((w + max(c[i : i + 2])) * a for i, (w, a) in enumerate(zip(c, areas, strict=True)))
+        return skips + 4 * widest
+
     def _check(self) -> None:
         def refuse(field: str, known: object) -> None:
             value = getattr(self, field)
@@ -318,7 +334,7 @@ class Attention(nn.Module):
         q, k, v = (f(h).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.to_q, self.to_k, self.to_v))
         h = F.scaled_dot_product_attention(q, k, v)
         h = self.to_out[0](h.transpose(1, 2).flatten(2))
-        out = x + h.transpose(1, 2).unflatten(2, (height, width))
+        out: Tensor = x + h.transpose(1, 2).unflatten(2, (height, width))
         return out if self.scale == 1 else out / self.scale
 
 

@@ -1,4 +1,7 @@
-"""Checkpoint formats: one module each, all giving a `Checkpoint`. Nothing here runs code from a file."""
+"""Checkpoint formats: one module each, all giving a `Checkpoint`. Nothing here runs code from a file.
+
+`formats` holds the registry and `formats.read`, the one way in; `hub` downloads; `identify` names what we refuse.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,13 @@ if TYPE_CHECKING:
 class Checkpoint:
     """What any format comes down to: the network's fields and weights (diffusers' names), schedule and prediction.
 
-    `notes` tells what was chosen or guessed on the way, one sentence each.
+    `notes` tells what was chosen on the way, `guesses` what the file did not say and we assumed: one sentence each.
     """
 
     config: UNetConfig
     weights: dict[str, Tensor]
     schedule: Schedule
     prediction: str = "epsilon"  # what the network's output is: see `ddimctl.model.PREDICTIONS`
+    label_scale: float = 1.0  # the network was trained on labels times this
     notes: list[str] = field(default_factory=list)
+    guesses: list[str] = field(default_factory=list)

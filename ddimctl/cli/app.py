@@ -17,7 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 from ddimctl import __version__
-from ddimctl.cli import decode, encode, info, interpolate, reconstruct, train
+from ddimctl.cli import decode, encode, info, interpolate, models, reconstruct, train
 from ddimctl.errors import FAILED, USAGE, DDIMError
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ for command in (
     train.train,
 ):
     app.command()(command)
+app.add_typer(models.app, name="models")
 
 
 def _version(wanted: bool) -> None:

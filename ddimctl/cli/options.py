@@ -16,12 +16,22 @@ DEFAULT_SOLVER = "ab2"
 DEFAULT_SPACING = "karras"
 DEFAULT_BATCH = 64
 
-MODEL_HELP = "A bundled model's name, or a model folder."
+MODEL_HELP = "A bundled model's name, a model folder, a checkpoint file, or a hub id (OWNER/NAME)."
 SOLVER_HELP = "How the ODE is integrated: ab2, ddim, heun."
 SPACING_HELP = "Where the noise levels lie: karras, linear, quadratic."
 STEPS_HELP = "Steps along the path, each way."
 
 Model = Annotated[str, typer.Option("-m", "--model", envvar="DDIMCTL_MODEL", help=MODEL_HELP, metavar="MODEL")]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config", metavar="NAME|FILE", help="What an OpenAI or DDIM checkpoint does not say: a preset, or JSON."
+    ),
+]
+Class = Annotated[
+    int | None,
+    typer.Option("--class", metavar="N", min=0, help="The class that a class-conditional model is asked for."),
+]
 Steps = Annotated[int, typer.Option("--steps", metavar="S", help=STEPS_HELP)]
 Solver = Annotated[str, typer.Option("--solver", metavar="NAME", help=SOLVER_HELP)]
 Spacing = Annotated[str, typer.Option("--spacing", metavar="NAME", help=SPACING_HELP)]

@@ -1,0 +1,60 @@
+"""The noise schedules that checkpoints name: functions of (T, first β, last β) to the list of β."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ddimctl.errors import FileError
+from ddimctl.schedule import Schedule
+
+MAX_T = 100_000
+
+
+def linear(T: int, start: float, end: float) -> list[float]:
+    """DDPM's (Ho et al. 2020)."""
+    return [start + (end - start) * i / max(T - 1, 1) for i in range(T)]
+
+
+def scaled_linear(T: int, start: float, end: float) -> list[float]:
+    """√β rises linearly (latent diffusion); ermongroup/ddim call it quad."""
+    return [b * b for b in linear(T, math.sqrt(start), math.sqrt(end))]
+
+
+def cosine(T: int, start: float, end: float) -> list[float]:
+    """Nichol and Dhariwal 2021, eq. 17: ᾱ is a squared cosine and β at most 0.999. `start` and `end` play no part."""
+    bar = [math.cos((i / T + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(T + 1)]
+    return [min(1 - q / p, 0.999) for p, q in zip(bar, bar[1:], strict=False)]
+
+
+def sigmoid(T: int, start: float, end: float) -> list[float]:
+    """β rises as a logistic function from −6 to 6 (GeoDiff)."""
+    return [start + (end - start) / (1 + math.exp(-x)) for x in linear(T, -6.0, 6.0)]
+
+
+def schedule(kind: Any, T: Any = 1000, start: Any = 1e-4, end: Any = 0.02) -> Schedule:
+    """The schedule of that name, from values out of a file. Raises `FileError` if they make no sense."""
+    if not isinstance(kind, str) or kind not in BETAS:
+        raise FileError(f"the schedule {kind!r} is not implemented", hint=f"known: {', '.join(BETAS)}")
+    if not isinstance(T, int) or isinstance(T, bool) or not 1 <= T <= MAX_T:
+        raise FileError(f"a schedule of {T!r} levels makes no sense", hint=f"1 to {MAX_T} are possible")
+    if not all(isinstance(b, int | float) and 0 < b < 1 for b in (start, end)):
+        raise FileError(f"a schedule from β = {start!r} to {end!r} makes no sense")
+    return checked(BETAS[kind](T, float(start), float(end)))
+
+
+def checked(betas: list[float]) -> Schedule:
+    """`Schedule.from_betas`. Raises `FileError` where it refuses."""
+    try:
+        return Schedule.from_betas(betas)
+    except (TypeError, ValueError) as e:
+        raise FileError(f"the checkpoint's schedule makes no sense: {e}") from e
+
+
+BETAS: dict[str, Callable[[int, float, float], list[float]]] = {
+    "linear": linear,
+    "scaled_linear": scaled_linear,
+    "squaredcos_cap_v2": cosine,
+    "sigmoid": sigmoid,
+}

@@ -1,0 +1,108 @@
+"""Models on the Hugging Face hub: downloads just the files of diffusers' layout, into the hub's own cache.
+
+Needs the extra ``hub``. ``HF_HOME`` and ``HF_HUB_OFFLINE`` mean what they mean everywhere. The small files come first
+and are checked, so that a model which ddimctl does not implement is refused before its weights are downloaded. No code
+from a repository is ever run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from ddimctl.checkpoints import diffusers
+from ddimctl.errors import DDIMError, UsageError
+
+ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+SETTINGS = ("model_index.json", "config.json", "scheduler_config.json", "README.md")
+FOLDERS = ("", "unet/", "scheduler/")
+INSTALL = "install it with: pip install 'ddimctl[hub]'"
+
+
+def is_id(reference: str) -> bool:
+    """Whether `reference` has the form OWNER/NAME."""
+    return ID.fullmatch(reference) is not None and ".." not in reference
+
+
+def fetch(repo: str, revision: str | None = None) -> Path:
+    """The folder of the model `repo`, downloaded unless it is there already.
+
+    Raises `UsageError` if the hub has no such model, `FileError` if ddimctl does not implement it, `DDIMError` if the
+    hub cannot be reached and the model is not in the cache.
+    """
+    try:
+        hub: Any = importlib.import_module("huggingface_hub")
+        errors: Any = importlib.import_module("huggingface_hub.errors")
+    except ImportError as e:
+        raise DDIMError(
+            f"{repo} looks like a model on the Hugging Face hub, which needs huggingface-hub", INSTALL
+        ) from e
+    if not sys.stderr.isatty():
+        hub.utils.disable_progress_bars()
+    try:
+        info = hub.HfApi().model_info(repo, revision=revision)
+    except (errors.GatedRepoError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as e:
+        if isinstance(e, errors.GatedRepoError):
+            raise UsageError(
+                f"the model {repo} is gated", hint="accept its terms on the hub, then log in: hf auth login"
+            ) from e
+        raise UsageError(
+            f"the hub has no model {repo}", hint="check the name; a private one needs: hf auth login"
+        ) from e
+    except Exception as e:  # no network raises the errors of whichever library carries it
+        return _cached(hub, repo, revision, e)
+    names = {s.rfilename for s in info.siblings or []}
+    small = [f + n for f in FOLDERS for n in SETTINGS if f + n in names]
+    folder = _download(hub, repo, info.sha, small)
+    if not diffusers.recognises(folder):
+        raise diffusers.explain_names(repo, names)
+    diffusers.read_settings(folder)
+    _, scheduler = diffusers.find(folder)
+    if scheduler is not None:
+        diffusers.read_scheduler(diffusers.read_json(scheduler))
+    return _download(hub, repo, info.sha, [*small, *_weights(hub, repo, info.sha, names)])
+
+
+def _weights(hub: Any, repo: str, sha: str, names: Collection[str]) -> list[str]:
+    """The files of `repo` that hold its weights."""
+    prefix = "unet/" if "unet/config.json" in names else ""
+    here = {n.removeprefix(prefix) for n in names if n.startswith(prefix) and "/" not in n.removeprefix(prefix)}
+    files, index = diffusers.choose_weights(here)
+    if index:
+        folder = _download(hub, repo, sha, [prefix + index]) / prefix
+        files = [index, *diffusers.shards(diffusers.read_json(folder / index, limit=20_000_000), repo)]
+    if not files:
+        raise diffusers.no_weights(repo, here)
+    return [prefix + f for f in files]
+
+
+def _download(hub: Any, repo: str, sha: str, files: list[str]) -> Path:
+    try:
+        return Path(hub.snapshot_download(repo, revision=sha, allow_patterns=files))
+    except Exception as e:  # network, disk, permissions: each with the exception of another library
+        raise DDIMError(f"cannot download {repo} ({', '.join(files[-3:])}): {_reason(e)}", hint="try again") from e
+
+
+def _cached(hub: Any, repo: str, revision: str | None, error: Exception) -> Path:
+    """The model as an earlier download left it."""
+    try:
+        folder = Path(hub.snapshot_download(repo, revision=revision, local_files_only=True))
+        unet, _ = diffusers.find(folder) if diffusers.recognises(folder) else (None, None)
+        if unet is not None and any(diffusers.choose_weights({p.name for p in unet.iterdir()})):
+            return folder
+    except Exception:  # not in the cache: huggingface-hub's LocalEntryNotFoundError, and whatever a broken cache raises
+        pass
+    files = f"config.json, scheduler_config.json, {diffusers.WEIGHTS}"
+    raise DDIMError(
+        f"cannot reach the hub to download {repo} ({files}), and it is not in the cache: {_reason(error)}",
+        hint="check the network and HF_HUB_OFFLINE, or give a folder or file that is here",
+    ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what went wrong."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

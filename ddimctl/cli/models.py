@@ -1,0 +1,199 @@
+"""``ddimctl models``: list, show, convert, pull."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ddimctl.cli import options
+from ddimctl.cli.console import Console
+from ddimctl.errors import UsageError
+
+if TYPE_CHECKING:
+    from ddimctl.checkpoints import Checkpoint
+    from ddimctl.model import Model
+
+app = typer.Typer(no_args_is_help=True, help="List, examine, convert and download models.")
+
+Reference = Annotated[str, typer.Argument(metavar="MODEL", help=options.MODEL_HELP)]
+
+
+@app.command("list")
+def list_models(json: options.Json = False) -> None:
+    """Print the names of the bundled models.
+
+    Example: ddimctl models list
+    """
+    from ddimctl.model import bundled, bundled_folder
+
+    names = bundled()
+    folder = bundled_folder()
+    console = Console(json=json)
+    if names or json:
+        console.data("\n".join(names), {"models": [{"name": n, "folder": str(folder / n)} for n in names]})
+    else:
+        console.notice("no model is bundled")
+
+
+@app.command()
+def show(
+    model: Reference,
+    config: options.Config = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Tell what a model is: architecture, parameters, schedule, digest, licence, memory needed.
+
+    Example: ddimctl models show fashion-mnist
+    """
+    from ddimctl.checkpoints import diffusers
+    from ddimctl.model import from_checkpoint, read
+
+    console = Console(quiet, verbose, json)
+    checkpoint, name, folder = read(model, config)
+    net = from_checkpoint(checkpoint, name, "cpu")
+    report(console, net)
+    console.data(*about(net, diffusers.licence(folder) if folder else None))
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help=options.MODEL_HELP)],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="The model folder to make.")],
+    config: options.Config = None,
+    license_: Annotated[str, typer.Option("--license", metavar="NAME", help="The model's licence, for the card.")] = "",
+    force: options.Force = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Convert any checkpoint into a model folder: diffusers' layout, safetensors, a card.
+
+    The folder needs no --config any more, and its digest is that of the checkpoint.
+
+    Example: ddimctl models convert ckpt.pth -o my-model
+    """
+    from ddimctl.checkpoints import diffusers
+    from ddimctl.files import write_bytes
+    from ddimctl.model import from_checkpoint, read
+
+    console = Console(quiet, verbose, json)
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"{output} is a file", hint="name a folder")
+    if output.exists() and any(output.iterdir()) and not force:
+        raise UsageError(f"{output} is a folder with something in it", hint="name another, or add --force")
+    found, name, folder = read(checkpoint, config)
+    if folder is not None and folder.resolve() == output.resolve():
+        raise UsageError(f"{output} is the model itself", hint="name another folder")
+    model = from_checkpoint(found, name, "cpu")  # refuses what does not fit together, before anything is written
+    report(console, model)
+    licence = license_ or (diffusers.licence(folder) if folder else None)
+    diffusers.write(output, found)
+    write_bytes(output / "README.md", card(found, name, model.digest, licence).encode())
+    if found.label_scale != 1:
+        console.notice("diffusers cannot scale labels: only ddimctl can use this folder")
+    console.data(str(output), {"folder": str(output), "digest": model.digest})
+
+
+@app.command()
+def pull(
+    model: Annotated[str, typer.Argument(metavar="ID", help="A model on the Hugging Face hub: OWNER/NAME.")],
+    revision: Annotated[str | None, typer.Option(metavar="NAME", help="A branch, tag or commit of it.")] = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Download a model from the Hugging Face hub into the hub's cache, and print its folder.
+
+    Only the files that are needed are fetched, and a model that ddimctl cannot use is refused before its weights are.
+    Afterwards -m ID works without a network.
+
+    Example: ddimctl models pull google/ddpm-cifar10-32
+    """
+    from ddimctl.checkpoints import hub
+
+    console = Console(quiet, json=json)
+    if not hub.is_id(model):
+        raise UsageError(f"{model!r} is not a hub id", hint="it has the form OWNER/NAME")
+    folder = hub.fetch(model, revision)
+    console.data(str(folder), {"id": model, "folder": str(folder)})
+
+
+def report(console: Console, model: Model) -> None:
+    """What was guessed while loading, as notices; what was chosen, with -v."""
+    for guess in model.guesses:
+        console.notice(f"guessed: {guess}")
+    for note in model.notes:
+        console.detail(note)
+
+
+def about(model: Model, licence: str | None) -> tuple[str, dict[str, Any]]:
+    """A model as text, and as a record."""
+    from ddimctl.model import memory
+
+    c, schedule = model.config, model.schedule
+    size = c.image_size
+    needs = memory(c) if size else None
+    record: dict[str, Any] = {
+        "name": model.name,
+        "image_size": list(size) if size else None,
+        "channels": c.in_channels,
+        "classes": c.num_class_embeds,
+        "parameters": model.parameters,
+        "prediction": model.prediction,
+        "learned_variance": c.out_channels != c.in_channels,
+        "schedule": {
+            "T": schedule.T,
+            "sigma_min": schedule.sigma(1),
+            "sigma_max": schedule.sigma(schedule.T),
+            "label_scale": model.label_scale,
+            "digest": schedule.digest,
+        },
+        "digest": model.digest,
+        "licence": licence,
+        "memory_bytes": needs,
+        "architecture": c.to_dict(),
+        "notes": list(model.notes),
+        "guesses": list(model.guesses),
+    }
+    levels = [
+        f"{ch}{'*' if 'Attn' in b else ''}" for ch, b in zip(c.block_out_channels, c.down_block_types, strict=True)
+    ]
+    rows = [
+        ("images", f"{' x '.join(map(str, size)) if size else 'of any size'}, {c.in_channels} channels"),
+        ("network", f"channels {' '.join(levels)} (* attention), {c.layers_per_block} layers a resolution"),
+        ("parameters", f"{model.parameters:,}"),
+        ("predicts", model.prediction + (", and variances, which are left out" if record["learned_variance"] else "")),
+        ("schedule", f"T = {schedule.T}, σ from {schedule.sigma(1):.4g} to {schedule.sigma(schedule.T):.4g}"),
+        ("digest", model.digest),
+        ("licence", licence or "not stated"),
+        (
+            "memory",
+            f"about {needs / 1e6:,.0f} MB for one image, beside Python's and torch's own" if needs else "unknown",
+        ),
+    ]
+    if model.label_scale != 1:
+        rows.insert(5, ("labels", f"times {model.label_scale:g}"))
+    if c.num_class_embeds:
+        rows.insert(1, ("classes", f"{c.num_class_embeds}, chosen with --class"))
+    return "\n".join([model.name, *(f"  {k:<11} {v}" for k, v in rows)]), record
+
+
+def card(checkpoint: Checkpoint, name: str, digest: str, licence: str | None) -> str:
+    """The README.md of a converted model."""
+    from ddimctl import __version__
+
+    c = checkpoint.config
+    size = " × ".join(map(str, c.image_size)) if c.image_size else "any"
+    told = [f"- {note}" for note in checkpoint.notes] + [f"- guessed: {guess}" for guess in checkpoint.guesses]
+    head = f"license: {licence}\n" if licence else ""
+    return (
+        f"---\n{head}tags: [ddpm, ddim]\n---\n\n# {name}\n\n"
+        f"Converted to diffusers' layout by ddimctl {__version__}. "
+        f"{c.in_channels}-channel images of {size} pixels, {checkpoint.schedule.T} noise levels, "
+        f"predicts {checkpoint.prediction}.\n\n"
+        f"Licence: {licence or 'not stated in the checkpoint; ask whoever trained it'}.\n\n"
+        f"Weights digest: `{digest}`\n" + ("\nWhat the conversion chose:\n\n" + "\n".join(told) + "\n" if told else "")
+    )
