@@ -309,11 +309,15 @@ def _betas(schedule: Schedule) -> dict[str, Any]:
     exact = [1 - q / p for p, q in zip(schedule.alpha, schedule.alpha[1:], strict=False)]
     start, end = (round(b, 12) for b in (exact[0], exact[-1]))
     for kind, formula in betas.BETAS.items():
-        if Schedule.from_betas(formula(schedule.T, start, end)).alpha == schedule.alpha:
+        if _gives(formula(schedule.T, start, end), schedule):
             return {"beta_schedule": kind, "beta_start": start, "beta_end": end}
     # β = 1 − α_t/α_(t−1) has rounding errors; the shorter decimals that it came from may give the α back exactly.
-    for digits in (7, 9, 12, 15):
-        listed = [float(f"{b:.{digits}g}") for b in exact]
-        if Schedule.from_betas(listed).alpha == schedule.alpha:
-            return {"beta_schedule": "linear", "trained_betas": listed}
-    return {"beta_schedule": "linear", "trained_betas": exact}
+    shorter = ([float(f"{b:.{digits}g}") for b in exact] for digits in (7, 9, 12, 15))
+    return {"beta_schedule": "linear", "trained_betas": next((b for b in shorter if _gives(b, schedule)), exact)}
+
+
+def _gives(listed: list[float], schedule: Schedule) -> bool:
+    try:
+        return Schedule.from_betas(listed).alpha == schedule.alpha
+    except ValueError:  # one of the formulas need not make sense between these ends
+        return False

@@ -1,0 +1,196 @@
+"""OpenAI's layout, against the network that their repositories define (`layouts.openai_forward`) and against diffusers."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import layouts
+import pytest
+import torch
+from diffusers import UNet2DModel as TheirUNet
+from torch import Tensor
+
+from ddimctl.checkpoints import diffusers, formats, openai
+from ddimctl.errors import FileError, UsageError
+from ddimctl.model import Model, from_checkpoint, load
+
+CONFIG = {"image_size": 16, "num_heads": 4}
+CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({}, {}),
+    ({"updown": True}, {}),
+    ({"updown": True, "attention": (0, 1)}, {}),
+    ({"updown": True, "attention": ()}, {}),
+    ({"scale_shift": False}, {}),
+    ({"learn_sigma": True}, {"learn_sigma": True}),
+    ({"classes": 3}, {"class_cond": True}),
+    ({"layers": 2, "channels": (32, 32, 64), "attention": (1, 2)}, {"num_res_blocks": 2}),
+    ({}, {"use_new_attention_order": True}),
+    ({}, {"num_head_channels": 32}),
+    ({"attention": (0, 1)}, {"num_head_channels": 16, "use_new_attention_order": True}),
+    ({"attention": (0, 1)}, {"num_heads": 2}),  # heads of 16 and of 32 channels
+    ({}, {"num_heads": 1}),
+    ({}, {"diffusion_steps": 4000, "noise_schedule": "cosine", "rescale_timesteps": True}),
+    ({}, {"diffusion_steps": 4000, "noise_schedule": "cosine", "rescale_timesteps": False}),
+]
+IDS = [str({**a, **b} or "plain") for a, b in CASES]
+
+
+def read(tmp_path: Path, state: layouts.State, config: dict[str, Any]) -> Model:
+    """The model, through a file as OpenAI's scripts save it."""
+    torch.save(state, tmp_path / "model.pt")
+    (tmp_path / "flags.json").write_text(json.dumps({**CONFIG, **config}))
+    classes = 1 if "label_emb.weight" in state else None
+    return load(str(tmp_path / "model.pt"), "cpu", class_label=classes, config=str(tmp_path / "flags.json"))
+
+
+def oracle(state: layouts.State, config: dict[str, Any], x: Tensor, t: int) -> Tensor:
+    """What their code would predict at paper time t, so their label t − 1."""
+    flags = {**CONFIG, **config}
+    T = flags.get("diffusion_steps", 1000)
+    label = (t - 1) * (1000 / T if flags.get("rescale_timesteps") else 1.0)
+    classes = torch.tensor([1] * len(x)) if "label_emb.weight" in state else None
+    return layouts.openai_forward(
+        state,
+        x,
+        torch.full((len(x),), label),
+        flags["num_heads"],
+        flags.get("num_head_channels", -1),
+        flags.get("use_new_attention_order", False),
+        classes,
+    )[:, :3]
+
+
+@pytest.mark.parametrize(("make", "config"), CASES, ids=IDS)
+def test_eps_equals_their_network(make: dict[str, Any], config: dict[str, Any], tmp_path: Path) -> None:
+    state = layouts.openai_state(**make)
+    model = read(tmp_path, state, config)
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    for t in (1, 400, model.schedule.T):
+        sigma = model.schedule.sigma(t)
+        theirs = oracle(state, config, x, t)
+        ours = model.eps(x.double() * math.sqrt(1 + sigma**2), sigma)
+        assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize(("make", "config"), CASES, ids=IDS)
+def test_converted_it_is_the_same_network(make: dict[str, Any], config: dict[str, Any], tmp_path: Path) -> None:
+    """Through our own layout: the same digest, schedule and labels; and diffusers computes the same from it."""
+    state = layouts.openai_state(**make)
+    model = read(tmp_path, state, config)
+    checkpoint = formats.read(tmp_path / "model.pt", {**CONFIG, **config})
+    diffusers.write(tmp_path / "converted", checkpoint)
+    again = from_checkpoint(diffusers.read(tmp_path / "converted"), "again", "cpu", class_label=model.class_label)
+    assert again.digest == model.digest
+    assert again.schedule.digest == model.schedule.digest
+    assert (again.prediction, again.label_scale) == (model.prediction, model.label_scale)
+    assert (tmp_path / "converted" / "model_index.json").is_file() == (model.label_scale == 1)
+    if isinstance(model.config.attention_head_dim, tuple):
+        return  # beyond diffusers
+    theirs = TheirUNet.from_pretrained(tmp_path / "converted" / "unet").eval()
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    label = 250
+    classes = torch.tensor([1, 1]) if "label_emb.weight" in state else None
+    with torch.inference_mode():
+        a = theirs(x, label, classes).sample[:, :3]
+    b = oracle(state, {**config, "rescale_timesteps": False}, x, label + 1)
+    assert (a - b).abs().max() < 1e-5 * b.abs().max()
+
+
+def test_the_order_of_q_k_and_v_matters() -> None:
+    """The two orders differ for more than one head, so the comparisons above can fail."""
+    w = torch.arange(24.0)
+    assert [p.tolist() for p in openai.split_qkv(w, 4, True)] == [list(range(i, i + 8)) for i in (0, 8, 16)]
+    q, k, v = openai.split_qkv(w, 4, False)
+    assert q.tolist() == [0, 1, 2, 3, 12, 13, 14, 15]
+    assert k.tolist() == [4, 5, 6, 7, 16, 17, 18, 19]
+    assert v.tolist() == [8, 9, 10, 11, 20, 21, 22, 23]
+
+
+def test_schedules_are_openais() -> None:
+    """Linear β keep their total whatever T; cosine is Nichol and Dhariwal's eq. 17."""
+    read = openai.read(layouts.openai_state(), {**CONFIG, "diffusion_steps": 250, "rescale_timesteps": False}, "x")
+    betas = [1 - q / p for p, q in zip(read.schedule.alpha, read.schedule.alpha[1:], strict=False)]
+    assert betas[0] == pytest.approx(4e-4)
+    assert betas[-1] == pytest.approx(0.08)
+    flags = {**CONFIG, "diffusion_steps": 4000, "noise_schedule": "cosine", "rescale_timesteps": True}
+    read = openai.read(layouts.openai_state(), flags, "x")
+    f = [math.cos((i / 4000 + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(4001)]
+    assert read.schedule.T == 4000
+    assert read.schedule.alpha[1234] == pytest.approx(f[1234] / f[0], rel=1e-9)
+    assert read.label_scale == 0.25
+    assert "labels scaled by 0.25" in " ".join(read.notes)
+
+
+def test_predict_xstart_is_the_sample_prediction() -> None:
+    assert openai.read(layouts.openai_state(), {**CONFIG, "predict_xstart": True}, "x").prediction == "sample"
+
+
+@pytest.mark.parametrize("name", openai.PRESETS)
+def test_presets_are_complete(name: str) -> None:
+    flags = openai.read_flags(openai.PRESETS[name])
+    assert flags["noise_schedule"] in openai.SCHEDULES
+    assert formats.read_config(name) == openai.PRESETS[name]
+
+
+def test_a_published_file_is_known_by_its_name_and_says_so(tmp_path: Path) -> None:
+    state = layouts.openai_state(channels=(32, 64, 64), attention=(1, 2))
+    torch.save(state, tmp_path / "cifar10_uncond_50M_500K.pt")
+    checkpoint = formats.read(tmp_path / "cifar10_uncond_50M_500K.pt")
+    assert checkpoint.config.image_size == (32, 32)
+    assert checkpoint.schedule.T == 4000
+    assert "by the file's name" in " ".join(checkpoint.guesses)
+    torch.save(state, tmp_path / "mine.pt")
+    with pytest.raises(FileError, match="does not tell its heads") as e:
+        formats.read(tmp_path / "mine.pt")
+    assert "--config" in e.value.hint
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"learn_sigma": True}, "learn_sigma is False, not True"),
+        ({"num_channels": 128}, "num_channels is 32, not 128"),
+        ({"num_res_blocks": 3}, "num_res_blocks is 1, not 3"),
+        ({"resblock_updown": True}, "resblock_updown is False"),
+        ({"use_scale_shift_norm": False}, "use_scale_shift_norm is True"),
+        ({"num_heads": 5}, "heads do not divide"),
+        ({"num_heads": 0}, "num_heads = 0"),
+        ({"num_heads": "4"}, "num_heads = '4'"),
+        ({"num_heads_upsample": 1}, "num_heads_upsample"),
+        ({"diffusion_steps": 4000}, "must say rescale_timesteps"),
+        ({"noise_schedule": "sqrt"}, "'sqrt' is not one of OpenAI's"),
+        ({"use_new_attention_order": "yes"}, "neither true nor false"),
+        ({"guidance": 3}, "unknown flags: guidance"),
+        ({"image_size": -1}, "sample_size = -1"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(config: dict[str, Any], said: str) -> None:
+    with pytest.raises(FileError, match=said):
+        openai.read(layouts.openai_state(), {**CONFIG, **config}, "x")
+
+
+def test_incomplete_files_are_refused_by_name() -> None:
+    state = layouts.openai_state()
+    with pytest.raises(FileError, match="lacks image_size"):
+        openai.read(state, {"num_heads": 4}, "x")
+    with pytest.raises(FileError, match="do not fit together"):
+        openai.read({k: w for k, w in state.items() if not k.startswith("output_blocks.3")}, CONFIG, "x")
+    with pytest.raises(FileError, match=r"lacks a tensor of OpenAI's U-Net: out\.2\.weight"):
+        openai.read({k: w for k, w in state.items() if k != "out.2.weight"}, CONFIG, "x")
+    with pytest.raises(FileError, match=r"a tensor that OpenAI's U-Net does not: extra\.weight"):
+        openai.read({**state, "extra.weight": torch.zeros(1)}, CONFIG, "x")
+    with pytest.raises(FileError, match="do not fit together") as e:
+        openai.read({k: w for k, w in state.items() if ".op." not in k and ".conv." not in k}, CONFIG, "x")
+    assert "conv_resample" in e.value.hint
+    with pytest.raises(UsageError, match="unknown configuration 'nonsense'"):
+        formats.read_config("nonsense")
+
+
+def test_an_upsampler_is_not_a_denoiser(tmp_path: Path) -> None:
+    state = layouts.openai_state()
+    state["input_blocks.0.0.weight"] = torch.randn(32, 6, 3, 3)
+    with pytest.raises(FileError, match="not a denoiser"):
+        read(tmp_path, state, {})
