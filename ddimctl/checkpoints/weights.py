@@ -5,6 +5,7 @@ Neither reader notices a flipped byte in the weights; `Model.digest` does.
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +34,8 @@ def load(path: Path) -> Any:
     zipped = zipfile.is_zipfile(path)  # as torch writes since 1.6; only then can it be mapped
     try:
         # weights_only: allowed types, no code. A file that this refuses is refused, never tried again without.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings(action="ignore"):  # about pickles that are refused in the next moment
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as e:  # whatever a hostile pickle provokes: KeyError, struct.error, RecursionError, …
         raise identify.unloadable(path, e) from e
 
