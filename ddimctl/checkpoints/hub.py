@@ -42,7 +42,7 @@ def fetch(repo: str, revision: str | None = None) -> Path:
             f"{repo} looks like a model on the Hugging Face hub, which needs huggingface-hub", INSTALL
         ) from e
     if not sys.stderr.isatty():
-        hub.utils.disable_progress_bars()
+        importlib.import_module("huggingface_hub.utils").disable_progress_bars()
     try:
         info = hub.HfApi().model_info(repo, revision=revision)
     except (errors.GatedRepoError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as e:
@@ -64,7 +64,8 @@ def fetch(repo: str, revision: str | None = None) -> Path:
     _, scheduler = diffusers.find(folder)
     if scheduler is not None:
         diffusers.read_scheduler(diffusers.read_json(scheduler))
-    return _download(hub, repo, info.sha, [*small, *_weights(hub, repo, info.sha, names)])
+    # By branch and not by commit: only so does the cache remember the branch, and find it without a network.
+    return _download(hub, repo, revision, [*small, *_weights(hub, repo, info.sha, names)])
 
 
 def _weights(hub: Any, repo: str, sha: str, names: Collection[str]) -> list[str]:
@@ -80,9 +81,9 @@ def _weights(hub: Any, repo: str, sha: str, names: Collection[str]) -> list[str]
     return [prefix + f for f in files]
 
 
-def _download(hub: Any, repo: str, sha: str, files: list[str]) -> Path:
+def _download(hub: Any, repo: str, revision: str | None, files: list[str]) -> Path:
     try:
-        return Path(hub.snapshot_download(repo, revision=sha, allow_patterns=files))
+        return Path(hub.snapshot_download(repo, revision=revision, allow_patterns=files))
     except Exception as e:  # network, disk, permissions: each with the exception of another library
         raise DDIMError(f"cannot download {repo} ({', '.join(files[-3:])}): {_reason(e)}", hint="try again") from e
 
