@@ -28,7 +28,7 @@ run ddimctl encode b.png -o b.pt
 run ddimctl interpolate a.pt b.pt --frames 10
 run ddimctl interpolate a.pt b.pt --frames 10 -o strip.png
 run ddimctl reconstruct --steps 100 --report mse
-run ddimctl reconstruct --steps 10,20,50,100 --solver ab2,ddim --limit 16 -o sheet.png
+run ddimctl reconstruct --steps 10,20,50,100 --solver ab2,ddim --limit 8 -o sheet.png
 
 echo
 echo "Look at:"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
-import os
+import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -29,10 +28,10 @@ LAYERS: list[set[str]] = [
     {"files", "paper"},
     {"schedule", "solvers", "metrics", "unet"},
     {"checkpoints"},
-    {"model", "images", "latent", "interpolate"},
+    {"model", "images", "interpolate"},
     {"ddim", "animation"},
-    {"health"},
-    {"train", "card"},
+    {"latent", "health"},
+    {"batch", "train", "card"},
     {"cli", "__main__"},
 ]
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
@@ -103,7 +102,7 @@ def test_imports_have_no_cycle() -> None:
 
 
 def test_every_layer_names_modules_that_exist() -> None:
-    planned = {"health", "card", "paper"}
+    planned = {"batch"}
     assert set(RANK) - planned <= {top(m) for m in MODULES}
 
 
@@ -183,17 +182,17 @@ def test_the_version_is_the_packages(ddimctl: Any) -> None:
 
 @pytest.mark.slow
 def test_help_is_quick(tmp_path: Path) -> None:
-    """0.3 s at the median; three times that on a build machine, whose cores are shared."""
+    """0.3 s at the median, in processor time: what else the machine is doing does not count."""
     command = [sys.executable, "-m", "ddimctl", "--help"]
 
     def once() -> float:
-        begin = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, stdout=subprocess.DEVNULL, env=isolated(tmp_path), cwd=tmp_path, check=True)
-        return time.perf_counter() - begin
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     once()  # writes the byte code
-    busy = "CI" in os.environ or os.getloadavg()[0] > 0.75 * (os.cpu_count() or 1)
-    assert statistics.median(once() for _ in range(7)) < (0.9 if busy else 0.3)
+    assert statistics.median(once() for _ in range(7)) < 0.3
 
 
 def commands(group: Any = None, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
