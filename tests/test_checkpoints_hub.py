@@ -57,17 +57,11 @@ class FakeHub:
         names = [str(p.relative_to(self.repo)) for p in self.repo.rglob("*") if p.is_file()]
         return types.SimpleNamespace(sha="c0ffee", siblings=[types.SimpleNamespace(rfilename=n) for n in sorted(names)])
 
-    def snapshot_download(
-        self,
-        repo: str,
-        revision: str | None = None,
-        allow_patterns: list[str] | None = None,
-        local_files_only: bool = False,
-    ) -> str:
-        if local_files_only:
-            if not self.cache.exists():
-                raise FileNotFoundError("not in the cache")
-            return str(self.cache)
+    def try_to_load_from_cache(self, repo: str, filename: str, revision: str | None = None) -> object:
+        path = self.cache / filename
+        return str(path) if path.exists() else None
+
+    def snapshot_download(self, repo: str, revision: str | None = None, allow_patterns: list[str] | None = None) -> str:
         assert revision in ("c0ffee", None)
         for name in allow_patterns or []:
             if name == self.failing:
@@ -95,6 +89,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     module: Any = types.ModuleType("huggingface_hub")
     module.HfApi = lambda: client
     module.snapshot_download = client.snapshot_download
+    module.try_to_load_from_cache = client.try_to_load_from_cache
     utils: Any = types.ModuleType("huggingface_hub.utils")
     utils.disable_progress_bars = lambda: None
     errors: Any = types.ModuleType("huggingface_hub.errors")

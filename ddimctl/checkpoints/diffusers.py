@@ -294,6 +294,8 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
     }
     if checkpoint.label_scale == 1:
         files[folder / "model_index.json"] = index
+    else:
+        (folder / "model_index.json").unlink(missing_ok=True)
     for path, value in files.items():
         write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
 

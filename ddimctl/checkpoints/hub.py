@@ -90,13 +90,13 @@ def _download(hub: Any, repo: str, revision: str | None, files: list[str]) -> Pa
 
 def _cached(hub: Any, repo: str, revision: str | None, error: Exception) -> Path:
     """The model as an earlier download left it."""
-    try:
-        folder = Path(hub.snapshot_download(repo, revision=revision, local_files_only=True))
-        unet, _ = diffusers.find(folder) if diffusers.recognises(folder) else (None, None)
-        if unet is not None and any(diffusers.choose_weights({p.name for p in unet.iterdir()})):
-            return folder
-    except Exception:  # not in the cache: huggingface-hub's LocalEntryNotFoundError, and whatever a broken cache raises
-        pass
+    # Not snapshot_download(local_files_only=True): it wants all files of the repository, also those we left out.
+    for name in ("unet/config.json", "config.json"):
+        found = hub.try_to_load_from_cache(repo, name, revision=revision)
+        if isinstance(found, str):
+            folder = Path(found.removesuffix(name))
+            if any(diffusers.choose_weights({p.name for p in Path(found).parent.iterdir()})):
+                return folder
     files = f"config.json, scheduler_config.json, {diffusers.WEIGHTS}"
     raise DDIMError(
         f"cannot reach the hub to download {repo} ({files}), and it is not in the cache: {_reason(error)}",
