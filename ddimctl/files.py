@@ -15,7 +15,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -113,6 +113,24 @@ def read_bytes(path: Path, limit: int) -> bytes:
     if len(data) > limit:
         raise FileError(f"{path} is larger than the {limit / 2**20:,.0f} MiB that are read")
     return data
+
+
+def find(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """The files below `folder` with one of these (lower-case) suffixes, sorted.
+
+    Nothing hidden, no folders that are links, and no pipes or devices, which would be waited for. A link that leads
+    nowhere is found: reading it says so. Raises `DDIMError` if a folder cannot be listed.
+    """
+
+    def refuse(e: OSError) -> None:
+        raise DDIMError(f"cannot list {e.filename}: {e.strerror or e}") from e
+
+    found = []
+    for path, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        here = (Path(path, n) for n in names if not n.startswith("."))
+        found += [p for p in here if p.suffix.lower() in suffixes and (p.is_file() or not p.exists())]
+    return sorted(found)
 
 
 def make_folder(path: Path) -> None:

@@ -19,7 +19,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from os import PathLike, fsdecode, walk
+from os import PathLike, fsdecode
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from PIL import Image, ImageCms, ImageColor, ImageOps, TiffImagePlugin, Unidenti
 from torch import Tensor
 
 from ddimctl.errors import FileError, UsageError, choose
-from ddimctl.files import atomic_file, read_bytes, sha256
+from ddimctl.files import find, read_bytes, sha256, write_bytes
 
 SUFFIXES = {
     ".png": "PNG",
@@ -95,18 +95,11 @@ class Preprocessing:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The image files below `folder`, sorted: by suffix, nothing hidden, no folders that are links.
-
-    Raises `UsageError` if there are none.
-    """
-    found = []
-    for path, folders, names in walk(folder):
-        folders[:] = [f for f in folders if not f.startswith(".")]
-        here = [Path(path, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in SUFFIXES]
-        found += [p for p in here if p.is_file() or p.is_symlink()]  # no pipes: they would be waited for
+    """The image files below `folder`, sorted: by suffix, nothing hidden. Raises `UsageError` if there are none."""
+    found = find(folder, SUFFIXES)
     if not found:
         raise UsageError(f"{folder} holds no images", hint=f"looked for {' '.join(SUFFIXES)}")
-    return sorted(found)
+    return found
 
 
 def check_suffix(path: Path) -> None:
@@ -148,8 +141,19 @@ def read(
                     notes.append("colour to grey")
                 picture = picture.convert("L" if channels == 1 else "RGB")
             picture, done = FITS[how.fit](picture, (size[1], size[0]), how)
-            record |= {"colour": notes, "fit": how.fit, **done, "pixels": [*size, channels]}
-            return np.asarray(picture).reshape(*size, channels), record
+            record |= {"colour": notes, **choices(how), **done, "pixels": [*size, channels]}
+            return np.array(picture).reshape(*size, channels), record
+
+
+def choices(how: Preprocessing) -> dict[str, Any]:
+    """What in `how` decides about the result, as it stands in a record."""
+    value_range = list(how.value_range) if how.value_range else None
+    return {"fit": how.fit, "background": how.background, "frame": how.frame, "value_range": value_range}
+
+
+def digest(source: str | PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, as it stands in a record. Raises as `read` does."""
+    return sha256(read_bytes(Path(source), MAX_BYTES))
 
 
 def describe(record: dict[str, Any]) -> str:
@@ -219,7 +223,6 @@ def _frame(
             image.seek(how.frame)
         except EOFError as e:
             raise UsageError(f"{name} has no frame {how.frame}", hint="they count from 0") from e
-        record["frame"] = how.frame
         if image.width * image.height > how.max_pixels:
             raise FileError(f"{name} has too many pixels in frame {how.frame}", hint="--max-pixels allows more")
     elif several:
@@ -344,6 +347,8 @@ def crop(image: Image.Image, size: tuple[int, int], how: Preprocessing) -> Fitte
     scale = min(image.width / size[0], image.height / size[1])
     width, height = size[0] * scale, size[1] * scale
     left, top = (image.width - width) / 2, (image.height - height) / 2
+    if scale == 1:  # nothing to resample, and nothing to blur by half a pixel
+        left, top = left // 1, top // 1
     box = (max(left, 0.0), max(top, 0.0), min(left + width, image.width), min(top + height, image.height))
     return _resampled(image, size, box)
 
@@ -365,8 +370,8 @@ def pad(image: Image.Image, size: tuple[int, int], how: Preprocessing) -> Fitted
 
 def _resampled(image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]) -> Fitted:
     done: dict[str, Any] = {"box": [round(v, 3) for v in box], "resampling": None, "inner": [size[1], size[0]]}
-    if image.size == size:
-        return image, done
+    if (box[2] - box[0], box[3] - box[1]) == size and all(v == int(v) for v in box):
+        return image.crop((int(box[0]), int(box[1]), int(box[2]), int(box[3]))), done
     done["resampling"] = "Lanczos"
     return image.resize(size, Image.Resampling.LANCZOS, box), done
 
@@ -416,11 +421,15 @@ def save_image(path: Path, pixels: np.ndarray) -> None:
     Raises `UsageError` for an unknown suffix, `DDIMError` where the system refuses.
     """
     check_suffix(path)
-    format_ = SUFFIXES[path.suffix.lower()]
+    write_bytes(path, to_bytes(pixels, path.suffix))
+
+
+def to_bytes(pixels: np.ndarray, suffix: str) -> bytes:
+    """uint8 (H, W, C) as the content of a file with that suffix (one of `SUFFIXES`)."""
+    format_ = SUFFIXES[suffix.lower()]
     out = io.BytesIO()
     as_image(pixels).save(out, format_, **LOSSLESS.get(format_, {}))
-    with atomic_file(path) as f:
-        f.write(out.getbuffer())
+    return out.getvalue()
 
 
 def load_dataset(path: Path, channels: int, size: tuple[int, int]) -> Tensor:

@@ -3,6 +3,9 @@
 Two containers with the same content, chosen by suffix: ``.pt`` (torch's zip, loadable with ``weights_only=True``) and
 ``.safetensors``. The content is a format name and version, the float32 tensor x_T (N, C, H, W), a provenance as one JSON
 text, and a SHA-256 over all of these, since neither container notices a flipped byte itself.
+
+A file may come from anybody. Nothing in it is run, nothing is allocated that it does not hold, and what it says about
+itself is checked field by field, so that a command may rely on it.
 """
 
 from __future__ import annotations
@@ -10,24 +13,36 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
+import os
+import pickletools
 import zipfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from ddimctl.errors import FileError, UsageError
-from ddimctl.files import write_bytes
+from ddimctl.files import atomic_file, read_bytes, write_bytes
+
+if TYPE_CHECKING:
+    from ddimctl.ddim import Solution
+    from ddimctl.model import Model
 
 FORMAT = "ddimctl-latent"
 VERSION = 1
 SUFFIXES = (".pt", ".safetensors")
-MAX_BYTES = 1 << 32  # a latent file larger than this is refused unread
+MAX_BYTES = 1 << 32  # a latent file larger than this is refused
+MAX_HEADER = 100_000_000  # safetensors' own limit
+GLOBALS = {
+    "torch._utils _rebuild_tensor_v2",
+    "torch FloatStorage",
+    "collections OrderedDict",
+}  # all that a tensor needs
 NO_HINT = "make it again with: ddimctl encode"
 
 
@@ -52,10 +67,14 @@ class Latent:
 
 def digest(xT: Tensor, provenance: str) -> str:
     """SHA-256 of format, shape, values and provenance."""
-    h = hashlib.sha256(f"{FORMAT} {VERSION} {tuple(xT.shape)} ".encode())
-    h.update(xT.numpy().tobytes())
+    h = _hash(tuple(xT.shape))
+    h.update(_values(xT))
     h.update(provenance.encode())
     return h.hexdigest()
+
+
+def _hash(shape: tuple[int, ...]) -> hashlib._Hash:
+    return hashlib.sha256(f"{FORMAT} {VERSION} {shape} ".encode())
 
 
 def check_suffix(path: Path) -> None:
@@ -64,15 +83,52 @@ def check_suffix(path: Path) -> None:
         raise UsageError(f"{path} is no name for a latent", hint=f"use a suffix of {' '.join(SUFFIXES)}")
 
 
+def provenance(
+    model: Model,
+    reference: str,
+    path: Sequence[float],
+    spacing: str,
+    solver: str,
+    solution: Solution,
+    records: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """What a latent file says about itself, besides x_T: enough to decode it, and to make it again.
+
+    `reference` is the name that the model was loaded by, `records` one of `images.read` for each image.
+    """
+    from ddimctl import __version__
+
+    return {
+        "ddimctl": __version__,
+        "model": {"name": model.name, "reference": reference, "digest": model.digest},
+        "schedule": model.schedule.digest,
+        "solver": solver,
+        "decoder": "ddim" if solver == "exact" else solver,
+        "spacing": spacing,
+        "steps": len(path) - 1,
+        "path": list(path),
+        "tolerance": solution.tolerance,
+        "evaluations": solution.evaluations,
+        "residuals": solution.residuals,
+        "unconverged": solution.unconverged,
+        "images": records,
+        "dtype": str(model.network.conv_in.weight.dtype).removeprefix("torch."),
+        "device": model.device.type,
+    }
+
+
 def to_bytes(latent: Latent, suffix: str) -> bytes:
-    """The file's content: the same for the same latent, byte for byte. Raises `FileError` for NaN and infinities."""
+    """The file's content: the same for the same latent, byte for byte.
+
+    Raises `FileError` for NaN and infinities, and for a provenance that `load` would refuse.
+    """
     xT = latent.xT.detach().to("cpu", torch.float32).contiguous().clone()  # a view would save its whole storage
+    text = _text(latent.provenance, len(xT))
+    text["sha256"] = digest(xT, text["provenance"])
     if not torch.isfinite(xT).all():
         raise FileError("the latent holds NaN or infinity and was not written")
-    provenance = json.dumps(latent.provenance, sort_keys=True, allow_nan=False)
-    text = {"format": FORMAT, "version": str(VERSION), "sha256": digest(xT, provenance), "provenance": provenance}
     if suffix.lower() == ".safetensors":
-        return save_safetensors({"xT": xT}, metadata=text)
+        return _safetensors_header(text, tuple(xT.shape)) + _values(xT)
     out = io.BytesIO()
     torch.save({**text, "xT": xT}, out)
     return out.getvalue()
@@ -84,44 +140,181 @@ def save(path: Path, latent: Latent) -> None:
     write_bytes(path, to_bytes(latent, path.suffix))
 
 
+def merge(parts: Sequence[Path], path: Path) -> None:
+    """Writes one latent file of all images of `parts`, which were made in the same way.
+
+    Into ``.safetensors`` they are copied one by one, so memory holds no more than one of them and all provenances.
+    """
+    check_suffix(path)
+    if path.suffix.lower() == ".pt":
+        latents = [load(p) for p in parts]
+        save(path, Latent(torch.cat([x.xT for x in latents]), _joined([x.provenance for x in latents])))
+        return
+    provenances, n, shape = [], 0, torch.Size()
+    for part in parts:
+        latent = load(part)
+        provenances.append(latent.provenance)
+        n, shape = n + len(latent.xT), latent.xT.shape[1:]
+    text = _text(_joined(provenances), n)
+    with atomic_file(path) as f:
+        f.write(_safetensors_header({**text, "sha256": "0" * 64}, (n, *shape)))
+        h = _hash((n, *shape))
+        for part in parts:
+            values = _values(load(part).xT)
+            h.update(values)
+            f.write(values)
+        h.update(text["provenance"].encode())
+        f.seek(0)
+        f.write(_safetensors_header({**text, "sha256": h.hexdigest()}, (n, *shape)))
+
+
 def load(path: Path) -> Latent:
     """Reads a latent file. Runs no code from it. Raises `UsageError` if there is none, `FileError` if it is not whole."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise FileError(f"{path} is too large for a latent")
-        data = path.read_bytes()
-    except FileNotFoundError as e:
-        raise UsageError(f"there is no file {path}") from e
-    except IsADirectoryError as e:
-        raise UsageError(f"{path} is a folder") from e
-    except OSError as e:
-        raise FileError(f"cannot read {path}: {e.strerror or e}") from e
-    return from_bytes(data, str(path))
+        with path.open("rb") as f:  # what is no latent is refused before all of it is read
+            head = f.read(8)
+            _check_head(head, os.fstat(f.fileno()).st_size, str(path))
+    except OSError:
+        pass  # `read_bytes` says it better
+    return from_bytes(read_bytes(path, MAX_BYTES), str(path))
 
 
 def from_bytes(data: bytes, name: str) -> Latent:
     """The latent in `data`; `name` is for messages. Raises `FileError` if it is not whole or not a latent."""
+    _check_head(data[:8], len(data), name)
     text, xT = _read_zip(data, name) if data[:2] == b"PK" else _read_safetensors(data, name)
     if text.get("format") != FORMAT:
         raise FileError(f"{name} is not a ddimctl latent", hint=NO_HINT)
     if text.get("version") != str(VERSION):
         raise FileError(f"{name} has format version {text.get('version')!r}; this ddimctl knows {VERSION}")
-    provenance = text.get("provenance")
-    if not isinstance(xT, Tensor) or xT.dtype != torch.float32 or xT.ndim != 4 or not isinstance(provenance, str):
+    about = text.get("provenance")
+    if not isinstance(xT, Tensor) or xT.dtype != torch.float32 or xT.ndim != 4 or not isinstance(about, str):
         raise FileError(f"{name} is damaged: its tensor is not float32 (N, C, H, W)", hint=NO_HINT)
+    if not 0 < xT.numel() * 4 <= len(data):  # an expanded tensor announces more than there is
+        raise FileError(f"{name} is damaged: its tensor has the shape {tuple(xT.shape)}", hint=NO_HINT)
     xT = xT.contiguous()
-    if digest(xT, provenance) != text.get("sha256"):
+    if digest(xT, about) != text.get("sha256"):
         raise FileError(f"{name} is damaged: its checksum does not match", hint=NO_HINT)
     if not torch.isfinite(xT).all():
         raise FileError(f"{name} holds NaN or infinity", hint=NO_HINT)
     try:
-        record = json.loads(provenance)
+        record = json.loads(about, parse_constant=_no_constant)
+        check_provenance(record, len(xT))
     except (ValueError, RecursionError) as e:
-        raise FileError(f"{name} is damaged: its provenance is not JSON", hint=NO_HINT) from e
+        raise FileError(f"{name} makes no sense: {e}", hint=NO_HINT) from e
     return Latent(xT, record)
 
 
+def check_provenance(record: Any, n: int) -> None:
+    """Raises `ValueError` unless `record` is a whole provenance of `n` images."""
+    if not isinstance(record, dict):
+        raise ValueError("its provenance is not an object")  # noqa: TRY004
+    for name, is_right in FIELDS.items():
+        if name not in record:
+            raise ValueError(f"its provenance has no {name}")
+        if not is_right(record[name]):
+            raise ValueError(f"its provenance has a wrong {name}")
+    if record["steps"] != len(record["path"]) - 1:
+        raise ValueError("its provenance has another number of steps than levels")
+    for name in ("images", "evaluations", "residuals"):
+        if record[name] is not None and len(record[name]) != n:
+            raise ValueError(f"its provenance has {name} for {len(record[name])} images, not {n}")
+
+
+def _is_name(value: Any) -> bool:
+    """A text that may be shown: no control characters."""
+    return isinstance(value, str) and value.isprintable()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
+
+
+def _all(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda values: isinstance(values, list) and all(map(check, values))
+
+
+def _is_path(value: Any) -> bool:
+    return _all(_is_number)(value) and len(value) > 1 and value[0] >= 0 and all(s < t for s, t in pairwise(value))
+
+
+FIELDS: dict[str, Callable[[Any], bool]] = {  # of a provenance, and what each must be
+    "ddimctl": _is_name,
+    "model": lambda v: isinstance(v, dict) and all(_is_name(v.get(k)) for k in ("name", "reference", "digest")),
+    "schedule": _is_name,
+    "solver": _is_name,
+    "decoder": _is_name,
+    "spacing": _is_name,
+    "steps": _is_count,
+    "path": _is_path,
+    "tolerance": lambda v: v is None or _is_number(v),
+    "evaluations": _all(_is_count),
+    "residuals": lambda v: v is None or _all(_is_number)(v),
+    "unconverged": _all(_is_count),
+    "images": _all(lambda v: isinstance(v, dict) and isinstance(v.get("name"), str)),
+    "dtype": _is_name,
+    "device": _is_name,
+}
+
+
+def _text(about: dict[str, Any], n: int) -> dict[str, str]:
+    """What stands beside the tensor, still without the checksum."""
+    try:
+        text = json.dumps(about, sort_keys=True, allow_nan=False)
+        check_provenance(json.loads(text), n)
+    except ValueError as e:
+        raise FileError(f"the latent was not written: {e}") from e
+    return {"format": FORMAT, "version": str(VERSION), "provenance": text}
+
+
+def _joined(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The provenance of all images of several files that were made in the same way."""
+    out = dict(provenances[0])
+    out["unconverged"] = []
+    n = 0
+    for p in provenances:
+        out["unconverged"] += [n + i for i in p["unconverged"]]
+        n += len(p["images"])
+    for name in ("images", "evaluations", "residuals"):
+        if out[name] is not None:
+            out[name] = [x for p in provenances for x in p[name]]
+    return out
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"it holds {text}")
+
+
+def _check_head(head: bytes, size: int, name: str) -> None:
+    """Refuses what cannot be a latent by its first 8 bytes and its size."""
+    if head[:2] == b"PK":
+        return
+    if len(head) < 8 or not 2 <= int.from_bytes(head, "little") <= min(size - 8, MAX_HEADER):
+        raise FileError(f"{name} is not a latent, or damaged", hint=NO_HINT)
+
+
+def _values(xT: Tensor) -> memoryview:
+    return xT.numpy().data.cast("B")
+
+
+def _safetensors_header(text: dict[str, str], shape: tuple[int, ...]) -> bytes:
+    """Length and header of a safetensors file. (Its own library writes the metadata in an order of the day.)"""
+    entry = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, 4 * math.prod(shape)]}
+    header = json.dumps({"__metadata__": text, "xT": entry}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    if len(header) > MAX_HEADER:
+        raise UsageError("a safetensors file cannot name so many images", hint="split the run with --shard")
+    return len(header).to_bytes(8, "little") + header
+
+
 def _read_safetensors(data: bytes, name: str) -> tuple[dict[str, Any], Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load as load_safetensors
+
     try:
         tensors = load_safetensors(data)
         length = int.from_bytes(data[:8], "little")
@@ -132,15 +325,37 @@ def _read_safetensors(data: bytes, name: str) -> tuple[dict[str, Any], Any]:
 
 
 def _read_zip(data: bytes, name: str) -> tuple[dict[str, Any], Any]:
+    """The dictionary in torch's zip, and the tensor in it.
+
+    Python's zip reader checks sizes and checksums, the pickle may name nothing but what a tensor needs, and torch gets a
+    fresh zip of just that: two readers may disagree about what a hostile zip holds.
+    """
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as z:  # torch stores; a compressed or overlapping member is a bomb
-            if sum(i.file_size for i in z.infolist()) > len(data):
+        clean = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(data)) as z, zipfile.ZipFile(clean, "w") as out:
+            members = z.infolist()
+            if sum(m.file_size for m in members) > len(data) or any(m.compress_type for m in members):
                 raise FileError(f"{name} unpacks to more than it holds and was refused")
-        content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+            for m in members:
+                content = z.read(m)
+                if m.filename.endswith("data.pkl"):
+                    _check_pickle(content, name)
+                out.writestr(m.filename, content)
+        clean.seek(0)
+        loaded = torch.load(clean, weights_only=True, map_location="cpu")
     except FileError:
         raise
     except Exception as e:  # torch.load documents no exceptions, and hostile bytes reach deep
         raise FileError(f"{name} is not a latent, or damaged", hint=NO_HINT) from e
-    if not isinstance(content, dict):
+    if not isinstance(loaded, dict):
         raise FileError(f"{name} is not a ddimctl latent", hint=NO_HINT)
-    return content, content.get("xT")
+    return loaded, loaded.get("xT")
+
+
+def _check_pickle(content: bytes, name: str) -> None:
+    """Raises `FileError` if the pickle calls anything but what a tensor needs. Runs nothing."""
+    for op, argument, _ in pickletools.genops(content):
+        if op.name == "GLOBAL" and argument not in GLOBALS:
+            raise FileError(f"{name} would call {str(argument).replace(' ', '.')[:80]} and was refused")
+        if op.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD", "EXT1", "EXT2", "EXT4"):
+            raise FileError(f"{name} would make objects and was refused")

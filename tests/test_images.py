@@ -478,8 +478,11 @@ def test_find_images_is_sorted_and_skips_what_is_no_image(tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "pipe.png")
     found = [str(p.relative_to(tmp_path)) for p in images.find_images(tmp_path)]
     assert found == ["a.jpg", "b/10.PNG", "b/2.png", "b/c/d.webp", "broken.png"]
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="holds no images"):
-        images.find_images(tmp_path / "b" / "c" / "none")
+        images.find_images(tmp_path / "empty")
+    with pytest.raises(DDIMError, match="cannot list"):
+        images.find_images(tmp_path / "none")
 
 
 @pytest.mark.parametrize("suffix", images.SUFFIXES)

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddimctl.cli import inputs, options
+from ddimctl.cli import batches, inputs, options
 from ddimctl.cli.console import Console
-from ddimctl.errors import UsageError
+from ddimctl.errors import FileError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ddimctl.batch import Item
+    from ddimctl.latent import Latent
+    from ddimctl.model import Model
 
 
 def decode(
-    latents: Annotated[list[str], typer.Argument(help="Latent files (.pt, .safetensors).")],
+    latents: Annotated[
+        list[str] | None, typer.Argument(help="Latent files (.pt, .safetensors), folders of them, or patterns.")
+    ] = None,
     output: options.Output = None,
     model: options.OtherModel = None,
     steps: options.OtherSteps = None,
     solver: options.OtherSolver = None,
     spacing: options.OtherSpacing = None,
     tolerance: options.Tolerance = None,
+    from_file: options.FromFile = None,
+    shard: options.Shard = None,
+    dry_run: options.DryRun = False,
     device: options.Device = "auto",
     batch_size: options.BatchSize = options.DEFAULT_BATCH,
     json: options.Json = False,
@@ -30,40 +42,78 @@ def decode(
     """Decode latents into images.
 
     The model, the noise levels and the solver come from the file; name others only to see what they do. One image makes
-    LATENT.png, or the file that -o names; several go into the folder that -o names.
+    LATENT.png, or the file that -o names; several go into the folder that -o names, where they keep their places.
+
+    With several files, the same command again does only what is not done yet, a bad file does not stop the others (exit
+    code 4), and a manifest in the folder says what became of each.
 
     Example: ddimctl decode latent.pt -o back.png
     """
-    from ddimctl import ddim, images, latent
+    from ddimctl import batch, images, latent
     from ddimctl.files import make_folder, refuse_existing
 
     console = Console(quiet, verbose, json)
-    files = [latent.load(Path(name)) for name in latents]
-    total = sum(len(f.xT) for f in files)
-    stems = [Path(n).stem + (f"-{i:0{len(str(len(f.xT) - 1))}}" if len(f.xT) > 1 else "")
-             for n, f in zip(latents, files, strict=True) for i in range(len(f.xT))]  # fmt: skip
+    items = batches.items_of(latents or [], from_file, latent.SUFFIXES, shard)
+    single = batches.is_single(latents or [], items, from_file, shard)
+    first = latent.load(Path(items[0].source)) if single else None
+    if first is None and items:
+        first = first_whole(items)
+    one_image = single and first is not None and len(first.xT) == 1
     if output is not None and output.suffix and not output.is_dir():
-        if total > 1:
-            raise UsageError(f"{total} images do not fit into one file {output}", hint="name a folder with -o")
+        if not one_image:
+            raise UsageError(f"several images do not fit into one file {output}", hint="name a folder with -o")
         images.check_suffix(output)
-        targets = [output]
-    else:
-        targets = [(output or Path()) / f"{stem}.png" for stem in stems]
-        if len(set(targets)) < len(targets):
-            raise UsageError("two of the latents would write the same image file", hint="decode them one by one")
-    for target in targets:
+    elif output is None and any(Path(a).is_dir() for a in latents or []):
+        raise UsageError("a folder of latents makes many images", hint="name a folder for them with -o")
+    target = output if output is not None and output.suffix and not output.is_dir() else None
+    if one_image:
+        target = target or (output or Path()) / f"{items[0].name}.png"
         refuse_existing(target, force)
-
-    written = 0
-    for name, file in zip(latents, files, strict=True):
-        net = inputs.model_of(file, name, model, device, console, force)
-        path, how = inputs.way_back(file, net, steps, spacing, solver)
-        batches = -(-len(file.xT) // batch_size)
-        with console.bar(batches * (len(path) - 1), "decoding") as bar:
-            solution = ddim.decode(net, file.xT, path, how, tolerance, batch_size, bar)
-        if output is not None and targets != [output]:
+        if target.parent == output:
             make_folder(output)
-        for pixels in images.to_pixels(solution.x):
-            images.save_image(targets[written], pixels)
-            written += 1
-    console.data("\n".join(map(str, targets)), {"files": [str(t) for t in targets], "images": total})
+
+    net: Model | None = None
+    if first is not None:
+        name = items[0].source if single else "the first latent"
+        net = inputs.model_of(first, name, model, device, console, force)
+    elif model is not None:
+        net = inputs.open_model(model, device, console)
+
+    def way(file: Latent, name: str) -> tuple[Model, Sequence[float], str]:
+        if net is None:
+            raise FileError(f"{name} could not be read at first")
+        inputs.check_model(file, name, net, console, force)
+        return (net, *inputs.way_back(file, net, steps, spacing, solver))
+
+    if one_image and first is not None and target is not None and not dry_run:
+        decode_one(first, items[0].source, target, way, tolerance, console)
+        return
+    folder = output or Path()
+    manifest = batches.manifest_path(folder, shard)
+    before = batch.read_manifest(manifest)
+    outcomes = batch.decode(items, folder, ".png", way, tolerance, batch_size, before, force, dry_run)
+    run: dict[str, Any] = {"command": "decode", "model": net.digest if net else None, "tolerance": tolerance}
+    batches.run(outcomes, len(items), manifest, run, "decoded", console, dry_run)
+
+
+def decode_one(file: Latent, name: str, target: Path, way: Any, tolerance: float | None, console: Console) -> None:
+    """One latent → one image. What is wrong with it is the command's own error."""
+    from ddimctl import ddim, images
+
+    net, path, how = way(file, name)
+    with console.bar(len(path) - 1, "decoding") as bar:
+        solution = ddim.decode(net, file.xT, path, how, tolerance, 1, bar)
+    images.save_image(target, images.to_pixels(solution.x)[0])
+    console.data(str(target), {"files": [str(target)], "images": 1})
+
+
+def first_whole(items: Sequence[Item]) -> Latent | None:
+    """The first file that can be read: it names the model for all."""
+    from ddimctl import latent
+
+    for item in items:
+        try:
+            return latent.load(Path(item.source))
+        except (FileError, UsageError):
+            continue
+    return None

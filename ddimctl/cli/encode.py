@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddimctl.cli import inputs, options
+from ddimctl.cli import batches, inputs, options
 from ddimctl.cli.console import Console
 from ddimctl.errors import UsageError
 
+if TYPE_CHECKING:
+    from ddimctl.batch import Encoding, Item
+
 
 def encode(
-    images: Annotated[list[str], typer.Argument(help="Image files, folders of them, or - for standard input.")],
+    images: Annotated[
+        list[str] | None, typer.Argument(help="Images, folders of them, patterns, or - for standard input.")
+    ] = None,
     output: options.Output = None,
     model: options.Model = options.DEFAULT_MODEL,
     steps: options.Steps = options.DEFAULT_STEPS,
     solver: options.Solver = options.DEFAULT_SOLVER,
     spacing: options.Spacing = options.DEFAULT_SPACING,
     tolerance: options.Tolerance = None,
+    fit: options.Fit = "crop",
+    background: options.Background = "white",
+    frame: options.Frame = None,
+    value_range: options.Range = None,
+    max_pixels: options.MaxPixels = options.DEFAULT_MAX_PIXELS,
+    from_file: options.FromFile = None,
+    shard: options.Shard = None,
+    dry_run: options.DryRun = False,
     device: options.Device = "auto",
     batch_size: options.BatchSize = options.DEFAULT_BATCH,
     json: options.Json = False,
@@ -30,53 +43,79 @@ def encode(
     """Encode images into latents x_T.
 
     One image makes IMAGE.pt, or the file that -o names (.pt or .safetensors). Several make one file of them all if -o
-    names a file, else one file each, in the folder that -o names. The file knows how to decode itself.
+    names a file, else one file each, in the folder that -o names, where they keep their places. The file knows how to
+    decode itself.
 
-    Example: ddimctl encode img.png -o latent.pt
+    With several images, the same command again does only what is not done yet, a bad image does not stop the others
+    (exit code 4), and a manifest beside the output says what became of each.
+
+    Example: ddimctl encode photos/ -o latents/
     """
-    from ddimctl import ddim, latent
+    from functools import partial
+
+    from ddimctl import batch, latent
+    from ddimctl.ddim import bind
     from ddimctl.files import make_folder, refuse_existing
+    from ddimctl.images import SUFFIXES
 
     console = Console(quiet, verbose, json)
-    names = inputs.expand(images)
-    together = output is not None and output.suffix.lower() in latent.SUFFIXES
-    if output is not None and output.suffix and not together and not output.is_dir():
+    how = options.preprocessing(fit, background, frame, value_range, max_pixels)
+    items = batches.items_of(images or [], from_file, SUFFIXES, shard)
+    single = batches.is_single(images or [], items, from_file, shard)
+    one_file = output is not None and output.suffix.lower() in latent.SUFFIXES and not output.is_dir()
+    if output is not None and output.suffix and not one_file and not output.is_dir() and single:
         latent.check_suffix(output)
-    if together and output is not None:
-        targets = [output]
-    else:
-        folder = output or Path()
-        targets = [folder / (Path(n).stem if n != "-" else "latent") for n in names]
-        targets = [t.with_name(t.name + ".pt") for t in targets]
-        if len(set(targets)) < len(targets):
-            raise UsageError("two of the images would write the same latent file", hint="name one output file with -o")
-    for target in targets:
+    if output is None and any(Path(a).is_dir() for a in images or []):
+        raise UsageError("a folder of images makes many latents", hint="name a folder for them with -o")
+    target = output if output is not None and one_file else Path()
+    if single and not one_file:
+        target = (output or Path()) / f"{'latent' if items[0].source == '-' else items[0].name}.pt"
+    if single:
         refuse_existing(target, force)
+    bind(solver, tolerance)  # wrong names are found before anything is done
 
     net = inputs.open_model(model, device, console)
     path = net.schedule.path(steps, spacing)
-    x0, records = inputs.read_images(names, net, console)
-    batches = -(-len(x0) // batch_size)
-    with console.bar(batches * steps, "encoding") as bar:
-        solution = ddim.encode(net, x0, path, solver, tolerance, batch_size, bar)
-    for i in solution.unconverged:
-        residual = solution.residuals[i] if solution.residuals else float("nan")
-        console.notice(f"warning: {names[i]} did not converge: residual {residual:.1e} > {solution.tolerance:.1e}")
-    if output is not None and not together:
-        make_folder(output)
-    groups = [range(len(x0))] if together else [range(i, i + 1) for i in range(len(x0))]
-    for target, group in zip(targets, groups, strict=True):
-        part = solution.select(group)
-        about = inputs.provenance(net, model, path, spacing, solver, part, [records[i] for i in group])
-        latent.save(target, latent.Latent(part.x.float(), about))
+    about = partial(latent.provenance, net, model, path, spacing, solver)
+    encoding = batch.Encoding(net, path, solver, tolerance, how, about)
+    settings: dict[str, Any] = {"steps": steps, "solver": solver, "spacing": spacing}
+    if single and not dry_run:
+        if output is not None and not one_file:
+            make_folder(output)
+        encode_one(items[0], target, encoding, settings, console)
+        return
+    if one_file or single:
+        outcomes = batch.pack(items, target, encoding, batch_size, force, dry_run)
+        manifest = target.with_name(f"{target.name}.{batch.MANIFEST}")
+    else:
+        folder = output or Path()
+        outcomes = batch.encode(items, folder, ".pt", encoding, batch_size, force, dry_run)
+        manifest = batches.manifest_path(folder, shard)
+    run: dict[str, Any] = {"command": "encode", "model": net.digest, **settings, "tolerance": tolerance}
+    batches.run(outcomes, len(items), manifest, run, "encoded", console, dry_run)
+
+
+def encode_one(item: Item, target: Path, encoding: Encoding, settings: dict[str, Any], console: Console) -> None:
+    """One image → one file. What is wrong with it is the command's own error."""
+    from ddimctl import ddim, images, latent
+
+    model = encoding.model
+    pixels, record = images.read(item.source, model.channels, model.size, encoding.how)
+    if said := images.describe(record):
+        console.notice(said)
+    x0 = images.to_tensor(pixels[None])
+    with console.bar(len(encoding.path) - 1, "encoding") as bar:
+        solution = ddim.encode(model, x0, encoding.path, encoding.solver, encoding.tolerance, 1, bar)
+    if solution.unconverged and solution.residuals:
+        residual = solution.residuals[0]
+        console.notice(f"warning: {item.source} did not converge: residual {residual:.1e} > {solution.tolerance:.1e}")
+    latent.save(target, latent.Latent(solution.x.float(), encoding.about(solution, [record])))
     console.data(
-        "\n".join(map(str, targets)),
+        str(target),
         {
-            "files": [str(t) for t in targets],
-            "images": len(x0),
-            "steps": steps,
-            "solver": solver,
-            "spacing": spacing,
+            "files": [str(target)],
+            "images": 1,
+            **settings,
             "evaluations": solution.mean_evaluations,
             "unconverged": solution.unconverged,
             "residuals": solution.residuals,

@@ -34,8 +34,7 @@ def model_of(latent: Latent, name: str, reference: str | None, device: str, cons
     """
     from ddimctl.model import bundled
 
-    made_by = latent.provenance.get("model", {})
-    recorded = made_by.get("reference", "")
+    recorded = latent.provenance["model"]["reference"]
     if reference is None:
         # A file from a stranger may name anything; only what is already here is opened.
         if recorded not in bundled() and not Path(recorded).exists():
@@ -44,26 +43,38 @@ def model_of(latent: Latent, name: str, reference: str | None, device: str, cons
             )
         reference = recorded
     model = open_model(reference, device, console)
+    check_model(latent, name, model, console, force)
+    return model
+
+
+def check_model(latent: Latent, name: str, model: Model, console: Console, force: bool) -> None:
+    """Raises `FileError` if `model` cannot decode a latent, or, unless `force`, is not the one that encoded it."""
+    made_by = latent.provenance["model"]
     if tuple(latent.xT.shape[1:]) != model.shape:
         raise FileError(f"{name} has shape {tuple(latent.xT.shape[1:])}, the model {model.name} {model.shape}")
-    if made_by.get("digest") != model.digest or latent.provenance.get("schedule") != model.schedule.digest:
+    if made_by["digest"] != model.digest or latent.provenance["schedule"] != model.schedule.digest:
         if not force:
             raise FileError(
                 f"{name} was encoded with another model ({made_by.get('name', 'unknown')})",
                 hint="name that model with -m, or decode with this one all the same with --force",
             )
         console.notice(f"warning: {name} was encoded with another model")
-    return model
 
 
 def way_back(
     latent: Latent, model: Model, steps: int | None, spacing: str | None, solver: str | None
 ) -> tuple[list[float], str]:
     """(levels, solver) to decode a latent with: its file's, unless others are asked for."""
+    from ddimctl.solvers import SOLVERS
+
     about = latent.provenance
     path = latent.path
     if steps is not None or spacing is not None:
         path = list(model.schedule.path(steps or len(path) - 1, spacing or about["spacing"]))
+    if not (len(path) - 1 <= model.schedule.T and path[-1] <= model.schedule.sigma(model.schedule.T) * (1 + 1e-9)):
+        raise FileError("the latent's noise levels are not the model's", hint="choose others with --steps")
+    if about["decoder"] not in SOLVERS and solver is None:
+        raise FileError(f"the latent was made for a solver that is not known, {about['decoder']!r}")
     return path, solver or about["decoder"]
 
 
@@ -148,28 +159,3 @@ def gather_latents(
             xT = ddim.encode(net, x0, path, how, tolerance, batch_size, bar).x.float()
         encoded = dict(zip(images, xT.split(1), strict=True))
     return net, torch.cat([files[n].xT if n in files else encoded[n] for n in names]), path, how
-
-
-def provenance(
-    model: Model, reference: str, path: tuple[float, ...], spacing: str, solver: str, solution: Any, records: list[Any]
-) -> dict[str, Any]:
-    """What a latent file says about itself, besides x_T: enough to decode it, and to make it again."""
-    from ddimctl import __version__
-
-    return {
-        "ddimctl": __version__,
-        "model": {"name": model.name, "reference": reference, "digest": model.digest},
-        "schedule": model.schedule.digest,
-        "solver": solver,
-        "decoder": "ddim" if solver == "exact" else solver,
-        "spacing": spacing,
-        "steps": len(path) - 1,
-        "path": list(path),
-        "tolerance": solution.tolerance,
-        "evaluations": solution.evaluations,
-        "residuals": solution.residuals,
-        "unconverged": solution.unconverged,
-        "images": records,
-        "dtype": str(model.network.conv_in.weight.dtype).removeprefix("torch."),
-        "device": model.device.type,
-    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -61,6 +61,34 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout in
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No notices and no progress bar.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
+
+# How an image is made to fit the model.
+DEFAULT_MAX_PIXELS = 100_000_000
+Fit = Annotated[
+    str, typer.Option("--fit", metavar="HOW", help="crop (the middle), pad (with the background) or stretch.")
+]
+Background = Annotated[
+    str, typer.Option("--background", metavar="COLOUR", help="Seen through transparency: white, #808080, …")
+]
+Frame = Annotated[
+    int | None, typer.Option("--frame", metavar="N", min=0, help="Which frame of an animation or page, from 0.")
+]
+Range = Annotated[
+    str | None, typer.Option("--range", metavar="A,B", help="Black and white of floats, or of more than 8 bits.")
+]
+MaxPixels = Annotated[
+    int, typer.Option("--max-pixels", metavar="N", min=1, help="Images with more pixels are refused unread.")
+]
+
+# Many files at once.
+FromFile = Annotated[
+    str | None, typer.Option("--from-file", metavar="LIST", help="Work on the files in a list, one a line; - reads it.")
+]
+Shard = Annotated[
+    str | None, typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts, for several machines.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+
 Output = Annotated[Path | None, typer.Option("-o", "--output", metavar="PATH", help="Where the result goes.")]
 
 
@@ -72,6 +100,17 @@ def default_model() -> str:
 def parse_list(text: str) -> list[str]:
     """ "a,b" → ["a", "b"]."""
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def preprocessing(fit: str, background: str, frame: int | None, value_range: str | None, max_pixels: int) -> Any:
+    """The `images.Preprocessing` that the options ask for. Raises `UsageError` if they make no sense."""
+    from ddimctl.images import Preprocessing
+
+    try:
+        low, high = map(float, value_range.split(",")) if value_range is not None else (0.0, 1.0)
+    except ValueError:
+        raise UsageError(f"--range takes two numbers with a comma between, not {value_range!r}") from None
+    return Preprocessing(fit, background, frame, None if value_range is None else (low, high), max_pixels)
 
 
 def parse_integers(text: str, option: str) -> tuple[int, ...]:

@@ -1,0 +1,583 @@
+"""Many files at once: planned, read ahead, done in fixed batches, resumed, and written down in a manifest.
+
+A run is a list of items in a fixed order, cut into batches by position. A batch is computed whole or not at all, even if
+some of its outputs are there already: so the result of a run that was killed and started again is, byte for byte, that
+of one that was not. An output is skipped only if it is whole and says of itself that it was made from the same source,
+by the same model, in the same way. An item that cannot be read is counted and never stops a run; a disk that is full
+does. Memory does not grow with the number of items, but for their names.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from ddimctl.errors import DDIMError, FileError, UsageError
+from ddimctl.files import clean, find, make_folder, sha256, write_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ddimctl.ddim import Solution
+    from ddimctl.images import Preprocessing
+    from ddimctl.latent import Latent
+    from ddimctl.model import Model
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+MANIFEST = "manifest.jsonl"
+READERS = 4  # threads that read ahead
+MAX_LINE = 1 << 20  # bytes of a manifest's line; a longer one is nobody's
+DONE, SKIPPED, FAILED = "done", "skipped", "failed"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file to work on, and what its outputs are called: a relative name, without suffix."""
+
+    source: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an item: DONE, SKIPPED because its outputs were whole and the same, or FAILED and why."""
+
+    item: Item
+    status: str
+    targets: tuple[Path, ...] = ()
+    failure: DDIMError | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)  # for the manifest
+
+
+# Plans
+
+
+def gather(arguments: Sequence[str], suffixes: Collection[str]) -> list[Item]:
+    """The items that files, folders and patterns stand for. What is in a folder keeps its place relative to it.
+
+    Raises `UsageError` where there is nothing.
+    """
+    items = []
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            found = find(path, suffixes)
+            if not found:
+                raise UsageError(f"{path} holds nothing to work on", hint=f"looked for {' '.join(suffixes)}")
+            items += [Item(str(p), _name(p.relative_to(path))) for p in found]
+        elif glob.has_magic(argument) and not os.path.lexists(path):
+            fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+            pattern = str(PurePath(*path.parts[len(fixed.parts) :]))
+            found = sorted(p for p in fixed.glob(pattern) if p.suffix.lower() in suffixes and not p.is_dir())
+            if not found:
+                raise UsageError(f"nothing matches {argument}", hint=f"looked for {' '.join(suffixes)}")
+            items += [Item(str(p), _name(p.relative_to(fixed))) for p in found]
+        else:
+            items.append(Item(argument, _name(PurePath(path.name))))
+    return items
+
+
+def listed(lines: Iterable[str]) -> list[Item]:
+    """The items that a list names, a path a line. Outputs keep a relative path; others only their last part."""
+    items = []
+    for line in lines:
+        source = line.rstrip("\r\n")
+        if source:
+            path = PurePath(source)
+            plain = not path.is_absolute() and ".." not in path.parts
+            items.append(Item(source, _name(path if plain else PurePath(path.name))))
+    return items
+
+
+def _name(path: PurePath) -> str:
+    return path.with_suffix("").as_posix() if path.name else "image"
+
+
+def refuse_collisions(items: Iterable[Item]) -> None:
+    """Raises `UsageError` if two items would write the same output."""
+    seen: dict[str, str] = {}
+    for item in items:
+        if item.name in seen:
+            raise UsageError(
+                f"{seen[item.name]} and {item.source} would write the same file ({item.name})",
+                hint="rename one, or put them into different folders",
+            )
+        seen[item.name] = item.source
+
+
+def shard(items: Sequence[Item], wanted: str) -> list[Item]:
+    """The items of shard "i/n", i = 1 … n: by their names' digests, so machines that see different files still agree."""
+    i, _, n = wanted.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+        raise UsageError(f"--shard {wanted!r} makes no sense", hint="such as 2/8, the second of eight")
+    return [x for x in items if int(sha256(os.fsencode(x.name))[:15], 16) % int(n) == int(i) - 1]
+
+
+# The manifest
+
+
+class Manifest:
+    """A JSON-lines file that grows: a line that describes the run, then one for each item.
+
+    Lines are appended whole; one that a killed run left unfinished is removed by the next. Nothing is ever opened or
+    written because a manifest says so.
+    """
+
+    def __init__(self, path: Path, run: Mapping[str, Any]):
+        self.path = path
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+            self._file = os.fdopen(os.open(path, flags, 0o666), "r+b")
+            end = self._file.seek(0, os.SEEK_END)
+            tail = min(end, MAX_LINE)
+            self._file.seek(end - tail)
+            self._file.truncate(end - tail + self._file.read(tail).rfind(b"\n") + 1)
+        except OSError as e:
+            raise DDIMError(f"cannot write {path}: {e.strerror or e}") from e
+        self._append([{"run": run}])
+
+    def add(self, outcomes: Iterable[Outcome]) -> None:
+        """Appends what became of some items. Raises `DDIMError` where the system refuses."""
+        lines = []
+        for o in outcomes:
+            line = {"name": o.item.name, "source": o.item.source, "status": o.status, **o.notes}
+            if o.failure is not None:
+                line["reason"] = str(o.failure)
+            lines.append(line)
+        self._append(lines)
+
+    def _append(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        try:
+            end = self._file.seek(0, os.SEEK_END)
+            try:
+                self._file.write(text.encode())
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            except OSError:
+                self._file.truncate(end)
+                raise
+        except OSError as e:
+            raise DDIMError(f"cannot write {self.path}: {e.strerror or e}") from e
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Manifest:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def read_manifest(path: Path) -> dict[str, dict[str, Any]]:
+    """The last line about each item, by name; empty if there is no manifest. Raises `FileError` if it is none."""
+    last: dict[str, dict[str, Any]] = {}
+    try:
+        with path.open("rb") as f:
+            number = 0
+            while line := f.readline(MAX_LINE):
+                number += 1
+                if not line.endswith(b"\n") and len(line) < MAX_LINE:
+                    break  # what a killed run left
+                entry = json.loads(line)
+                if "run" not in entry:
+                    name = PurePath(entry["name"])
+                    if name.is_absolute() or ".." in name.parts:
+                        raise ValueError("a name that leads out of the folder")
+                    last[entry["name"]] = entry
+    except FileNotFoundError:
+        return {}
+    except OSError as e:
+        raise FileError(f"cannot read {path}: {e.strerror or e}") from e
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+        raise FileError(f"{path} is not a manifest (line {number}: {e})", hint="remove it") from e
+    return last
+
+
+# The run
+
+
+@dataclass
+class Loaded(Generic[T]):
+    """An item with what was read of it, or why that failed."""
+
+    item: Item
+    value: T | None = None
+    failure: DDIMError | None = None
+
+
+def read_ahead(
+    items: Iterable[Item], load: Callable[[Item], T], size: int, readers: int = READERS
+) -> Iterator[list[Loaded[T]]]:
+    """Batches of loaded items, in order, the next batch being read by threads meanwhile.
+
+    A `FileError` or `UsageError` of `load` belongs to its item; anything else is raised.
+    """
+
+    def attempt(item: Item) -> Loaded[T]:
+        try:
+            return Loaded(item, load(item))
+        except (FileError, UsageError) as e:
+            return Loaded(item, failure=e)
+
+    pool = ThreadPoolExecutor(readers)
+    ahead: deque[list[Future[Loaded[T]]]] = deque()
+    try:
+        for batch in batched(items, size):
+            ahead.append([pool.submit(attempt, item) for item in batch])
+            if len(ahead) > 1:
+                yield [future.result() for future in ahead.popleft()]
+        while ahead:
+            yield [future.result() for future in ahead.popleft()]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def batched(items: Iterable[U], size: int) -> Iterator[list[U]]:
+    rest = iter(items)
+    while batch := list(itertools.islice(rest, size)):
+        yield batch
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How images become latents. `about(solution, records)` is the provenance that goes into a file."""
+
+    model: Model
+    path: Sequence[float]
+    solver: str
+    tolerance: float | None
+    how: Preprocessing
+    about: Callable[[Solution, list[dict[str, Any]]], dict[str, Any]]
+
+
+def identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a provenance that decides what the latents are: two files with the same hold the same."""
+    same = ("schedule", "solver", "spacing", "path", "tolerance", "dtype")
+    image = ("sha256", "fit", "background", "frame", "value_range", "pixels")
+    out: dict[str, Any] = {k: provenance.get(k) for k in same}
+    out["model"] = provenance.get("model", {}).get("digest")
+    out["images"] = [{k: record.get(k) for k in image} for record in provenance.get("images", [])]
+    return json.loads(json.dumps(out))  # type: ignore[no-any-return]  # tuples become lists, as in a file
+
+
+@dataclass
+class _Image:
+    """An image that was read, or whose latent is there already and which then is read only if its batch needs it."""
+
+    target: Path
+    ready: bool = False
+    pixels: np.ndarray | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def encode(
+    items: Sequence[Item],
+    folder: Path,
+    suffix: str,
+    encoding: Encoding,
+    batch_size: int,
+    force: bool = False,
+    dry_run: bool = False,
+) -> Iterator[Outcome]:
+    """Encodes each item into `folder`/NAME`suffix`, and yields what became of it.
+
+    With `force` an output that is there and not the same is overwritten; without, its item fails. `dry_run` writes
+    nothing and encodes nothing. Raises `DDIMError` where the system refuses to write.
+    """
+    from ddimctl import images, latent
+
+    model, how = encoding.model, encoding.how
+
+    def read(item: Item) -> tuple[np.ndarray, dict[str, Any]]:
+        return images.read(item.source, model.channels, model.size, how)
+
+    def load(item: Item) -> _Image:
+        image = _Image(folder / f"{item.name}{suffix}")
+        if os.path.lexists(image.target):
+            refuse_link(image.target)
+            image.ready = is_whole_and_same(image.target, [source_record(item.source, encoding)], encoding)
+            if not image.ready and not force:
+                raise UsageError(
+                    f"{image.target} exists already and is not what this would make",
+                    hint="add --force to overwrite it",
+                )
+        if not image.ready:
+            image.pixels, image.record = read(item)
+        return image
+
+    cleaned: set[Path] = set()
+    for batch in read_ahead(items, load, batch_size):
+        solution = None
+        if not dry_run and any(b.value and not b.value.ready for b in batch):
+            for b in batch:
+                if b.value and b.value.pixels is None:
+                    try:
+                        b.value.pixels, b.value.record = read(b.item)
+                    except (FileError, UsageError) as e:
+                        b.value, b.failure = None, e
+            solution = solve([b.value.pixels for b in batch if b.value and b.value.pixels is not None], encoding)
+        row = -1
+        for b in batch:
+            if b.value is None:
+                yield Outcome(b.item, FAILED, failure=b.failure)
+                continue
+            row += 1
+            image = b.value
+            if image.ready or solution is None:
+                yield Outcome(b.item, SKIPPED if image.ready else DONE, (image.target,), notes=image.record)
+                continue
+            part = solution.select([row])
+            if image.target.parent not in cleaned:
+                make_folder(image.target.parent)
+                clean(image.target.parent)
+                cleaned.add(image.target.parent)
+            try:
+                latent.save(image.target, latent.Latent(part.x.float(), encoding.about(part, [image.record])))
+            except FileError as e:  # not finite
+                yield Outcome(b.item, FAILED, failure=e)
+                continue
+            yield Outcome(b.item, DONE, (image.target,), notes=notes(image.record, part))
+
+
+def solve(pixels: Sequence[np.ndarray], encoding: Encoding) -> Solution:
+    """x_T of some images, in one batch."""
+    import numpy as np
+
+    from ddimctl import ddim, images
+
+    x0 = images.to_tensor(np.stack(pixels))
+    return ddim.encode(encoding.model, x0, encoding.path, encoding.solver, encoding.tolerance, len(x0))
+
+
+def notes(record: Mapping[str, Any], solution: Solution) -> dict[str, Any]:
+    """What a manifest says of an encoded image."""
+    out = {"image": dict(record), "evaluations": solution.evaluations[0]}
+    if solution.residuals is not None:
+        out |= {"residual": solution.residuals[0], "converged": not solution.unconverged}
+    return out
+
+
+def source_record(source: str, encoding: Encoding) -> dict[str, Any]:
+    """What `images.read` would record that decides about the result, without decoding the image."""
+    from ddimctl import images
+
+    choices = images.choices(encoding.how)
+    return {**choices, "sha256": images.digest(source), "pixels": [*encoding.model.size, encoding.model.channels]}
+
+
+def is_whole_and_same(target: Path, records: list[dict[str, Any]], encoding: Encoding) -> bool:
+    """Whether `target` is a whole latent file of the same images, by the same model, made in the same way."""
+    from ddimctl import ddim, latent
+
+    try:
+        found = latent.load(target).provenance
+    except (FileError, UsageError):
+        return False
+    tolerance = ddim.bind(encoding.solver, encoding.tolerance)[1]
+    wanted = encoding.about(ddim.Solution(None, [], tolerance=tolerance), records)
+    return identity(found) == identity(wanted)
+
+
+def refuse_link(target: Path) -> None:
+    """In a folder that is filled by name, a link could lead a writer anywhere. Raises `UsageError`."""
+    if target.is_symlink():
+        raise UsageError(f"{target} is a link and is left alone", hint="remove it")
+
+
+def pack(
+    items: Sequence[Item],
+    target: Path,
+    encoding: Encoding,
+    batch_size: int,
+    force: bool = False,
+    dry_run: bool = False,
+) -> Iterator[Outcome]:
+    """Encodes all items into the one latent file `target`, in their order, and yields what became of each.
+
+    While the run lasts, every batch is a file of its own in a hidden folder beside `target`, which is how a run that was
+    killed goes on. Images that cannot be read are left out. A `target` that is there must be what this would make,
+    unless `force`: else `UsageError`. Raises `DDIMError` where the system refuses to write.
+    """
+    from ddimctl import ddim, images, latent
+
+    model = encoding.model
+    held: dict[str, Any] | None = None
+    if os.path.lexists(target) and not force:
+        try:
+            held = identity(latent.load(target).provenance)
+        except FileError as e:
+            raise UsageError(f"{target} exists already and is no latent file", hint="name another, or --force") from e
+        differs = UsageError(
+            f"{target} exists already and is not what this would make", hint="add --force to overwrite it"
+        )
+        tolerance = ddim.bind(encoding.solver, encoding.tolerance)[1]
+        wanted = identity(encoding.about(ddim.Solution(None, [], tolerance=tolerance), []))
+        if {**held, "images": []} != wanted:
+            raise differs
+
+    def read(item: Item) -> tuple[np.ndarray, dict[str, Any]]:
+        return images.read(item.source, model.channels, model.size, encoding.how)
+
+    folder = target.with_name(f".{target.name}.parts")
+    parts: list[Path] = []
+    count = 0
+    for number, batch in enumerate(read_ahead(items, read, batch_size)):
+        good = [b.value for b in batch if b.value is not None]
+        records = [record for _, record in good]
+        status = SKIPPED
+        if held is not None:
+            if identity({"images": records})["images"] != held["images"][count : count + len(records)]:
+                raise differs
+        elif good and not dry_run:
+            part = folder / f"{number:08}.safetensors"
+            parts.append(part)
+            if not is_whole_and_same(part, records, encoding):
+                status = DONE
+                solution = solve([pixels for pixels, _ in good], encoding)
+                make_folder(folder)
+                latent.save(part, latent.Latent(solution.x.float(), encoding.about(solution, records)))
+        elif dry_run:
+            status = DONE
+        count += len(records)
+        for b in batch:
+            if b.value is None:
+                yield Outcome(b.item, FAILED, failure=b.failure)
+            else:
+                yield Outcome(b.item, status, (target,), notes={"image": b.value[1]})
+    if held is not None and count != len(held["images"]):
+        raise differs
+    if parts:
+        latent.merge(parts, target)
+        for file in folder.iterdir():
+            file.unlink(missing_ok=True)
+        folder.rmdir()
+
+
+@dataclass
+class _Latent:
+    """A latent file that was read, and the images it becomes."""
+
+    file: Latent
+    model: Model
+    path: tuple[float, ...]
+    solver: str
+    targets: list[Path]
+    key: str
+    ready: bool
+
+
+def decode(
+    items: Sequence[Item],
+    folder: Path,
+    suffix: str,
+    way: Callable[[Latent, str], tuple[Model, Sequence[float], str]],
+    tolerance: float | None,
+    batch_size: int,
+    before: Mapping[str, Mapping[str, Any]],
+    force: bool = False,
+    dry_run: bool = False,
+) -> Iterator[Outcome]:
+    """Decodes each latent file into `folder`/NAME`suffix`, or NAME-0…, NAME-1… if it holds several.
+
+    `way(latent, name)` gives model, levels and solver, or raises `FileError`. `before` is what `read_manifest` says of
+    earlier runs: outputs that it vouches for, and that are still the same, are skipped. Any other output that is there
+    is compared with what is decoded; if it differs, its item fails unless `force`.
+    """
+    from ddimctl import ddim, images, latent
+
+    names = {item.name for item in items}
+
+    def load(item: Item) -> _Latent:
+        file = latent.load(Path(item.source))
+        model, path, solver = way(file, item.source)
+        n = len(file.xT)
+        stems = [item.name] if n == 1 else [f"{item.name}-{i:0{len(str(n - 1))}}" for i in range(n)]
+        if n > 1 and not names.isdisjoint(stems):
+            raise UsageError(f"{item.source} and another file would write the same image", hint="rename one")
+        targets = [folder / f"{stem}{suffix}" for stem in stems]
+        for target in targets:
+            refuse_link(target)
+        made = [file.provenance, model.digest, path, solver, tolerance, suffix]
+        key = sha256((latent.digest(file.xT, "") + json.dumps(made, sort_keys=True)).encode())
+        entry = before.get(item.name, {})
+        ready = entry.get("key") == key and entry.get("sha256") == [_digest(t) for t in targets]
+        return _Latent(file, model, tuple(path), solver, targets, key, ready)
+
+    def write(target: Path, data: bytes) -> str:
+        digest = sha256(data)
+        if _digest(target) == digest:
+            return digest
+        if os.path.lexists(target) and not force:
+            raise UsageError(
+                f"{target} exists already and is not what this would make", hint="add --force to overwrite it"
+            )
+        make_folder(target.parent)
+        write_bytes(target, data)
+        return digest
+
+    def run(group: list[tuple[Item, _Latent]]) -> Iterator[Outcome]:
+        """Decodes files that are decoded alike, together: several of one image each, or one of many."""
+        import torch
+
+        if dry_run or all(v.ready for _, v in group):
+            for item, v in group:
+                yield Outcome(item, SKIPPED if v.ready else DONE, tuple(v.targets), notes=_decoded(v, before, item))
+            return
+        v = group[0][1]
+        digests: list[str] = []
+        failures: dict[int, DDIMError] = {}
+        targets = [t for _, v in group for t in v.targets]
+        for part in torch.cat([v.file.xT for _, v in group]).split(batch_size):
+            for pixels in images.to_pixels(ddim.decode(v.model, part, v.path, v.solver, tolerance, len(part)).x):
+                try:
+                    digests.append(write(targets[len(digests)], images.to_bytes(pixels, suffix)))
+                except UsageError as e:
+                    failures[len(digests)] = e
+                    digests.append("")
+        start = 0
+        for item, v in group:
+            mine = range(start, start + len(v.targets))
+            start = mine.stop
+            failure = next((failures[i] for i in mine if i in failures), None)
+            if failure is not None:
+                yield Outcome(item, FAILED, failure=failure)
+                continue
+            made = {"key": v.key, "sha256": [digests[i] for i in mine]}
+            yield Outcome(item, SKIPPED if v.ready else DONE, tuple(v.targets), notes=made)
+
+    for batch in read_ahead(items, load, batch_size):
+        groups: dict[Any, list[tuple[Item, _Latent]]] = {}
+        for b in batch:
+            if b.value is None:
+                yield Outcome(b.item, FAILED, failure=b.failure)
+            elif len(b.value.targets) > 1:
+                groups[b.item.name] = [(b.item, b.value)]
+            else:
+                groups.setdefault((b.value.path, b.value.solver), []).append((b.item, b.value))
+        for group in groups.values():
+            yield from run(group)
+
+
+def _decoded(value: _Latent, before: Mapping[str, Mapping[str, Any]], item: Item) -> dict[str, Any]:
+    """What the next manifest says of outputs that were skipped: what the last one did."""
+    return {"key": value.key, "sha256": before[item.name]["sha256"]} if value.ready else {}
+
+
+def _digest(path: Path) -> str | None:
+    """SHA-256 of a file's content; None if it cannot be read."""
+    try:
+        return sha256(path.read_bytes())
+    except OSError:
+        return None

@@ -1,0 +1,167 @@
+"""A run over many files as a command shows it: a bar, a line for each failure, the manifest, a count at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddimctl.cli.console import Console
+from ddimctl.errors import SomeFailed, UsageError
+
+if TYPE_CHECKING:
+    from ddimctl.batch import Item, Outcome
+
+FLUSH = 16  # outcomes between two writes to the manifest
+SHOWN = 20  # failures that get a line of their own on stderr
+EVERY = 60  # seconds between two lines of progress where there is no terminal
+
+
+def items_of(arguments: Sequence[str], from_file: str | None, suffixes: Iterable[str], shard: str | None) -> list[Item]:
+    """What a command is to work on: its arguments, and the lines of a list. Raises `UsageError` if that is nothing."""
+    from ddimctl import batch
+    from ddimctl.files import read_bytes
+
+    items = batch.gather(arguments, tuple(suffixes))
+    if from_file is not None:
+        data = sys.stdin.buffer.read() if from_file == "-" else read_bytes(Path(from_file), 1 << 30)
+        items += batch.listed(data.decode("utf-8", "surrogateescape").splitlines())
+    if not items:
+        raise UsageError("nothing to work on", hint="name files or folders, or a list with --from-file")
+    if len(items) > 1 and any(item.source == "-" for item in items):
+        raise UsageError("standard input is one file", hint="name it alone, or a list of files with --from-file -")
+    batch.refuse_collisions(items)
+    return batch.shard(items, shard) if shard else items
+
+
+def is_single(arguments: Sequence[str], items: Sequence[Item], from_file: str | None, shard: str | None) -> bool:
+    """Whether the command line names one file, rather than something that happens to hold one."""
+    return len(items) == 1 and from_file is None and shard is None and arguments[0] == items[0].source
+
+
+def manifest_path(folder: Path, shard: str | None) -> Path:
+    from ddimctl.batch import MANIFEST
+
+    path = folder / MANIFEST
+    return path.with_stem(f"{path.stem}-{shard.replace('/', '-of-')}") if shard else path
+
+
+def run(
+    outcomes: Iterator[Outcome],
+    total: int,
+    manifest: Path,
+    about: dict[str, Any],
+    verb: str,
+    console: Console,
+    dry_run: bool,
+) -> None:
+    """Works through `outcomes`. Raises `SomeFailed` if some of them failed."""
+    from ddimctl import batch
+    from ddimctl.files import make_folder
+    from ddimctl.images import describe
+
+    counts = {batch.DONE: 0, batch.SKIPPED: 0, batch.FAILED: 0}
+    adjusted = unconverged = 0
+    failures: list[dict[str, str]] = []
+    pending: list[Outcome] = []
+    log = None
+    if not dry_run:
+        make_folder(manifest.parent)
+        log = batch.Manifest(manifest, about)
+    try:
+        with _bar(total, verb, console) as advance:
+            for outcome in outcomes:
+                counts[outcome.status] += 1
+                if outcome.status == batch.FAILED:
+                    failures.append({"source": outcome.item.source, "reason": str(outcome.failure)})
+                    if counts[batch.FAILED] <= SHOWN:
+                        advance(f"failed: {outcome.failure}")
+                    del failures[100:]
+                if said := describe(outcome.notes["image"]) if outcome.notes.get("image") else "":
+                    adjusted += 1
+                    if console.verbose:
+                        advance(said)
+                unconverged += outcome.notes.get("converged") is False
+                if dry_run and not console.json:
+                    print(_plan(outcome, verb))
+                elif not console.json:
+                    for target in outcome.targets:
+                        print(target)
+                advance(None, counts[batch.FAILED])
+                if log is not None and outcome.status != batch.SKIPPED:
+                    pending.append(outcome)
+                    if len(pending) >= FLUSH:
+                        log.add(pending)
+                        pending.clear()
+    finally:
+        if log is not None:
+            log.add(pending)
+            log.close()
+    done, skipped, failed = counts.values()
+    if counts[batch.FAILED] > SHOWN:
+        console.notice(f"… and {failed - SHOWN} more failed")
+    if adjusted:
+        console.notice(f"{adjusted} images were changed to fit the model; -v says how, and so does {manifest.name}")
+    if unconverged:
+        console.notice(f"warning: {unconverged} did not converge; {manifest} says which")
+    console.notice(f"{'would be ' if dry_run else ''}{verb}: {done}, there already: {skipped}, failed: {failed}")
+    if console.json:
+        record = {"total": total, verb: done, "skipped": skipped, "failed": failed, "failures": failures}
+        console.data("", {**about, **record, "manifest": None if dry_run else str(manifest)})
+    if failed:
+        raise SomeFailed(f"{failed} of {total} failed", hint="" if dry_run else f"{manifest} says why")
+
+
+def _plan(outcome: Outcome, verb: str) -> str:
+    """What would be done with an item."""
+    if outcome.failure is not None:
+        return f"fail\t{outcome.item.source}\t{' '.join(str(outcome.failure).split())}"
+    does = {"done": verb.removesuffix("d"), "skipped": "skip"}[outcome.status]
+    return f"{does}\t{outcome.item.source}\t{outcome.targets[0]}"
+
+
+@contextmanager
+def _bar(total: int, verb: str, console: Console) -> Iterator[Callable[..., None]]:
+    """Yields a function: called with a text it shows that; with None and the failures so far it counts one more."""
+    if console.quiet:
+        yield lambda text, failed=0: None
+        return
+    if not sys.stderr.isatty():
+        begin = last = time.monotonic()
+        count = 0
+
+        def line(text: str | None, failed: int = 0) -> None:
+            nonlocal count, last
+            if text is not None:
+                console.notice(text)
+                return
+            count += 1
+            now = time.monotonic()
+            if now - last > EVERY:
+                last = now
+                rate = count / (now - begin)
+                left = (total - count) / rate / 60
+                console.notice(f"{count}/{total}  {rate:.1f} a second  {left:.0f} min left  {failed} failed")
+
+        yield line
+        return
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    begin = time.monotonic()
+    with Progress(*columns, console=RichConsole(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=total)
+
+        def show(text: str | None, failed: int = 0) -> None:
+            if text is not None:
+                progress.console.print(text, markup=False, highlight=False)
+                return
+            progress.advance(task)
+            rate = progress.tasks[0].completed / (time.monotonic() - begin)
+            progress.update(task, description=f"{rate:.1f} a second  {failed} failed")
+
+        yield show
