@@ -111,7 +111,7 @@ def ddimctl(tmp_path: Path) -> Callable[..., Result]:
         input: bytes = b"",
         env: Mapping[str, str] | None = None,
         cwd: Path = tmp_path,
-        timeout: float = 120,
+        timeout: float = 600,
     ) -> Result:
         command = [sys.executable, "-m", "ddimctl", *map(str, args)]
         done = subprocess.run(
