@@ -262,6 +262,20 @@ def test_parts_of_a_model_folder_are_the_model(tmp_path: Path) -> None:
         check(model, net)
 
 
+def test_a_weights_file_that_is_named_is_the_one_that_is_read(tmp_path: Path) -> None:
+    net = network()
+    folder = save(tmp_path / "m", net)
+    half = TheirUNet(**TINY).half()
+    half.load_state_dict(net.state_dict())
+    save_file(half.state_dict(), folder / "unet" / f"{STEM}.fp16.safetensors")
+    torch.save(half.state_dict(), folder / "unet" / "other.bin")
+    for name in (f"{STEM}.fp16.safetensors", "other.bin"):
+        model = load(str(folder / "unet" / name), "cpu")
+        assert f"weights: {name}" in model.notes
+        check(model, half.float())
+        half.half()
+
+
 def test_the_average_of_a_training_script_is_taken(tmp_path: Path) -> None:
     net, average = network(), network()
     for p in average.parameters():

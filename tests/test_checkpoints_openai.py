@@ -13,6 +13,7 @@ import torch
 from diffusers import UNet2DModel as TheirUNet
 from torch import Tensor
 
+from ddimctl import ddim
 from ddimctl.checkpoints import diffusers, formats, openai
 from ddimctl.errors import FileError, UsageError
 from ddimctl.model import Model, from_checkpoint, load
@@ -97,6 +98,19 @@ def test_converted_it_is_the_same_network(make: dict[str, Any], config: dict[str
         a = theirs(x, label, classes).sample[:, :3]
     b = oracle(state, {**config, "rescale_timesteps": False}, x, label + 1)
     assert (a - b).abs().max() < 1e-5 * b.abs().max()
+
+
+def test_encode_and_decode_as_well_as_in_our_layout(tmp_path: Path) -> None:
+    state = {k: 0.5 * w if w.ndim > 1 else w for k, w in layouts.openai_state().items()}
+    model = read(tmp_path, state, {})
+    diffusers.write(tmp_path / "ours", formats.read(tmp_path / "model.pt", CONFIG))
+    images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    errors = []
+    for m in (model, load(str(tmp_path / "ours"), "cpu")):
+        path = m.schedule.path(10)
+        back = ddim.decode(m, ddim.encode(m, images, path).x, path).x
+        errors.append((back - images).square().mean().item())
+    assert errors[0] == pytest.approx(errors[1], rel=1e-4)
 
 
 def test_the_order_of_q_k_and_v_matters() -> None:

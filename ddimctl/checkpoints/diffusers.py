@@ -41,6 +41,11 @@ SCHEDULERS = {
 }
 
 
+def is_unet(content: Any) -> bool:
+    """Whether `content` is the state dict of a ``UNet2DModel``."""
+    return weights.is_state(content) and {"conv_in.weight", "time_embedding.linear_1.weight"} <= content.keys()
+
+
 def recognises(content: Any) -> bool:
     """Whether `content` is a folder in this layout."""
     if not isinstance(content, Path) or not content.is_dir():
@@ -48,8 +53,11 @@ def recognises(content: Any) -> bool:
     return any((content / sub / "config.json").is_file() for sub in ("unet_ema", "unet", "."))
 
 
-def read(folder: Path, config: Mapping[str, Any] | None = None, name: str = "") -> Checkpoint:
-    """Reads a folder in diffusers' layout. Raises `FileError` if it is incomplete or not what we implement."""
+def read(folder: Path, config: Mapping[str, Any] | None = None, name: str = "", file: Path | None = None) -> Checkpoint:
+    """Reads a folder in diffusers' layout, with the weights in `file` if it is given.
+
+    Raises `FileError` if it is incomplete or not what we implement.
+    """
     if config:
         raise FileError(f"{folder} has a configuration of its own", hint="leave --config away")
     unet, scheduler = find(folder)
@@ -64,11 +72,12 @@ def read(folder: Path, config: Mapping[str, Any] | None = None, name: str = "") 
         raise FileError(f"{scheduler}: label_scale = {label_scale!r} makes no sense")
     if unet.name == "unet_ema":
         notes.append("the averaged weights in unet_ema/ were taken")
-    files, index = choose_weights({p.name for p in unet.iterdir() if p.is_file()})
+    names = {p.name for p in unet.iterdir() if p.is_file()}
+    files, index = choose_weights(names) if file is None else ([file.name], "")
     if not files and not index:
-        raise no_weights(unet, {p.name for p in unet.iterdir()})
+        raise no_weights(unet, names)
     notes.append(f"weights: {', '.join(files) or index}")
-    state = read_shards(unet, index) if index else weights.load_state(unet / files[0])
+    state = read_shards(unet, index) if index else weights.load_state(file or unet / files[0])
     return Checkpoint(settings, modern(state), schedule, prediction, float(label_scale), notes, guesses)
 
 

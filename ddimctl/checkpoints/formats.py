@@ -33,8 +33,8 @@ def read(path: Path, config: Mapping[str, Any] | None = None) -> Checkpoint:
     content: Any = path
     if not path.is_dir():
         content = weights.load(path)
-        if path.suffix == ".safetensors" and diffusers.recognises(path.parent) and config is None:
-            content = path.parent  # the weights inside a model folder: the folder says the rest
+        if diffusers.is_unet(content) and diffusers.recognises(path.parent):  # the folder says the rest
+            return _float32(diffusers.read(path.parent, config, file=path))
     for form in FORMATS.values():
         if form.recognises(content):
             return _float32(form.read(content, config, path.stem))
