@@ -26,6 +26,15 @@ DEFAULT_BATCH = 64
 
 
 @dataclass(frozen=True)
+class Check:
+    """How an image came back when its float32 x_T was decoded with plain DDIM."""
+
+    wrong: int  # 8-bit values that differ
+    worst: float  # the largest difference, in 8-bit levels, before rounding
+    tolerance: float  # that `exact` was given
+
+
+@dataclass(frozen=True)
 class Solution:
     """What an integration came to: x, and for each image its cost and, from iterative solvers, how well it converged."""
 
@@ -33,6 +42,7 @@ class Solution:
     evaluations: list[int]  # of the network, for each image
     residuals: list[float] | None = None  # the largest of each image's implicit steps or error estimates, relative
     tolerance: float | None = None
+    checks: list[Check] | None = None  # from `lossless.encode`
 
     @property
     def mean_evaluations(self) -> float:
@@ -47,8 +57,13 @@ class Solution:
 
     def select(self, images: Sequence[int]) -> Solution:
         """The part of it for some of the images."""
-        residuals = None if self.residuals is None else [self.residuals[i] for i in images]
-        return Solution(self.x[list(images)], [self.evaluations[i] for i in images], residuals, self.tolerance)
+        return Solution(
+            self.x[list(images)],
+            [self.evaluations[i] for i in images],
+            None if self.residuals is None else [self.residuals[i] for i in images],
+            self.tolerance,
+            None if self.checks is None else [self.checks[i] for i in images],
+        )
 
 
 def integrate(

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from ddimctl import implicit
+from ddimctl.implicit import per_image, rms
+
 Array = Any  # a torch tensor or a numpy array of shape (B, …), float64
 Eps = Callable[[Array, "float | Sequence[float]"], Array]  # ε(x̄, σ), σ one level or one for each of the B
 
@@ -71,5 +74,114 @@ def integral_log(s: float, t: float) -> float:
     return (t * math.log(t / s) if t > 0 else 0.0) - (t - s)
 
 
-SOLVERS: dict[str, Solver] = {"ab2": ab2, "ddim": ddim, "heun": heun}
-TOLERANCES: dict[str, float] = {}  # the iterative solvers, and what they use where the caller names no tolerance
+def exact(eps: Eps, xbar: Array, path: Sequence[float], tolerance: float = 1e-4) -> States:
+    """The inverse of `ddim`: ε is taken at the noisier end of every step, whichever way the path runs.
+
+    On a falling path that is `ddim` itself. On a rising one it is implicit, x̄_t = x̄_s + (t−s) ε(x̄_t, t), and solved for
+    each image until the residual, as a root mean square relative to √(1+t²), is at most `tolerance`. The first guess
+    extrapolates ε linearly in log σ. Usually two to four evaluations a step; a step to or from σ = 0 may be singular.
+    """
+    spent, residuals = [0] * len(xbar), [0.0] * len(xbar)
+    known: list[tuple[float, Array]] = []  # (level, ε there) of the last two levels
+    for s, t in pairwise(path):
+        if t < s:
+            xbar = xbar + (t - s) * eps(xbar, s)
+            spent = [n + 1 for n in spent]
+        else:
+            guess = xbar + (t - s) * extrapolate(known, t) if known else xbar
+            solved = implicit.solve(eps, xbar, guess, s, t, tolerance)
+            xbar = solved.x
+            spent = [n + m for n, m in zip(spent, solved.evaluations, strict=True)]
+            residuals = [max(p, q) for p, q in zip(residuals, solved.residuals, strict=True)]
+            known = [*known[-1:], (t, solved.eps)]
+        yield xbar
+    return Convergence(spent, residuals)
+
+
+def extrapolate(known: Sequence[tuple[float, Array]], t: float) -> Array:
+    """ε at level t, linear in log σ through the last two known; constant where one is all there is."""
+    (r, eps_r), (s, eps_s) = known[0], known[-1]
+    if not 0 < r < s:
+        return eps_s
+    return eps_s + (math.log(t / s) / math.log(s / r)) * (eps_s - eps_r)
+
+
+def adaptive(eps: Eps, xbar: Array, path: Sequence[float], tolerance: float = 1e-5) -> States:
+    """Dormand and Prince's pair of orders 5 and 4, with steps of its own for each image; the reference for the others.
+
+    Only the ends of `path` matter. Each step's error estimate, as a root mean square relative to √(1+σ²), is at most
+    `tolerance`. The variable is u = arsinh(10 σ), which is smooth through σ = 0 and logarithmic beyond.
+    """
+    if len(path) < 2:
+        return None
+    end = math.asinh(path[-1] / ADAPTIVE_SCALE)
+    way = math.copysign(1.0, end - math.asinh(path[0] / ADAPTIVE_SCALE))
+
+    def slope(x: Array, u: Sequence[float]) -> Array:  # dx̄/du = ε dσ/du
+        return eps(x, [ADAPTIVE_SCALE * math.sinh(v) for v in u]) * per_image(
+            [ADAPTIVE_SCALE * math.cosh(v) for v in u], x
+        )
+
+    n = len(xbar)
+    state = xbar * 1.0
+    u, h = [math.asinh(path[0] / ADAPTIVE_SCALE)] * n, [0.05 * way] * n
+    spent, largest = [1] * n, [0.0] * n
+    first = slope(state, u) if n else state  # each image's slope where it stands
+    active = [i for i in range(n) if u[i] != end]
+    while active:
+        h = [way * min(abs(v), abs(end - w)) for v, w in zip(h, u, strict=True)]
+        x, step = state[active], per_image([h[i] for i in active], state)
+        k = [first[active]]
+        for c, row in zip(DP_NODES, DP_ROWS, strict=True):
+            at = [u[i] + c * h[i] if c < 1 else _land(u[i] + h[i], end) for i in active]
+            proposal = x + step * sum(a * q for a, q in zip(row, k, strict=True) if a)
+            k.append(slope(proposal, at))
+        error = rms(step * sum(e * q for e, q in zip(DP_ERROR, k, strict=True) if e))
+        keep = []
+        for j, i in enumerate(active):
+            spent[i] += len(DP_NODES)
+            reached = _land(u[i] + h[i], end)
+            e = error[j] / math.sqrt(1 + (ADAPTIVE_SCALE * math.sinh(reached)) ** 2)
+            smallest = abs(h[i]) <= ADAPTIVE_SMALLEST
+            if e <= tolerance or smallest:
+                u[i], largest[i] = reached, max(largest[i], e)
+                keep.append(j)
+            h[i] *= min(4.0, max(0.2, 0.9 * (tolerance / e) ** 0.2)) if 0 < e < math.inf else 4.0 if e == 0 else 0.2
+            h[i] = way * max(abs(h[i]), ADAPTIVE_SMALLEST)
+        kept = [active[j] for j in keep]
+        if kept:
+            state[kept] = proposal[keep]
+            first[kept] = k[-1][keep]
+        active = [i for i in active if u[i] != end]
+        yield state * 1.0
+    return Convergence(spent, largest)
+
+
+ADAPTIVE_SCALE = 0.1
+ADAPTIVE_SMALLEST = 1e-3  # in u; float32 networks are not smooth below it
+# Dormand and Prince 1980: nodes, rows of the last six stages (the last is the step itself), and order 5 less order 4.
+DP_NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
+DP_ROWS = (
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+)
+DP_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+
+
+def _land(u: float, end: float) -> float:
+    """`end` itself where u is within rounding of it."""
+    return end if abs(u - end) < 1e-9 else u
+
+
+SOLVERS: dict[str, Solver] = {"ab2": ab2, "ddim": ddim, "heun": heun, "exact": exact, "adaptive": adaptive}
+# The solvers that iterate, and what they use where the caller names no tolerance.
+TOLERANCES: dict[str, float] = {"exact": 1e-4, "adaptive": 1e-5}
+
+
+def decoder(solver: str) -> str:
+    """The solver that decodes what `solver` encoded: its own self, but for `exact`, which inverts `ddim`."""
+    return "ddim" if solver == "exact" else solver

@@ -11,10 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ddimctl.schedule import Schedule
+
+
+def levels(sigma: float | Sequence[float], like: Any) -> Any:
+    """One level as it is; one for each image as a column that broadcasts against `like`."""
+    if isinstance(sigma, float | int):
+        return sigma
+    column = torch.as_tensor(sigma, dtype=like.dtype) if isinstance(like, Tensor) else np.asarray(sigma)
+    return column.reshape(-1, *[1] * (like.ndim - 1))
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,8 @@ class Gaussian:
     mu: Any = 0.3
     s: Any = 0.5
 
-    def eps(self, xbar: Any, sigma: float) -> Any:
+    def eps(self, xbar: Any, sigma: float | Sequence[float]) -> Any:
+        sigma = levels(sigma, xbar)
         return sigma * (xbar - self.mu) / (self.s**2 + sigma**2)
 
     def flow(self, xbar: Any, start: float, end: float) -> Any:
@@ -39,7 +49,8 @@ class Mixture:
     m: float = 0.6
     s: float = 0.3
 
-    def eps(self, xbar: Tensor, sigma: float) -> Tensor:
+    def eps(self, xbar: Tensor, sigma: float | Sequence[float]) -> Tensor:
+        sigma = levels(sigma, xbar)
         v = self.s**2 + sigma**2
         return sigma / v * (xbar - self.m * torch.tanh(self.m * xbar / v))
 
@@ -70,6 +81,5 @@ class AnalyticModel:
     evaluations: int = 0
 
     def eps(self, xbar: Tensor, sigma: float | Sequence[float]) -> Tensor:
-        assert isinstance(sigma, float)
         self.evaluations += 1
         return self.problem.eps(xbar, sigma)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddimctl.ddim import decode, encode, integrate, mix, noise
 from ddimctl.schedule import SPACINGS, Schedule
-from ddimctl.solvers import SOLVERS
+from ddimctl.solvers import SOLVERS, TOLERANCES
 
 SHAPE = (1, 4, 4)
 X0 = torch.linspace(-1, 1, 64, dtype=torch.float64).view(4, *SHAPE)
@@ -45,14 +45,15 @@ def test_round_trip(solver: str, spacing: str) -> None:
     errors = []
     for steps in (20, 200):
         path = model.schedule.path(steps, spacing)
-        xT = encode(model, X0, path, solver).x
-        back = decode(model, xT, path, solver).x
+        tolerance = 1e-9 if solver in TOLERANCES else None  # else its error is the tolerance's, whatever S
+        xT = encode(model, X0, path, solver, tolerance).x
+        back = decode(model, xT, path, solver, tolerance).x
         assert xT.dtype == back.dtype == torch.float64
         assert xT.shape == back.shape == X0.shape
         assert 0.3 < xT.std() < 2  # of the size of noise
         errors.append(float((back - X0).abs().max()))
     assert errors[1] < 0.1
-    assert errors[1] < max(errors[0] / 3, 1e-4)
+    assert errors[1] < (1e-3 if solver in TOLERANCES else max(errors[0] / 3, 1e-4))
 
 
 def test_the_default_path_is_twenty_karras_steps() -> None:

@@ -1,0 +1,143 @@
+"""One implicit step, solved for each image of a batch: x̄_t = x̄_s + (t−s) ε(x̄_t, t).
+
+Fixed-point iteration with Anderson acceleration (Anderson 1965; Walker and Ni 2011): the last few changes of x and of the
+residual say, by least squares, which combination of them cancels the residual at hand. Each image has its own
+coefficients and leaves the batch's work when it is done, so its result does not depend on the others.
+
+An image is done when its residual is within the tolerance, or *ahead of time*: when the residual that the least squares
+leave, times the factor by which the one before fell short of its promise, is. That saves the evaluation which would
+only have confirmed it, about one a step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = Any  # a torch tensor or a numpy array of shape (B, …), float64
+
+DEPTH = 3  # changes remembered; more of them once an image proves difficult
+DEPTH_DIFFICULT = 8
+DIFFICULT = 8  # iterations after which it does
+NOISE = 1e-12  # squared, relative: changes this small beside the residual are rounding
+LIMIT = 60  # evaluations a step
+RIDGE = 1e-10  # relative, keeps the least squares solvable where two changes are parallel
+DIVERGED = 4.0  # a residual this many times the best one sends an image back to where that was
+
+
+@dataclass(frozen=True)
+class Solved:
+    """x̄_t and ε(x̄_t, t), and for each image the evaluations it took and the relative residual it was left with."""
+
+    x: Array
+    eps: Array
+    evaluations: list[int]
+    residuals: list[float]
+
+
+def solve(
+    eps: Callable[[Array, float], Array], base: Array, guess: Array, s: float, t: float, tolerance: float
+) -> Solved:
+    """Solves x = base + (t−s) ε(x, t) from `guess`, until each image's residual is at most `tolerance`.
+
+    The residual is the root mean square over an image, relative to √(1+t²). An image that does not get there within
+    `LIMIT` evaluations comes back as the best one seen, with its residual.
+    """
+    h, scale, n = t - s, math.sqrt(1 + t * t), len(base)
+    out, out_eps = guess * 1.0, base * 0.0
+    evaluations, residuals = [0] * n, [math.inf] * n
+    active = list(range(n))  # the images at work: row j of what follows belongs to image active[j]
+    x, b = guess, base
+    x_before = r_before = None
+    promised: list[float] = []
+    changes: list[tuple[Array, Array]] = []  # (Δx, Δr)
+    for k in range(LIMIT):
+        if not active:
+            break
+        f = eps(x, t)
+        r = b + h * f - x
+        size = [v / scale for v in rms(r)]
+        for j, i in enumerate(active):
+            evaluations[i] += 1
+            if size[j] < residuals[i]:  # the best so far, should there be no better
+                out[i], out_eps[i], residuals[i] = x[j], f[j], size[j]
+        if k:
+            changes = [*changes, (x - x_before, r - r_before)][-(DEPTH if k < DIFFICULT else DEPTH_DIFFICULT) :]
+        broken = [not v < math.inf for v in size]
+        lost = [b_ or v > DIVERGED * residuals[i] for b_, v, i in zip(broken, size, active, strict=True)]
+        if any(lost):  # on from the best point seen, wiser by this change
+            best = out[active]
+            x = _replace(x, best, lost)
+            r = _replace(r, b + h * out_eps[active] - best, lost)
+        if any(broken):  # the network gave no number: nothing to be learnt, half a step instead
+            zero = r * 0.0
+            changes = [(_replace(p, zero, broken), _replace(q, zero, broken)) for p, q in changes]
+            r = _replace(r, r * 0.5, broken)
+        dx, rest = combine(changes, r)
+        ahead_x = x + dx + rest
+        left = [v / scale for v in rms(rest)]
+        # Of the promise before this evaluation, how much was kept; a first promise is not believed.
+        ahead = [p * size[j] / max(promised[j], 1e-300) if k else math.inf for j, p in enumerate(left)]
+        go = []
+        for j, i in enumerate(active):
+            if size[j] <= tolerance:
+                continue
+            if ahead[j] <= tolerance and not lost[j]:
+                out[i], residuals[i] = ahead_x[j], ahead[j]
+                out_eps[i] = (ahead_x[j] - b[j]) / h
+                continue
+            go.append(j)
+        x_before, r_before, x, b = x[go], r[go], ahead_x[go], b[go]
+        changes = [(dx[go], dr[go]) for dx, dr in changes]
+        promised = [left[j] for j in go]
+        active = [active[j] for j in go]
+    return Solved(out, out_eps, evaluations, residuals)
+
+
+def combine(changes: Sequence[tuple[Array, Array]], r: Array) -> tuple[Array, Array]:
+    """(−Σ γ_j Δx_j, r − Σ γ_j Δr_j) with each image's γ minimising the norm of the latter."""
+    if not changes:
+        return r * 0.0, r
+    gram = np.array([[dot(p, q) for _, q in changes] for _, p in changes]).transpose(2, 0, 1)
+    right = np.array([dot(p, r) for _, p in changes]).T
+    size = np.sqrt(np.maximum(np.einsum("bii->bi", gram), 1e-300))
+    noise = NOISE * np.array(dot(r, r))[:, None] / size**2  # a change lost in rounding teaches nothing
+    scaled = gram / size[:, :, None] / size[:, None, :] + np.eye(len(changes)) * (RIDGE + noise)[:, None, :]
+    gamma = np.linalg.solve(scaled, (right / size)[:, :, None])[:, :, 0] / size
+    dx, rest = r * 0.0, r
+    for j, (cx, cr) in enumerate(changes):
+        g = per_image(gamma[:, j].tolist(), r)
+        dx, rest = dx - g * cx, rest - g * cr
+    return dx, rest
+
+
+def dot(a: Array, b: Array) -> list[float]:
+    """Each image's inner product."""
+    values: list[float] = (a * b).reshape(len(a), -1).sum(-1).tolist()
+    return values
+
+
+def rms(a: Array) -> list[float]:
+    """Each image's root mean square."""
+    d = math.prod(a.shape[1:])
+    return [math.sqrt(v / d) if v >= 0 else math.nan for v in dot(a, a)]
+
+
+def per_image(values: Sequence[float], like: Array) -> Array:
+    """One number an image, as an array of the kind of `like` that broadcasts against it."""
+    shape = (len(values), *[1] * (like.ndim - 1))
+    if hasattr(like, "new_tensor"):  # torch
+        return like.new_tensor(values).reshape(shape)
+    return np.asarray(values, dtype=like.dtype).reshape(shape)
+
+
+def _replace(a: Array, by: Array, rows: Sequence[bool]) -> Array:
+    """`a` with the rows marked taken from `by`."""
+    a = a * 1.0
+    marked = [j for j, v in enumerate(rows) if v]
+    a[marked] = by[marked]
+    return a

@@ -1,0 +1,63 @@
+"""Lossless encoding: x_T from which plain DDIM decodes every 8-bit value of the image again, checked by doing so.
+
+`exact` inverts DDIM up to its tolerance. How much tolerance an image can bear is found by trying: encode, round to the
+float32 that a file holds, decode, compare; the images that are not back yet go again with a tighter one. What the later
+decoder computes may differ in the last float32 digits (another batch, another processor), hence a margin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ddimctl import ddim
+from ddimctl.ddim import DEFAULT_BATCH, Check, Progress, Solution
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddimctl.model import Model
+
+TOLERANCES = (1e-4, 3e-5, 1e-5, 2e-6)
+MARGIN = 0.45  # 8-bit levels; half a level is where rounding goes the other way
+
+
+def encode(
+    model: Model,
+    images: Tensor,
+    path: Sequence[float],
+    tolerance: float | None = None,
+    batch_size: int = DEFAULT_BATCH,
+    progress: Progress = iter,
+) -> Solution:
+    """Images (N, C, H, W) in [−1, 1], whose values are 8-bit levels → x_T, float32, with a `Check` for each.
+
+    `tolerance` is the first one tried. An image that no tolerance brings back keeps its best x_T, and its check says
+    how many values are wrong and by how much. `evaluations` are all that were spent, the checks' own decoding included.
+    """
+    import torch
+
+    from ddimctl.metrics import max_abs, wrong_pixels
+
+    n = len(images)
+    first = TOLERANCES[0] if tolerance is None else tolerance
+    tolerances = [first, *(t for t in TOLERANCES if t < first)]
+    best = torch.zeros(images.shape, dtype=torch.float32)
+    evaluations, residuals = [0] * n, [float("inf")] * n
+    checks = [Check(images[0].numel(), float("inf"), first)] * n
+    todo = list(range(n))
+    for tight in tolerances:
+        if not todo:
+            break
+        x0 = images[todo]
+        encoded = ddim.encode(model, x0, path, "exact", tight, batch_size, progress)
+        xT = encoded.x.float()
+        back = ddim.decode(model, xT, path, "ddim", None, batch_size, progress)
+        wrong, worst = (f(x0, back.x.cpu()).tolist() for f in (wrong_pixels, max_abs))
+        for j, i in enumerate(todo):
+            evaluations[i] += encoded.evaluations[j] + back.evaluations[j]
+            if worst[j] < checks[i].worst:
+                checks[i] = Check(int(wrong[j]), worst[j], tight)
+                best[i], residuals[i] = xT[j], (encoded.residuals or residuals)[j]
+        todo = [i for i in todo if checks[i].worst > MARGIN]
+    return Solution(best.double(), evaluations, residuals, first, checks)
