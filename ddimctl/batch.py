@@ -260,6 +260,7 @@ class Encoding:
     tolerance: float | None
     how: Preprocessing
     about: Callable[[Solution, list[dict[str, Any]]], dict[str, Any]]
+    lossless: bool = False  # checked, and tightened until every 8-bit value comes back
 
 
 def identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -268,6 +269,7 @@ def identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
     image = ("sha256", "fit", "background", "frame", "value_range", "pixels")
     out: dict[str, Any] = {k: provenance.get(k) for k in same}
     out["model"] = provenance.get("model", {}).get("digest")
+    out["lossless"] = provenance.get("lossless") is not None
     out["images"] = [{k: record.get(k) for k in image} for record in provenance.get("images", [])]
     return json.loads(json.dumps(out))  # type: ignore[no-any-return]  # tuples become lists, as in a file
 
@@ -296,7 +298,7 @@ def encode(
     With `force` an output that is there and not the same is overwritten; without, its item fails. `dry_run` writes
     nothing and encodes nothing. Raises `DDIMError` where the system refuses to write.
     """
-    from ddimctl import images, latent
+    from ddimctl import images, latent, lossless
 
     model, how = encoding.model, encoding.how
 
@@ -339,6 +341,9 @@ def encode(
                 yield Outcome(b.item, SKIPPED if image.ready else DONE, (image.target,), notes=image.record)
                 continue
             part = solution.select([row])
+            if part.checks and part.checks[0].wrong:
+                yield Outcome(b.item, FAILED, failure=lossless.complaint(b.item.source, part.checks[0]))
+                continue
             if image.target.parent not in cleaned:
                 make_folder(image.target.parent)
                 clean(image.target.parent)
@@ -355,10 +360,19 @@ def solve(pixels: Sequence[np.ndarray], encoding: Encoding) -> Solution:
     """x_T of some images, in one batch."""
     import numpy as np
 
-    from ddimctl import ddim, images
+    from ddimctl import ddim, images, lossless
 
     x0 = images.to_tensor(np.stack(pixels))
+    if encoding.lossless:
+        return lossless.encode(encoding.model, x0, encoding.path, encoding.tolerance, len(x0))
     return ddim.encode(encoding.model, x0, encoding.path, encoding.solver, encoding.tolerance, len(x0))
+
+
+def nothing(encoding: Encoding, tolerance: float | None) -> Solution:
+    """The solution of no images, which says how they would be encoded."""
+    from ddimctl.ddim import Solution
+
+    return Solution(None, [], tolerance=tolerance, checks=[] if encoding.lossless else None)
 
 
 def notes(record: Mapping[str, Any], solution: Solution) -> dict[str, Any]:
@@ -386,7 +400,7 @@ def is_whole_and_same(target: Path, records: list[dict[str, Any]], encoding: Enc
     except (FileError, UsageError):
         return False
     tolerance = ddim.bind(encoding.solver, encoding.tolerance)[1]
-    wanted = encoding.about(ddim.Solution(None, [], tolerance=tolerance), records)
+    wanted = encoding.about(nothing(encoding, tolerance), records)
     return identity(found) == identity(wanted)
 
 
@@ -410,7 +424,7 @@ def pack(
     killed goes on. Images that cannot be read are left out. A `target` that is there must be what this would make,
     unless `force`: else `UsageError`. Raises `DDIMError` where the system refuses to write.
     """
-    from ddimctl import ddim, images, latent
+    from ddimctl import ddim, images, latent, lossless
 
     model = encoding.model
     held: dict[str, Any] | None = None
@@ -423,7 +437,7 @@ def pack(
             f"{target} exists already and is not what this would make", hint="add --force to overwrite it"
         )
         tolerance = ddim.bind(encoding.solver, encoding.tolerance)[1]
-        wanted = identity(encoding.about(ddim.Solution(None, [], tolerance=tolerance), []))
+        wanted = identity(encoding.about(nothing(encoding, tolerance), []))
         if {**held, "images": []} != wanted:
             raise differs
 
@@ -446,6 +460,9 @@ def pack(
             if not is_whole_and_same(part, records, encoding):
                 status = DONE
                 solution = solve([pixels for pixels, _ in good], encoding)
+                for check, (_, record) in zip(solution.checks or [], good, strict=False):
+                    if check.wrong:
+                        raise lossless.complaint(record["name"], check)
                 make_folder(folder)
                 latent.save(part, latent.Latent(solution.x.float(), encoding.about(solution, records)))
         elif dry_run:

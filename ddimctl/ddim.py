@@ -30,6 +30,7 @@ class Check:
     """How an image came back when its float32 x_T was decoded with plain DDIM."""
 
     wrong: int  # 8-bit values that differ
+    where: list[tuple[int, int, int, float]]  # the worst of them: channel, row, column, by how many levels
     worst: float  # the largest difference, in 8-bit levels, before rounding
     tolerance: float  # that `exact` was given
 

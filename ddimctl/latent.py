@@ -18,7 +18,7 @@ import os
 import pickletools
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +111,7 @@ def provenance(
         "evaluations": solution.evaluations,
         "residuals": solution.residuals,
         "unconverged": solution.unconverged,
+        "lossless": None if solution.checks is None else [asdict(c) for c in solution.checks],
         "images": records,
         "dtype": str(model.network.conv_in.weight.dtype).removeprefix("torch."),
         "device": model.device.type,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ddimctl import ddim
 from ddimctl.ddim import DEFAULT_BATCH, Check, Progress, Solution
+from ddimctl.errors import DDIMError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ddimctl.model import Model
 
 TOLERANCES = (1e-4, 3e-5, 1e-5, 2e-6)
+SAID = 3  # wrong values told of, the worst first
 MARGIN = 0.45  # 8-bit levels; half a level is where rounding goes the other way
 
 
@@ -37,14 +39,12 @@ def encode(
     """
     import torch
 
-    from ddimctl.metrics import max_abs, wrong_pixels
-
     n = len(images)
     first = TOLERANCES[0] if tolerance is None else tolerance
     tolerances = [first, *(t for t in TOLERANCES if t < first)]
     best = torch.zeros(images.shape, dtype=torch.float32)
     evaluations, residuals = [0] * n, [float("inf")] * n
-    checks = [Check(images[0].numel(), float("inf"), first)] * n
+    checks = [Check(images[0].numel(), [], float("inf"), first)] * n if n else []
     todo = list(range(n))
     for tight in tolerances:
         if not todo:
@@ -53,11 +53,37 @@ def encode(
         encoded = ddim.encode(model, x0, path, "exact", tight, batch_size, progress)
         xT = encoded.x.float()
         back = ddim.decode(model, xT, path, "ddim", None, batch_size, progress)
-        wrong, worst = (f(x0, back.x.cpu()).tolist() for f in (wrong_pixels, max_abs))
+        found = compare(x0, back.x.cpu(), tight)
         for j, i in enumerate(todo):
             evaluations[i] += encoded.evaluations[j] + back.evaluations[j]
-            if worst[j] < checks[i].worst:
-                checks[i] = Check(int(wrong[j]), worst[j], tight)
+            if found[j].worst < checks[i].worst:
+                checks[i] = found[j]
                 best[i], residuals[i] = xT[j], (encoded.residuals or residuals)[j]
         todo = [i for i in todo if checks[i].worst > MARGIN]
     return Solution(best.double(), evaluations, residuals, first, checks)
+
+
+def compare(images: Tensor, back: Tensor, tolerance: float) -> list[Check]:
+    """The check of each image (N, C, H, W) against what was decoded."""
+    import torch
+
+    from ddimctl.metrics import max_abs, wrong_pixels
+
+    checks = []
+    for image, again in zip(images.split(1), back.split(1), strict=True):
+        by = (again.double() - image.double())[0] * 127.5
+        n = int(wrong_pixels(image, again))
+        worst = by.abs().flatten().topk(min(n, SAID)).indices
+        places = zip(*(v.tolist() for v in torch.unravel_index(worst, by.shape)), strict=True)
+        where = [(c, y, x, round(float(by[c, y, x]), 2)) for c, y, x in places]
+        checks.append(Check(n, where, float(max_abs(image, again)), tolerance))
+    return checks
+
+
+def complaint(name: str, check: Check) -> DDIMError:
+    """The error for an image that did not come back."""
+    where = ", ".join(f"{by:+.2f} levels at row {y} column {x}" for _, y, x, by in check.where)
+    return DDIMError(
+        f"{name} is not lossless: {check.wrong} values differ ({where}); worst {check.worst:.2f} levels",
+        hint="try more --steps, or another --spacing",
+    )

@@ -196,9 +196,8 @@ def test_adaptive_gives_each_image_its_own_steps() -> None:
     path = LINEAR.path(20)
 
     def eps(x: Tensor, sigma: float | Sequence[float]) -> Tensor:
-        mine = torch.stack([easy.eps(v[None], [t])[0] if v[0, 0, 0] > 0 else hard.eps(v[None], [t])[0]
+        return torch.stack([easy.eps(v[None], [t])[0] if v[0, 0, 0] > 0 else hard.eps(v[None], [t])[0]
                             for v, t in zip(x, sigma, strict=True)])  # fmt: skip
-        return mine
 
     x = torch.stack([X0[0].abs() + 0.1, -X0[0].abs() - 0.1])
     both = integrate(eps, x, path, "adaptive", 1e-6)

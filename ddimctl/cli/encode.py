@@ -25,6 +25,7 @@ def encode(
     solver: options.Solver = options.DEFAULT_SOLVER,
     spacing: options.Spacing = options.DEFAULT_SPACING,
     tolerance: options.Tolerance = None,
+    lossless: options.Lossless = False,
     fit: options.Fit = "crop",
     background: options.Background = "white",
     frame: options.Frame = None,
@@ -45,6 +46,9 @@ def encode(
     One image makes IMAGE.pt, or the file that -o names (.pt or .safetensors). Several make one file of them all if -o
     names a file, else one file each, in the folder that -o names, where they keep their places. The file knows how to
     decode itself.
+
+    --lossless encodes with the solver exact, decodes, and tightens until every 8-bit value of the image comes back; where
+    that cannot be reached nothing is written (exit code 1).
 
     With several images, the same command again does only what is not done yet, a bad image does not stop the others
     (exit code 4), and a manifest beside the output says what became of each.
@@ -72,12 +76,16 @@ def encode(
         target = (output or Path()) / f"{'latent' if items[0].source == '-' else items[0].name}.pt"
     if single:
         refuse_existing(target, force)
+    if lossless:
+        if solver not in (options.DEFAULT_SOLVER, "exact"):
+            raise UsageError(f"--lossless goes with the solver exact, not {solver}")
+        solver = "exact"
     bind(solver, tolerance)  # wrong names are found before anything is done
 
     net = inputs.open_model(model, device, console)
     path = net.schedule.path(steps, spacing)
     about = partial(latent.provenance, net, model, path, spacing, solver)
-    encoding = batch.Encoding(net, path, solver, tolerance, how, about)
+    encoding = batch.Encoding(net, path, solver, tolerance, how, about, lossless)
     settings: dict[str, Any] = {"steps": steps, "solver": solver, "spacing": spacing}
     if single and not dry_run:
         if output is not None and not one_file:
@@ -97,7 +105,7 @@ def encode(
 
 def encode_one(item: Item, target: Path, encoding: Encoding, settings: dict[str, Any], console: Console) -> None:
     """One image → one file. What is wrong with it is the command's own error."""
-    from ddimctl import ddim, images, latent
+    from ddimctl import ddim, images, latent, lossless
 
     model = encoding.model
     pixels, record = images.read(item.source, model.channels, model.size, encoding.how)
@@ -105,7 +113,12 @@ def encode_one(item: Item, target: Path, encoding: Encoding, settings: dict[str,
         console.notice(said)
     x0 = images.to_tensor(pixels[None])
     with console.bar(len(encoding.path) - 1, "encoding") as bar:
-        solution = ddim.encode(model, x0, encoding.path, encoding.solver, encoding.tolerance, 1, bar)
+        if encoding.lossless:
+            solution = lossless.encode(model, x0, encoding.path, encoding.tolerance, 1, bar)
+        else:
+            solution = ddim.encode(model, x0, encoding.path, encoding.solver, encoding.tolerance, 1, bar)
+    if solution.checks and solution.checks[0].wrong:
+        raise lossless.complaint(item.source, solution.checks[0])
     if solution.unconverged and solution.residuals:
         residual = solution.residuals[0]
         console.notice(f"warning: {item.source} did not converge: residual {residual:.1e} > {solution.tolerance:.1e}")

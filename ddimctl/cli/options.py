@@ -17,7 +17,7 @@ DEFAULT_SPACING = "karras"
 DEFAULT_BATCH = 64
 
 MODEL_HELP = "A bundled model's name, a model folder, a checkpoint file, or a hub id (OWNER/NAME)."
-SOLVER_HELP = "How the ODE is integrated: ab2, ddim, heun."
+SOLVER_HELP = "How the ODE is integrated: ab2, ddim, heun, exact, adaptive."
 SPACING_HELP = "Where the noise levels lie: karras, linear, quadratic."
 STEPS_HELP = "Steps along the path, each way."
 
@@ -49,6 +49,9 @@ OtherSpacing = Annotated[str | None, typer.Option("--spacing", metavar="NAME", h
 Tolerance = Annotated[
     float | None,
     typer.Option("--tolerance", metavar="X", help="For solvers that iterate: the largest relative residual."),
+]
+Lossless = Annotated[
+    bool, typer.Option("--lossless", help="Make sure that decoding gives back every 8-bit value (solver exact).")
 ]
 Device = Annotated[
     str, typer.Option("--device", envvar="DDIMCTL_DEVICE", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps.")
