@@ -338,7 +338,7 @@ def encode(
             row += 1
             image = b.value
             if image.ready or solution is None:
-                yield Outcome(b.item, SKIPPED if image.ready else DONE, (image.target,), notes=image.record)
+                yield Outcome(b.item, SKIPPED if image.ready else DONE, (image.target,))
                 continue
             part = solution.select([row])
             if part.checks and part.checks[0].wrong:
@@ -368,10 +368,14 @@ def solve(pixels: Sequence[np.ndarray], encoding: Encoding) -> Solution:
     return ddim.encode(encoding.model, x0, encoding.path, encoding.solver, encoding.tolerance, len(x0))
 
 
-def nothing(encoding: Encoding, tolerance: float | None) -> Solution:
+def nothing(encoding: Encoding) -> Solution:
     """The solution of no images, which says how they would be encoded."""
-    from ddimctl.ddim import Solution
+    from ddimctl import lossless
+    from ddimctl.ddim import Solution, bind
 
+    tolerance = bind(encoding.solver, encoding.tolerance)[1]
+    if encoding.lossless and encoding.tolerance is None:
+        tolerance = lossless.TOLERANCES[0]
     return Solution(None, [], tolerance=tolerance, checks=[] if encoding.lossless else None)
 
 
@@ -393,15 +397,13 @@ def source_record(source: str, encoding: Encoding) -> dict[str, Any]:
 
 def is_whole_and_same(target: Path, records: list[dict[str, Any]], encoding: Encoding) -> bool:
     """Whether `target` is a whole latent file of the same images, by the same model, made in the same way."""
-    from ddimctl import ddim, latent
+    from ddimctl import latent
 
     try:
         found = latent.load(target).provenance
     except (FileError, UsageError):
         return False
-    tolerance = ddim.bind(encoding.solver, encoding.tolerance)[1]
-    wanted = encoding.about(nothing(encoding, tolerance), records)
-    return identity(found) == identity(wanted)
+    return identity(found) == identity(encoding.about(nothing(encoding), records))
 
 
 def refuse_link(target: Path) -> None:
@@ -424,21 +426,18 @@ def pack(
     killed goes on. Images that cannot be read are left out. A `target` that is there must be what this would make,
     unless `force`: else `UsageError`. Raises `DDIMError` where the system refuses to write.
     """
-    from ddimctl import ddim, images, latent, lossless
+    from ddimctl import images, latent, lossless
 
     model = encoding.model
-    held: dict[str, Any] | None = None
+    differs = UsageError(f"{target} exists already and is not what this would make", hint="add --force to overwrite it")
+    held: deque[Any] | None = None
     if os.path.lexists(target) and not force:
         try:
-            held = identity(latent.load(target).provenance)
+            found = identity(latent.load(target).provenance)
         except FileError as e:
             raise UsageError(f"{target} exists already and is no latent file", hint="name another, or --force") from e
-        differs = UsageError(
-            f"{target} exists already and is not what this would make", hint="add --force to overwrite it"
-        )
-        tolerance = ddim.bind(encoding.solver, encoding.tolerance)[1]
-        wanted = identity(encoding.about(nothing(encoding, tolerance), []))
-        if {**held, "images": []} != wanted:
+        held = deque(found["images"])
+        if {**found, "images": []} != identity(encoding.about(nothing(encoding), [])):
             raise differs
 
     def read(item: Item) -> tuple[np.ndarray, dict[str, Any]]:
@@ -446,40 +445,50 @@ def pack(
 
     folder = target.with_name(f".{target.name}.parts")
     parts: list[Path] = []
-    count = 0
     for number, batch in enumerate(read_ahead(items, read, batch_size)):
-        good = [b.value for b in batch if b.value is not None]
-        records = [record for _, record in good]
-        status = SKIPPED
+        good = [b for b in batch if b.value is not None]
+        status = DONE
         if held is not None:
-            if identity({"images": records})["images"] != held["images"][count : count + len(records)]:
-                raise differs
+            status = SKIPPED
+            for b in good:
+                if held and identity({"images": [_record(b)]})["images"][0] == held[0]:
+                    held.popleft()
+                elif encoding.lossless:
+                    b.failure = DDIMError(f"{b.item.source} is not in {target}, as it was not lossless")
+                else:
+                    raise differs
         elif good and not dry_run:
             part = folder / f"{number:08}.safetensors"
-            parts.append(part)
-            if not is_whole_and_same(part, records, encoding):
-                status = DONE
-                solution = solve([pixels for pixels, _ in good], encoding)
-                for check, (_, record) in zip(solution.checks or [], good, strict=False):
+            if is_whole_and_same(part, [_record(b) for b in good], encoding):
+                status = SKIPPED
+            else:
+                solution = solve([b.value[0] for b in good if b.value is not None], encoding)
+                for b, check in zip(good, solution.checks or [], strict=False):
                     if check.wrong:
-                        raise lossless.complaint(record["name"], check)
-                make_folder(folder)
-                latent.save(part, latent.Latent(solution.x.float(), encoding.about(solution, records)))
-        elif dry_run:
-            status = DONE
-        count += len(records)
+                        b.failure = lossless.complaint(b.item.source, check)
+                rows = [i for i, b in enumerate(good) if b.failure is None]
+                if rows:
+                    kept, records = solution.select(rows), [_record(good[i]) for i in rows]
+                    make_folder(folder)
+                    latent.save(part, latent.Latent(kept.x.float(), encoding.about(kept, records)))
+            if any(b.failure is None for b in good):
+                parts.append(part)
         for b in batch:
-            if b.value is None:
+            if b.failure is not None:
                 yield Outcome(b.item, FAILED, failure=b.failure)
             else:
-                yield Outcome(b.item, status, (target,), notes={"image": b.value[1]})
-    if held is not None and count != len(held["images"]):
+                yield Outcome(b.item, status, (target,), notes={"image": _record(b)})
+    if held:
         raise differs
     if parts:
         latent.merge(parts, target)
         for file in folder.iterdir():
             file.unlink(missing_ok=True)
         folder.rmdir()
+
+
+def _record(loaded: Loaded[tuple[np.ndarray, dict[str, Any]]]) -> dict[str, Any]:
+    return loaded.value[1] if loaded.value is not None else {}
 
 
 @dataclass

@@ -217,7 +217,7 @@ def check_provenance(record: Any, n: int) -> None:
             raise ValueError(f"its provenance has a wrong {name}")
     if record["steps"] != len(record["path"]) - 1:
         raise ValueError("its provenance has another number of steps than levels")
-    for name in ("images", "evaluations", "residuals"):
+    for name in EACH:
         if record[name] is not None and len(record[name]) != n:
             raise ValueError(f"its provenance has {name} for {len(record[name])} images, not {n}")
 
@@ -256,10 +256,13 @@ FIELDS: dict[str, Callable[[Any], bool]] = {  # of a provenance, and what each m
     "evaluations": _all(_is_count),
     "residuals": lambda v: v is None or _all(_is_number)(v),
     "unconverged": _all(_is_count),
+    "lossless": lambda v: v is None or _all(lambda c: isinstance(c, dict))(v),
     "images": _all(lambda v: isinstance(v, dict) and isinstance(v.get("name"), str)),
     "dtype": _is_name,
     "device": _is_name,
 }
+
+EACH = ("images", "evaluations", "residuals", "lossless")  # hold one entry for each image, where they hold any
 
 
 def _text(about: dict[str, Any], n: int) -> dict[str, str]:
@@ -280,7 +283,7 @@ def _joined(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for p in provenances:
         out["unconverged"] += [n + i for i in p["unconverged"]]
         n += len(p["images"])
-    for name in ("images", "evaluations", "residuals"):
+    for name in EACH:
         if out[name] is not None:
             out[name] = [x for p in provenances for x in p[name]]
     return out

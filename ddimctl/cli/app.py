@@ -7,9 +7,11 @@ help, version and completion answer at once.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
+import warnings
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -74,6 +76,9 @@ def main() -> NoReturn:
     """The entry point: runs a command and exits with a code from `ddimctl.errors`."""
     for s in (signal.SIGINT, signal.SIGTERM):
         signal.signal(s, _interrupt)
+    _prepare_streams()
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # what libraries think of a damaged image is not for users
     try:
         code = app(standalone_mode=False) or 0
         sys.stdout.flush()
@@ -91,18 +96,38 @@ def main() -> NoReturn:
     except MemoryError:
         code = FAILED
         _complain("out of memory", "try a smaller --batch-size")
+    except RuntimeError as e:
+        if "out of memory" not in str(e) and "allocate memory" not in str(e):
+            raise
+        code = FAILED
+        _complain("out of memory", "try a smaller --batch-size")
     except OSError as e:
         code = FAILED
         _complain(f"{e.filename or 'the system'}: {e.strerror or e}")
     _exit(code)
 
 
+def _prepare_streams() -> None:
+    """A stream that the shell closed swallows what it gets; a file name that is no Unicode goes out as it came in."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
+
+
 def _complain(message: str, hint: str = "") -> None:
     """One line, and perhaps a second one that says what to do."""
     with contextlib.suppress(OSError, ValueError):
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {_plain(message)}", file=sys.stderr)
         if hint:
-            print(f"hint: {' '.join(hint.split())}", file=sys.stderr)
+            print(f"hint: {_plain(hint)}", file=sys.stderr)
+
+
+def _plain(text: str) -> str:
+    """One line that steers no terminal, whatever a file is called."""
+    one_line = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in one_line)
 
 
 def _exit(code: int) -> NoReturn:
