@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ import typer
 
 from ddimctl.cli import inputs, options
 from ddimctl.cli.console import Console, figure, table
-from ddimctl.errors import AboveLimit, choose
+from ddimctl.errors import AboveLimit, UsageError, choose
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from ddimctl.model import Model
 
 # How a report's value for each image becomes one number: the mean, but for these.
-COMBINE = {"wrong_pixels": sum, "max_abs": max}
+COMBINE: dict[str, Callable[[list[float]], float]] = {"wrong_pixels": sum, "max_abs": max}
+OF_LATENTS = ("norm", "latent_error", "xT_error")  # reports beside the metrics of images
+REFERENCE = 1e-5  # the adaptive solver's tolerance for latent_error
 SHEET_IMAGES = 8
 
 
@@ -41,6 +44,11 @@ class Cell:
     unconverged: int = 0
     seconds: float = 0.0
     shown: list[Any] = field(default_factory=list)  # the first few reconstructions, for the sheet
+
+    @property
+    def evaluations(self) -> float:
+        """Of the network for an image, both ways."""
+        return (sum(self.encode_evaluations) + sum(self.decode_evaluations)) / len(self.encode_evaluations)
 
     def total(self, report: str) -> float:
         values = self.values[report]
@@ -63,6 +71,9 @@ def reconstruct(
         str, typer.Option(metavar="NAME,…", help="What to measure: see the list below, or all.")
     ] = "mse,mse_8bit,psnr,wrong_pixels,max_abs",
     tolerance: options.Tolerance = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw error against evaluations (.png, .svg, .pdf).")
+    ] = None,
     fail_above: Annotated[
         float | None, typer.Option(metavar="MSE", help="Exit with 5 if any line's mse is above this.")
     ] = None,
@@ -81,11 +92,15 @@ def reconstruct(
 
     Reports: mse (the paper's: per dimension, pixels in 0 to 1), mse_8bit (after rounding to 8 bits), psnr (dB), ssim,
     max_abs (worst pixel, in 8-bit levels, before rounding), wrong_pixels (8-bit values that differ, in all),
-    norm (of x_T, divided by the root of its dimension: 1 for noise). Where the paper has a figure for the same number of
-    steps (table 2, CIFAR-10), it stands in the last column. -o writes a sheet: original, reconstruction, difference.
+    norm (of x_T, divided by the root of its dimension: 1 for noise), latent_error (of x_T itself, against the adaptive
+    solver: root mean square), xT_error (x_T decoded and encoded again: root mean square).
+
+    Where the paper has a figure for the same number of steps (table 2, CIFAR-10), it stands in the last column. -o writes
+    a sheet: original, reconstruction, difference.
 
     Example: ddimctl reconstruct --steps 10,20,50,100 --solver ab2,ddim
     """
+    from ddimctl import ddim, plots
     from ddimctl import images as pictures
     from ddimctl.files import refuse_existing
 
@@ -94,6 +109,11 @@ def reconstruct(
     if output is not None:
         pictures.check_suffix(output)
         refuse_existing(output, force)
+    if plot is not None:
+        plots.check_target(plot)
+        refuse_existing(plot, force)
+        if "mse" not in reports:
+            raise UsageError("--plot draws the mse", hint="add it to --report")
     net = inputs.open_model(model, device, console)
     cells = [
         Cell(how, levels, s, net.schedule.path(s, levels))
@@ -103,20 +123,32 @@ def reconstruct(
     ]
     files = inputs.image_files(images or [], net, console)[:limit]
     originals: list[Tensor] = []
-    with console.bar(sum(2 * c.steps for c in cells) * -(-len(files) // batch_size), "reconstructing") as bar:
+    work = sum((4 if "xT_error" in reports else 2) * c.steps for c in cells) * -(-len(files) // batch_size)
+    with console.bar(work, "reconstructing") as bar:
         for start in range(0, len(files), batch_size):
             x0, _ = inputs.read_images(files[start : start + batch_size], net, console)
             originals += x0[: max(0, SHEET_IMAGES - len(originals))]
+            references: dict[float, Tensor] = {}  # by the level that counts as clean
             for cell in cells:
-                measure(cell, net, x0, reports, tolerance, bar)
+                if "latent_error" in reports and cell.path[0] not in references:
+                    ends = (cell.path[0], cell.path[-1])
+                    references[cell.path[0]] = ddim.encode(net, x0, ends, "adaptive", REFERENCE, len(x0)).x
+                measure(cell, net, x0, references.get(cell.path[0]), reports, tolerance, bar)
     for cell in cells:
         if cell.unconverged:
             console.notice(
-                f"warning: {cell.solver} with {cell.steps} steps did not converge on {cell.unconverged} of {len(files)} images"
+                f"warning: {cell.solver} with {cell.steps} steps did not converge"
+                f" on {cell.unconverged} of {len(files)} images (residual at most {max(cell.residuals):.1e})"
             )
     if output is not None:
         gain = save_sheet(output, originals, cells)
         console.notice(f"{output}: original, then reconstruction and {gain} times its difference for each line")
+    if plot is not None:
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for c in cells:
+            lines.setdefault(f"{c.solver}, {c.spacing}", []).append((c.evaluations, c.total("mse")))
+        plots.error_against_evaluations(plot, lines, f"{net.name}, {len(files)} images")
+        console.notice(f"{plot}: error against evaluations")
     console.data(as_table(cells, reports), as_record(cells, reports, net, len(files)))
     worst = max((c.total("mse") for c in cells), default=0.0) if "mse" in reports else math.nan
     if fail_above is not None and not worst <= fail_above:
@@ -127,12 +159,20 @@ def parse_reports(text: str) -> list[str]:
     """The reports asked for; "all" for every one."""
     from ddimctl.metrics import METRICS
 
-    known = {**METRICS, "norm": None}
-    return list(known) if text == "all" else [n for n in options.parse_list(text) if choose(known, n, "report") or True]
+    known = {name: name for name in (*METRICS, *OF_LATENTS)}
+    return list(known) if text == "all" else [choose(known, n, "report") for n in options.parse_list(text)]
 
 
-def measure(cell: Cell, model: Model, x0: Tensor, reports: Sequence[str], tolerance: float | None, bar: Any) -> None:
-    """Encodes and decodes one batch and adds what it comes to."""
+def measure(
+    cell: Cell,
+    model: Model,
+    x0: Tensor,
+    reference: Tensor | None,
+    reports: Sequence[str],
+    tolerance: float | None,
+    bar: Any,
+) -> None:
+    """Encodes and decodes one batch and adds what it comes to. `reference` is x_T by the adaptive solver."""
     from ddimctl import ddim
     from ddimctl.metrics import METRICS
 
@@ -149,10 +189,19 @@ def measure(cell: Cell, model: Model, x0: Tensor, reports: Sequence[str], tolera
     back = decoded.x.cpu()
     for name in reports:
         if name == "norm":
-            values = xT.double().flatten(1).norm(dim=1) / math.sqrt(xT[0].numel())
+            values = rms(xT)
+        elif name == "latent_error":
+            values = rms(xT - reference)
+        elif name == "xT_error":
+            values = rms(ddim.encode(model, decoded.x, cell.path, cell.solver, tolerance, len(x0), bar).x - xT)
         else:
             values = METRICS[name](x0, back)
         cell.values.setdefault(name, []).extend(values.tolist())
+
+
+def rms(xT: Tensor) -> Tensor:
+    """Each latent's norm divided by the root of its dimension."""
+    return xT.double().flatten(1).square().mean(1).sqrt()
 
 
 def as_table(cells: Sequence[Cell], reports: Sequence[str]) -> str:
