@@ -121,8 +121,16 @@ def karras(schedule: Schedule, steps: int) -> list[float]:
     return [schedule.sigma(1), *inner, schedule.sigma(schedule.T)]
 
 
+def log(schedule: Schedule, steps: int) -> list[float]:
+    """log σ evenly spaced from σ(1) to σ(T): no step is much harder than another for the implicit solver `exact`."""
+    low, high = math.log(schedule.sigma(1)), math.log(schedule.sigma(schedule.T))
+    inner = [math.exp(low + (high - low) * i / steps) for i in range(1, steps)]
+    return [schedule.sigma(1), *inner, schedule.sigma(schedule.T)]
+
+
 SPACINGS: dict[str, Callable[[Schedule, int], list[float]]] = {
     "karras": karras,
     "linear": linear,
     "quadratic": quadratic,
+    "log": log,
 }

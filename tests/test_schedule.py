@@ -104,7 +104,7 @@ def test_every_path_has_exactly_s_rising_steps_up_to_the_noisiest_level(
 ) -> None:
     S = data.draw(st.integers(1, T))
     schedule = short(T)
-    if T == 1 and spacing == "karras":  # there is only one trained level, and no way up from it
+    if T == 1 and spacing in ("karras", "log"):  # there is only one trained level, and no way up from it
         with pytest.raises(UsageError, match="1 steps are not possible"):
             schedule.path(S, spacing)
         return
@@ -128,6 +128,12 @@ def test_unknown_spacing_lists_the_known_ones() -> None:
         LINEAR.path(10, "karas")
     assert all(name in error.value.hint for name in SPACINGS)
     assert "did you mean karras" in error.value.hint
+
+
+def test_log_is_even_in_log_sigma() -> None:
+    path = np.array(LINEAR.path(20, "log"))
+    np.testing.assert_allclose(np.diff(np.log(path)), np.log(path[-1] / path[0]) / 20)
+    assert path[0] == LINEAR.sigma(1)
 
 
 @pytest.mark.parametrize("S", [1, 3, 7, 10, 30, 334, 999, 1000])

@@ -18,7 +18,7 @@ DEFAULT_BATCH = 64
 
 MODEL_HELP = "A bundled model's name, a model folder, a checkpoint file, or a hub id (OWNER/NAME)."
 SOLVER_HELP = "How the ODE is integrated: ab2, ddim, heun, exact, adaptive."
-SPACING_HELP = "Where the noise levels lie: karras, linear, quadratic."
+SPACING_HELP = "Where the noise levels lie: karras, linear, quadratic, log."
 STEPS_HELP = "Steps along the path, each way."
 
 Model = Annotated[str, typer.Option("-m", "--model", envvar="DDIMCTL_MODEL", help=MODEL_HELP, metavar="MODEL")]
