@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format docs reliability clean
 
 # Encode, interpolate and reconstruct real images into demo/.
 demo: $(READY)
@@ -20,9 +20,17 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Measures the figures in docs/ again, on the bundled held-out images (or on IMAGES=folder or IDX file).
+docs: $(READY)
+	$(BIN)/python benchmarks/inversion.py $(IMAGES)
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Kills, full disks, damaged and hostile files, by the thousand: rewrites RELIABILITY.md. An hour on two cores.
+reliability: $(READY)
+	$(BIN)/python benchmarks/reliability.py -o RELIABILITY.md
 
 # Runs once, and again where the pins change. pip older than 25.1 does not know --group.
 $(READY): pyproject.toml constraints.txt
