@@ -268,7 +268,8 @@ def identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
     same = ("schedule", "solver", "spacing", "path", "tolerance", "dtype")
     image = ("sha256", "fit", "background", "frame", "value_range", "pixels")
     out: dict[str, Any] = {k: provenance.get(k) for k in same}
-    out["model"] = provenance.get("model", {}).get("digest")
+    made_by = provenance.get("model", {})
+    out["model"], out["class"] = made_by.get("digest"), made_by.get("class")
     out["lossless"] = provenance.get("lossless") is not None
     out["images"] = [{k: record.get(k) for k in image} for record in provenance.get("images", [])]
     return json.loads(json.dumps(out))  # type: ignore[no-any-return]  # tuples become lists, as in a file

@@ -91,16 +91,24 @@ def provenance(
     solver: str,
     solution: Solution,
     records: list[dict[str, Any]],
+    config: str | None = None,
 ) -> dict[str, Any]:
     """What a latent file says about itself, besides x_T: enough to decode it, and to make it again.
 
-    `reference` is the name that the model was loaded by, `records` one of `images.read` for each image.
+    `reference` is the name that the model was loaded by, `config` what had to be said about it with --config,
+    `records` one of `images.read` for each image.
     """
     from ddimctl import __version__
 
     return {
         "ddimctl": __version__,
-        "model": {"name": model.name, "reference": reference, "digest": model.digest},
+        "model": {
+            "name": model.name,
+            "reference": reference,
+            "config": config,
+            "digest": model.digest,
+            "class": model.class_label,
+        },
         "schedule": model.schedule.digest,
         "solver": solver,
         "decoder": "ddim" if solver == "exact" else solver,
@@ -245,7 +253,12 @@ def _is_path(value: Any) -> bool:
 
 FIELDS: dict[str, Callable[[Any], bool]] = {  # of a provenance, and what each must be
     "ddimctl": _is_name,
-    "model": lambda v: isinstance(v, dict) and all(_is_name(v.get(k)) for k in ("name", "reference", "digest")),
+    "model": lambda v: (
+        isinstance(v, dict)
+        and all(_is_name(v.get(k)) for k in ("name", "reference", "digest"))
+        and (v.get("config") is None or _is_name(v["config"]))
+        and (v.get("class") is None or type(v["class"]) is int)
+    ),
     "schedule": _is_name,
     "solver": _is_name,
     "decoder": _is_name,

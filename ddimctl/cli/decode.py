@@ -32,6 +32,8 @@ def decode(
     from_file: options.FromFile = None,
     shard: options.Shard = None,
     dry_run: options.DryRun = False,
+    class_label: options.Class = None,
+    config: options.Config = None,
     device: options.Device = "auto",
     batch_size: options.BatchSize = options.DEFAULT_BATCH,
     json: options.Json = False,
@@ -75,9 +77,9 @@ def decode(
     net: Model | None = None
     if first is not None:
         name = items[0].source if single else "the first latent"
-        net = inputs.model_of(first, name, model, device, console, force)
+        net = inputs.model_of(first, name, model, device, console, force, class_label, config)
     elif model is not None:
-        net = inputs.open_model(model, device, console)
+        net = inputs.open_model(model, device, console, class_label, config)
 
     def way(file: Latent, name: str) -> tuple[Model, Sequence[float], str]:
         if net is None:

@@ -34,6 +34,8 @@ def encode(
     from_file: options.FromFile = None,
     shard: options.Shard = None,
     dry_run: options.DryRun = False,
+    class_label: options.Class = None,
+    config: options.Config = None,
     device: options.Device = "auto",
     batch_size: options.BatchSize = options.DEFAULT_BATCH,
     json: options.Json = False,
@@ -82,9 +84,9 @@ def encode(
         solver = "exact"
     bind(solver, tolerance)  # wrong names are found before anything is done
 
-    net = inputs.open_model(model, device, console)
+    net = inputs.open_model(model, device, console, class_label, config)
     path = net.schedule.path(steps, spacing)
-    about = partial(latent.provenance, net, model, path, spacing, solver)
+    about = partial(latent.provenance, net, model, path, spacing, solver, config=config)
     encoding = batch.Encoding(net, path, solver, tolerance, how, about, lossless)
     settings: dict[str, Any] = {"steps": steps, "solver": solver, "spacing": spacing}
     if single and not dry_run:

@@ -18,31 +18,48 @@ if TYPE_CHECKING:
 LATENT_SUFFIXES = (".pt", ".safetensors")
 
 
-def open_model(reference: str, device: str, console: Console) -> Model:
-    """The model a command works with."""
+def open_model(
+    reference: str, device: str, console: Console, class_label: int | None = None, config: str | None = None
+) -> Model:
+    """The model a command works with. What was guessed about it is a notice, what was chosen a detail."""
     from ddimctl.model import load
 
-    model = load(reference, device)
-    console.detail(f"model {model.name}: {model.parameters:,} parameters on {model.device}")
+    model = load(reference, device, class_label, config)
+    for guess in model.guesses:
+        console.notice(f"{model.name}: {guess}")
+    console.detail(f"{model.name}: {model.parameters:,} parameters on {model.device}")
+    for note in model.notes:
+        console.detail(f"{model.name}: {note}")
     return model
 
 
-def model_of(latent: Latent, name: str, reference: str | None, device: str, console: Console, force: bool) -> Model:
+def model_of(
+    latent: Latent,
+    name: str,
+    reference: str | None,
+    device: str,
+    console: Console,
+    force: bool,
+    class_label: int | None = None,
+    config: str | None = None,
+) -> Model:
     """The model that decodes a latent: the one named on the command line, or the one its file names.
 
     Raises `FileError` if that is not the model that encoded it, unless `force`.
     """
     from ddimctl.model import bundled
 
-    recorded = latent.provenance["model"]["reference"]
+    about = latent.provenance["model"]
+    recorded = about["reference"]
+    class_label = about.get("class") if class_label is None else class_label
     if reference is None:
         # A file from a stranger may name anything; only what is already here is opened.
         if recorded not in bundled() and not Path(recorded).exists():
             raise UsageError(
                 f"{name} was encoded with the model {recorded!r}, which is not here", hint="name it with -m"
             )
-        reference = recorded
-    model = open_model(reference, device, console)
+        reference, config = recorded, about.get("config") if config is None else config
+    model = open_model(reference, device, console, class_label, config)
     check_model(latent, name, model, console, force)
     return model
 
@@ -118,6 +135,7 @@ def expand(paths: list[str]) -> list[str]:
 
 
 def is_latent(path: str) -> bool:
+    """Whether a file's name could be a latent's."""
     return path.lower().endswith(LATENT_SUFFIXES)
 
 
@@ -132,6 +150,8 @@ def gather_latents(
     batch_size: int,
     console: Console,
     force: bool,
+    class_label: int | None,
+    config: str | None,
 ) -> tuple[Model, Tensor, list[float], str]:
     """All latents of latent files and images (which are encoded), in order: (model, x_T, levels, solver to decode with).
 
@@ -145,11 +165,11 @@ def gather_latents(
     net, path, how = None, None, solver or options.DEFAULT_SOLVER
     for name, file in files.items():
         if net is None:
-            net = model_of(file, name, model, device, console, force)
+            net = model_of(file, name, model, device, console, force, class_label, config)
             path, how = way_back(file, net, steps, spacing, solver)
         elif file.provenance.get("model", {}).get("digest") != next(iter(files.values())).provenance["model"]["digest"]:
             raise FileError(f"{name} and {next(iter(files))} were encoded with different models")
-    net = net or open_model(model or options.default_model(), device, console)
+    net = net or open_model(model or options.default_model(), device, console, class_label, config)
     path = path or list(net.schedule.path(steps or options.DEFAULT_STEPS, spacing or options.DEFAULT_SPACING))
     images = [n for n in names if n not in files]
     encoded: dict[str, Tensor] = {}

@@ -37,6 +37,8 @@ def interpolate(
     solver: options.OtherSolver = None,
     spacing: options.OtherSpacing = None,
     tolerance: options.Tolerance = None,
+    class_label: options.Class = None,
+    config: options.Config = None,
     device: options.Device = "auto",
     batch_size: options.BatchSize = options.DEFAULT_BATCH,
     json: options.Json = False,
@@ -71,7 +73,7 @@ def interpolate(
         refuse_existing(output, force)
 
     net, keys, path, how = inputs.gather_latents(
-        latents, model, steps, solver, spacing, tolerance, device, batch_size, console, force
+        latents, model, steps, solver, spacing, tolerance, device, batch_size, console, force, class_label, config
     )
     if grid:
         xT = make_grid(list(keys), rows, columns, interpolant)

@@ -81,6 +81,8 @@ def reconstruct(
         int | None, typer.Option("-n", "--limit", metavar="N", min=1, help="Only the first N images.")
     ] = None,
     model: options.Model = options.DEFAULT_MODEL,
+    class_label: options.Class = None,
+    config: options.Config = None,
     device: options.Device = "auto",
     batch_size: options.BatchSize = options.DEFAULT_BATCH,
     json: options.Json = False,
@@ -114,7 +116,7 @@ def reconstruct(
         refuse_existing(plot, force)
         if "mse" not in reports:
             raise UsageError("--plot draws the mse", hint="add it to --report")
-    net = inputs.open_model(model, device, console)
+    net = inputs.open_model(model, device, console, class_label, config)
     cells = [
         Cell(how, levels, s, net.schedule.path(s, levels))
         for how in options.parse_list(solver)
