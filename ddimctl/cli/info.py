@@ -9,6 +9,7 @@ import typer
 
 from ddimctl.cli import inputs, options
 from ddimctl.cli.console import Console, figure, table
+from ddimctl.errors import DDIMError, FileError
 
 if TYPE_CHECKING:
     from ddimctl.latent import Latent
@@ -32,16 +33,23 @@ def info(
     """
     console = Console(quiet, json=json)
     if not inputs.is_latent(file):
-        net = inputs.open_model(file, "cpu", console)
-        console.data(*about_model(net))
+        console.data(*about_model(inputs.open_model(file, "cpu", console)))
         return
     from ddimctl import images, latent
     from ddimctl.files import refuse_existing
 
+    try:
+        found = latent.load(Path(file))
+    except FileError as e:  # checkpoints have the same suffixes
+        try:
+            net = inputs.open_model(file, "cpu", console)
+        except DDIMError:
+            raise e from None
+        console.data(*about_model(net))
+        return
     if output is not None:
         images.check_suffix(output)
         refuse_existing(output, force)
-    found = latent.load(Path(file))
     console.data(*about_latent(found))
     if output is not None:
         draw(output, found)
