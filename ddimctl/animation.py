@@ -1,19 +1,24 @@
 """Frames → GIF, WebP, APNG, MP4, a folder of PNG, or a strip; and how many frames a file really holds.
 
-GIF, WebP and APNG writers merge identical neighbouring frames into one that is shown longer, and GIF rounds times to
-10 ms; the time shown stays right.
+GIF and WebP writers merge identical neighbouring frames into one that is shown longer; the time shown in all stays
+right. Only a WebP of nothing but identical frames becomes a still picture, without a time. GIF counts in steps of 10 ms, WebP
+and APNG in 1 ms: where 1/fps is none of these, some frames are shown one step longer than others, and the whole runs
+N/fps to within half a step.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import io
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ddimctl.errors import DDIMError, UsageError
-from ddimctl.files import atomic_file, atomic_path, make_folder
+from ddimctl.files import make_folder, write_bytes
 from ddimctl.images import as_image, save_image, sheet
 
 ANIMATED = (".gif", ".webp", ".apng", ".mp4")
@@ -47,13 +52,26 @@ def save_frames(path: Path, frames: np.ndarray, fps: float) -> None:
     else:
         pictures = [as_image(f) for f in frames]
         format_ = {".gif": "GIF", ".webp": "WEBP", ".apng": "PNG"}[suffix]
-        extra = {"lossless": True} if format_ == "WEBP" else {}
+        extra: dict[str, Any] = {"WEBP": {"lossless": True}}.get(format_, {})
+        if format_ == "PNG":  # opaque frames look the same under both rules, and frames of different rules stay apart
+            extra = {"blend": [i % 2 for i in range(len(frames))]}
         if format_ != "GIF":
             pictures = [p.convert("RGB") for p in pictures]
-        with atomic_file(path) as f:
-            pictures[0].save(
-                f, format_, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, **extra
-            )
+        times = durations(len(frames), fps, 10 if format_ == "GIF" else 1)
+        out = io.BytesIO()
+        try:
+            pictures[0].save(out, format_, save_all=True, append_images=pictures[1:], duration=times, loop=0, **extra)
+        except OverflowError as e:  # identical frames, merged
+            raise DDIMError(
+                f"cannot write {path}: a frame would be shown for too long", hint="choose more --fps, or .apng"
+            ) from e
+        write_bytes(path, out.getvalue())
+
+
+def durations(n: int, fps: float, step: int) -> list[int]:
+    """How long each of `n` frames is shown, in ms: multiples of `step`, at least one, as even as they can be."""
+    ends = [max(round(i * 1000 / fps / step), i) * step for i in range(n + 1)]
+    return [b - a for a, b in pairwise(ends)]
 
 
 def count_frames(path: Path) -> tuple[int, int]:
@@ -62,7 +80,8 @@ def count_frames(path: Path) -> tuple[int, int]:
         n, total = getattr(image, "n_frames", 1), 0
         for i in range(n):
             image.seek(i)
-            total += int(image.info.get("duration", 0))
+            image.load()  # a WebP tells a frame's time only then
+            total += round(image.info.get("duration", 0))
     return n, total
 
 
@@ -73,12 +92,12 @@ def _save_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     if frames.shape[-1] == 1:
         frames = frames.repeat(3, axis=-1)
-    with atomic_path(path) as temporary:
-        try:
-            plugin = "pyav" if importlib.util.find_spec("av") else "FFMPEG"
-            if plugin == "pyav":
-                iio.imwrite(temporary, frames, extension=".mp4", plugin=plugin, codec="libx264", fps=fps)
-            else:
-                iio.imwrite(temporary, frames, extension=".mp4", plugin=plugin, fps=fps, macro_block_size=2)
-        except (ImportError, RuntimeError, ValueError) as e:
-            raise DDIMError(f"cannot write {path}: {e}", hint=VIDEO_HINT) from e
+    # To memory first: the plugins choose the container by the name, and a temporary file has another suffix.
+    try:
+        if importlib.util.find_spec("av"):
+            data = iio.imwrite("<bytes>", frames, extension=".mp4", plugin="pyav", codec="libx264", fps=fps)
+        else:
+            data = iio.imwrite("<bytes>", frames, extension=".mp4", plugin="FFMPEG", fps=fps, macro_block_size=2)
+    except (ImportError, OSError, RuntimeError, ValueError) as e:
+        raise DDIMError(f"cannot write {path}: {e}", hint=VIDEO_HINT) from e
+    write_bytes(path, data)
