@@ -1,9 +1,9 @@
 """Frames → GIF, WebP, APNG, MP4, a folder of PNG, or a strip; and how many frames a file really holds.
 
 GIF and WebP writers merge identical neighbouring frames into one that is shown longer; the time shown in all stays
-right. Only a WebP of nothing but identical frames becomes a still picture, without a time. GIF counts in steps of 10 ms, WebP
-and APNG in 1 ms: where 1/fps is none of these, some frames are shown one step longer than others, and the whole runs
-N/fps to within half a step.
+right. Only a WebP of nothing but identical frames becomes a still picture, without a time. GIF counts in steps of 10 ms,
+WebP and APNG in 1 ms: where 1/fps is none of these, some frames are shown one step longer than others, and the whole
+runs N/fps to within half a step.
 """
 
 from __future__ import annotations

@@ -59,10 +59,10 @@ def keyframes(
     The path starts at the first and ends at the last latent, both among the frames; with `loop` it goes on to the first
     again, which is not repeated. Raises `UsageError` if the frames are too few to meet every latent.
     """
+    if len(latents) < 2:
+        raise UsageError("interpolation needs at least two latents")
     stops = [*latents, latents[0]] if loop else list(latents)
     legs = len(stops) - 1
-    if legs < 1:
-        raise UsageError("interpolation needs at least two latents")
     least = legs if loop else legs + 1
     if frames < least:
         raise UsageError(f"{frames} frames cannot show {len(latents)} latents", hint=f"--frames {least} or more")
