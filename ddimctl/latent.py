@@ -315,7 +315,7 @@ def _check_head(head: bytes, size: int, name: str) -> None:
 
 
 def _values(xT: Tensor) -> memoryview:
-    return xT.numpy().data.cast("B")
+    return xT.flatten().view(torch.uint8).numpy().data
 
 
 def _safetensors_header(text: dict[str, str], shape: tuple[int, ...]) -> bytes:

@@ -113,7 +113,8 @@ def _prepare_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")
+        with contextlib.suppress(OSError):
+            sys.stdout.reconfigure(errors="surrogateescape")
 
 
 def _complain(message: str, hint: str = "") -> None:
