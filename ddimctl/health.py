@@ -6,6 +6,7 @@ typical noise interpolates and edits badly. Spatial correlation is the usual sig
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from ddimctl.ddim import noise
 PATCH = 4
 LOW_VARIANCE = 0.4
 DRAWS = 500
+AT_ONCE = 1 << 22  # values, to bound memory
 
 
 def mean(xT: Tensor) -> Tensor:
@@ -81,14 +83,21 @@ class Figure:
 def examine(xT: Tensor) -> list[list[Figure]]:
     """Every figure of each latent of x_T (N, C, H, W), against `DRAWS` draws of noise of its shape.
 
-    Images of fewer than 4 pixels a side have no patches and no second lag; those figures are left out.
+    Images of fewer than 4 pixels a side have no patches and hardly a neighbour; those figures are left out. A latent of
+    equal values has no kurtosis and no correlation: they are NaN.
     """
-    reference = noise(tuple(xT.shape[1:]), DRAWS, seed=0).double()
-    small = min(xT.shape[-2:]) < PATCH
+    shape = tuple(xT.shape[1:])
+    small = min(shape[-2:]) < PATCH
     known = {k: f for k, f in FIGURES.items() if not (small and ("lag" in k or "patches" in k))}
+    at_once = max(1, min(DRAWS, AT_ONCE // xT[0].numel()))
+    drawn: dict[str, list[Tensor]] = {name: [] for name in known}
+    for i, start in enumerate(range(0, DRAWS, at_once)):
+        reference = noise(shape, min(at_once, DRAWS - start), seed=i).double()
+        for name, f in known.items():
+            drawn[name].append(f(reference))
     columns = []
     for name, f in known.items():
-        draws, values = f(reference), f(xT.double())
+        draws, values = torch.cat(drawn[name]), torch.cat([f(x.double()) for x in xT.split(at_once)])
         low, high = torch.quantile(draws, torch.tensor([0.01, 0.99], dtype=torch.float64)).tolist()
         columns.append([Figure(name, v, float(draws.mean()), low, high) for v in values.tolist()])
     return [list(row) for row in zip(*columns, strict=True)]
@@ -100,15 +109,20 @@ def verdict(figures: list[Figure]) -> str:
     if not odd:
         return "like noise: every figure is where 98 % of noise has it"
     said = []
-    scale = odd.get("norm/√d") or odd.get("std")
+    # The norm is the standard deviation and the mean in one.
+    scale = odd.get("std") or (odd.get("norm/√d") if "mean" not in odd else None)
     if scale:
         said.append("too strong" if scale.value > scale.high else "too weak")
-    if any(n.startswith("autocorrelation") for n in odd):
-        said.append("spatially correlated, so the image's structure shows through")
-    if "low-variance patches" in odd and odd["low-variance patches"].value > odd["low-variance patches"].high:
-        said.append("flat in places")
+    related = [f for n, f in odd.items() if n.startswith("autocorrelation")]
+    if related:  # the shortest lag tells
+        differ = related[0].value < related[0].low
+        structure = "spatially correlated, so the image's structure shows through"
+        said.append("neighbours differ more than by chance" if differ else structure)
+    if patches := odd.get("low-variance patches"):
+        said.append("flat in places" if patches.value > patches.high else "nowhere flat")
     if "mean" in odd:
         said.append("off centre")
-    if "kurtosis" in odd:
-        said.append("heavy-tailed" if odd["kurtosis"].value > odd["kurtosis"].high else "light-tailed")
+    tails = odd.get("kurtosis")
+    if tails and not math.isnan(tails.value):
+        said.append("heavy-tailed" if tails.value > tails.high else "light-tailed")
     return f"unlike noise in {len(odd)} of {len(figures)} figures: " + ", ".join(said)

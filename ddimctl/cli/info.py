@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,7 +102,10 @@ def about_latent(found: Latent) -> tuple[str, dict[str, Any]]:
         if i == MANY:
             lines.append(f"… and {len(examined) - MANY} more")
             break
-        rows = [[f.name, figure(f.value), figure(f.expected), f"{figure(f.low)} … {figure(f.high)}"] for f in figures]
+        rows = [
+            [f.name, figure(finite(f.value)), figure(f.expected), f"{figure(f.low)} … {figure(f.high)}"]
+            for f in figures
+        ]
         lines += ["", f"{image.get('name', i)}: {health.verdict(figures)}"]
         lines.append(table(["figure", "x_T", "noise", "98 % of noise"], rows))
     record = {
@@ -111,12 +115,18 @@ def about_latent(found: Latent) -> tuple[str, dict[str, Any]]:
         "health": [
             {
                 "verdict": health.verdict(fs),
-                "figures": {f.name: {"value": f.value, "noise": f.expected, "range": [f.low, f.high]} for f in fs},
+                "figures": {
+                    f.name: {"value": finite(f.value), "noise": f.expected, "range": [f.low, f.high]} for f in fs
+                },
             }
             for fs in examined
         ],
     }
     return "\n".join(lines), record
+
+
+def finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def draw(path: Path, found: Latent) -> None:
