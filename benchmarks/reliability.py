@@ -678,7 +678,7 @@ def hostile(seed: int, work: Path) -> Result:
     (work / "dec" / "manifest.jsonl").write_text(json.dumps({"name": "../../etc/x", "sha256": [], "key": ""}) + "\n")
     ended = command("decode", work / "lat", "-o", work / "dec")
     result.check(ended.code == 3 and not ended.faults(), f"traversal: {ended.code} {ended.err[-300:]}")
-    (work / "list.txt").write_text(f"../{work.name}/in/0/00000.png\n{work}/in/1/00001.png\n")
+    (work / "list.txt").write_text(f"{os.path.relpath(source)}/0/00000.png\n{work}/in/1/00001.png\n")
     ended = command("encode", "--from-file", work / "list.txt", "-m", tiny, "--steps", 1, "-o", work / "listed")
     inside = sorted(p.name for p in (work / "listed").iterdir())
     result.check(

@@ -40,6 +40,14 @@ def refuse_existing(path: Path, force: bool) -> None:
         raise UsageError(f"{path} exists already", hint="add --force to overwrite it")
 
 
+def exists(path: Path) -> bool:
+    """As `path.exists()`, also for what no file could be called."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def is_special(path: Path) -> bool:
     """Whether `path` is a pipe, a terminal or a device: something that is written to, never replaced."""
     try:

@@ -231,8 +231,8 @@ def check_provenance(record: Any, n: int) -> None:
 
 
 def _is_name(value: Any) -> bool:
-    """A text that may be shown: no control characters."""
-    return isinstance(value, str) and value.isprintable()
+    """A text that may be shown: not long, no control characters."""
+    return isinstance(value, str) and len(value) < 4096 and value.isprintable()
 
 
 def _is_number(value: Any) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ddimctl import files
 from ddimctl.checkpoints import Checkpoint, diffusers, formats, hub
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.schedule import Schedule
@@ -132,8 +133,9 @@ def read(reference: str, config: str | None = None) -> tuple[Checkpoint, str, Pa
     """
     settings = formats.read_config(config) if config is not None else None
     path = bundled_folder() / reference if reference in bundled() else Path(reference)
-    name, folder = path.resolve().name if path.is_dir() else path.stem, path
-    if not path.exists():
+    here = files.exists(path)
+    name, folder = path.resolve().name if here and path.is_dir() else path.stem, path
+    if not here:
         if not hub.is_id(reference):
             raise UsageError(
                 f"no model {reference!r}: not a bundled one, no folder or file here, and no hub id (OWNER/NAME)",

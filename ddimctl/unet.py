@@ -200,6 +200,8 @@ class UNetConfig:
             raise ValueError(f"num_class_embeds = {self.num_class_embeds}")
         if self.block_out_channels[0] // 2 <= self.freq_shift or not self.mid_block_scale_factor or self.norm_eps < 0:
             raise ValueError("freq_shift, mid_block_scale_factor or norm_eps is not sensible")
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f"dropout = {self.dropout}")
         for groups in (self.norm_num_groups, self.attn_norm_num_groups):
             if groups is not None and (groups < 1 or any(c % groups for c in self.block_out_channels)):
                 raise ValueError(f"{groups} groups do not divide the channels {self.block_out_channels}")

@@ -127,7 +127,7 @@ def _complain(message: str, hint: str = "") -> None:
 
 def _plain(text: str) -> str:
     """One line that steers no terminal, whatever a file is called."""
-    one_line = " ".join(text.split())
+    one_line = " ".join(text[:2000].split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in one_line)
 
 

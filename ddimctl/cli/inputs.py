@@ -47,6 +47,7 @@ def model_of(
 
     Raises `FileError` if that is not the model that encoded it, unless `force`.
     """
+    from ddimctl.files import exists
     from ddimctl.model import bundled
 
     about = latent.provenance["model"]
@@ -54,7 +55,7 @@ def model_of(
     class_label = about.get("class") if class_label is None else class_label
     if reference is None:
         # A file from a stranger may name anything; only what is already here is opened.
-        if recorded not in bundled() and not Path(recorded).exists():
+        if recorded not in bundled() and not exists(Path(recorded)):
             raise UsageError(
                 f"{name} was encoded with the model {recorded!r}, which is not here", hint="name it with -m"
             )
