@@ -28,7 +28,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Kills, full disks, damaged and hostile files, by the thousand: rewrites RELIABILITY.md. An hour on two cores.
+# Kills, full disks, damaged and hostile files, by the thousand: rewrites RELIABILITY.md. Minutes.
 reliability: $(READY)
 	$(BIN)/python benchmarks/reliability.py -o RELIABILITY.md
 

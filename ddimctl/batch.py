@@ -13,6 +13,7 @@ import glob
 import itertools
 import json
 import os
+import shutil
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ddimctl.errors import DDIMError, FileError, UsageError
-from ddimctl.files import clean, find, make_folder, sha256, write_bytes
+from ddimctl.files import atomic_file, clean, find, make_folder, sha256, write_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,15 +130,18 @@ def shard(items: Sequence[Item], wanted: str) -> list[Item]:
 class Manifest:
     """A JSON-lines file that grows: a line that describes the run, then one for each item.
 
-    Lines are appended whole; one that a killed run left unfinished is removed by the next. Nothing is ever opened or
-    written because a manifest says so.
+    While a run lasts its lines go to a hidden journal beside it, `.NAME.journal`; `close` puts the two together, whole or
+    not at all. What a killed run left there is taken over by the next, but for a line it did not finish. Nothing is ever
+    opened or written because a manifest says so.
     """
 
     def __init__(self, path: Path, run: Mapping[str, Any]):
-        self.path = path
+        self.path, self.journal = path, journal_of(path)
+        if path.is_symlink():
+            raise DDIMError(f"cannot write {path}: it is a link")
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-            self._file = os.fdopen(os.open(path, flags, 0o666), "r+b")
+            self._file = os.fdopen(os.open(self.journal, flags, 0o666), "r+b")
             end = self._file.seek(0, os.SEEK_END)
             tail = min(end, MAX_LINE)
             self._file.seek(end - tail)
@@ -171,7 +175,14 @@ class Manifest:
             raise DDIMError(f"cannot write {self.path}: {e.strerror or e}") from e
 
     def close(self) -> None:
-        self._file.close()
+        """Publishes the lines. Raises `DDIMError` where the system refuses; they are kept, then."""
+        with self._file, atomic_file(self.path) as f:
+            if self.path.exists():
+                with self.path.open("rb") as before:
+                    shutil.copyfileobj(before, f)
+            self._file.seek(0)
+            shutil.copyfileobj(self._file, f)
+        self.journal.unlink(missing_ok=True)
 
     def __enter__(self) -> Manifest:
         return self
@@ -180,8 +191,19 @@ class Manifest:
         self.close()
 
 
+def journal_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.journal")
+
+
 def read_manifest(path: Path) -> dict[str, dict[str, Any]]:
-    """The last line about each item, by name; empty if there is no manifest. Raises `FileError` if it is none."""
+    """The last line about each item, by name, also of a run that was killed; empty if there is no manifest.
+
+    Raises `FileError` if it is none.
+    """
+    return {**_read_lines(path), **_read_lines(journal_of(path))}
+
+
+def _read_lines(path: Path) -> dict[str, dict[str, Any]]:
     last: dict[str, dict[str, Any]] = {}
     try:
         with path.open("rb") as f:

@@ -277,10 +277,12 @@ def test_an_unfinished_line_is_removed(tmp_path: Path) -> None:
     with batch.Manifest(path, {}) as log:
         log.add([batch.Outcome(Item("a.png", "a"), batch.DONE), batch.Outcome(Item("b.png", "b"), batch.FAILED)])
     whole = path.read_bytes()
-    path.write_bytes(whole[:-7])
+    path.unlink()
+    batch.journal_of(path).write_bytes(whole[:-7])  # as a killed run leaves it
     assert list(batch.read_manifest(path)) == ["a"]
     with batch.Manifest(path, {}):
-        pass
+        assert not path.exists()
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert all(json.loads(line) for line in path.read_bytes().splitlines())
     assert list(batch.read_manifest(path)) == ["a"]
     assert batch.read_manifest(tmp_path / "none") == {}
@@ -359,3 +361,21 @@ def test_names_that_are_no_unicode(encode: Invoke, tmp_path: Path) -> None:
     assert sorted(os.fsencode(p.name) for p in (tmp_path / "out").glob("*.pt")) == sorted(
         [b"\xff\xfe.pt", b"two\nlines.pt", b"\x1b[31mred.pt"]
     )
+
+
+def test_reconstructing_a_folder_with_a_bad_file(
+    invoke: Invoke, model_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    images.save_image(photos / "0.jpg", np.zeros((16, 16, 1), np.uint8))  # nothing is written, so names may collide
+    args = ("reconstruct", "-m", model_folder, "--steps", 2, "--batch-size", 3, "--json")
+    assert json.loads(invoke(*args, photos).ok().out)["images"] == N + 1
+    (photos / "bad.png").write_text("no image")
+    said = invoke(*args, photos)
+    assert said.failed(4) == "1 of 9 images could not be read"
+    assert json.loads(said.out)["images"] == N + 1
+    assert "not an image" in invoke(*args, photos / "bad.png").failed(3)
+    (tmp_path / "list").write_text("photos/0.png\nphotos/2.png\n")
+    assert json.loads(invoke(*args, "--from-file", "list").ok().out)["images"] == 2
+    for bad in ("photos/bad.png", "photos/none.png"):
+        (tmp_path / "list").write_text(f"{bad}\n")
+        assert invoke(*args, "--from-file", "list").failed(4) == "none of 1 images could be read"

@@ -5,23 +5,30 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddimctl.cli.console import Console
-from ddimctl.errors import SomeFailed, UsageError
+from ddimctl.errors import DDIMError, SomeFailed, UsageError
 
 if TYPE_CHECKING:
-    from ddimctl.batch import Item, Outcome
+    from torch import Tensor
+
+    from ddimctl.batch import Item, Loaded, Outcome
 
 FLUSH = 16  # outcomes between two writes to the manifest
 SHOWN = 20  # failures that get a line of their own on stderr
 EVERY = 60  # seconds between two lines of progress where there is no terminal
 
 
-def items_of(arguments: Sequence[str], from_file: str | None, suffixes: Iterable[str], shard: str | None) -> list[Item]:
-    """What a command is to work on: its arguments, and the lines of a list. Raises `UsageError` if that is nothing."""
+def items_of(
+    arguments: Sequence[str], from_file: str | None, suffixes: Iterable[str], shard: str | None, writes: bool = True
+) -> list[Item]:
+    """What a command is to work on: its arguments, and the lines of a list.
+
+    Raises `UsageError` if that is nothing, or if the command writes and two of them would be written to the same name.
+    """
     from ddimctl import batch
     from ddimctl.files import read_bytes
 
@@ -33,13 +40,35 @@ def items_of(arguments: Sequence[str], from_file: str | None, suffixes: Iterable
         raise UsageError("nothing to work on", hint="name files or folders, or a list with --from-file")
     if len(items) > 1 and any(item.source == "-" for item in items):
         raise UsageError("standard input is one file", hint="name it alone, or a list of files with --from-file -")
-    batch.refuse_collisions(items)
+    if writes:
+        batch.refuse_collisions(items)
     return batch.shard(items, shard) if shard else items
 
 
 def is_single(arguments: Sequence[str], items: Sequence[Item], from_file: str | None, shard: str | None) -> bool:
     """Whether the command line names one file, rather than something that happens to hold one."""
     return len(items) == 1 and from_file is None and shard is None and arguments[0] == items[0].source
+
+
+def stacked(group: Sequence[Loaded[Any]], single: bool, console: Console, tell: bool) -> Tensor:
+    """The images of a batch that could be read, (N, C, H, W); the others are told of, or raised if there is but one."""
+    import numpy as np
+    import torch
+
+    from ddimctl import images
+
+    good = []
+    for loaded in group:
+        if loaded.value is None:
+            if single and loaded.failure is not None:
+                raise loaded.failure
+            console.notice(f"failed: {loaded.failure}")
+            continue
+        pixels, record = loaded.value
+        good.append(pixels)
+        if said := images.describe(record) if tell or console.verbose else "":
+            console.notice(said)
+    return images.to_tensor(np.stack(good)) if good else torch.empty(0)
 
 
 def manifest_path(folder: Path, shard: str | None) -> Path:
@@ -96,10 +125,15 @@ def run(
                     if len(pending) >= FLUSH:
                         log.add(pending)
                         pending.clear()
-    finally:
+    except BaseException:
         if log is not None:
-            log.add(pending)
-            log.close()
+            with suppress(DDIMError):  # the first error is the one to tell
+                log.add(pending)
+                log.close()
+        raise
+    if log is not None:
+        log.add(pending)
+        log.close()
     done, skipped, failed = counts.values()
     if counts[batch.FAILED] > SHOWN:
         console.notice(f"… and {failed - SHOWN} more failed")

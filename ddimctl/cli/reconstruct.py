@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddimctl.cli import inputs, options
+from ddimctl.cli import batches, inputs, options
 from ddimctl.cli.console import Console, figure, table
-from ddimctl.errors import AboveLimit, UsageError, choose
+from ddimctl.errors import AboveLimit, SomeFailed, UsageError, choose
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +27,7 @@ COMBINE: dict[str, Callable[[list[float]], float]] = {"wrong_pixels": sum, "max_
 OF_LATENTS = ("norm", "latent_error", "xT_error")  # reports beside the metrics of images
 REFERENCE = 1e-5  # the adaptive solver's tolerance for latent_error
 SHEET_IMAGES = 8
+SHOWN = 20  # of more images than that, what was done to each is not told without -v
 
 
 @dataclass
@@ -80,6 +81,12 @@ def reconstruct(
     limit: Annotated[
         int | None, typer.Option("-n", "--limit", metavar="N", min=1, help="Only the first N images.")
     ] = None,
+    fit: options.Fit = "crop",
+    background: options.Background = "white",
+    frame: options.Frame = None,
+    value_range: options.Range = None,
+    max_pixels: options.MaxPixels = options.DEFAULT_MAX_PIXELS,
+    from_file: options.FromFile = None,
     model: options.Model = options.DEFAULT_MODEL,
     class_label: options.Class = None,
     config: options.Config = None,
@@ -102,11 +109,12 @@ def reconstruct(
 
     Example: ddimctl reconstruct --steps 10,20,50,100 --solver ab2,ddim
     """
-    from ddimctl import ddim, plots
+    from ddimctl import batch, ddim, plots
     from ddimctl import images as pictures
     from ddimctl.files import refuse_existing
 
     console = Console(quiet, verbose, json)
+    how = options.preprocessing(fit, background, frame, value_range, max_pixels)
     reports = parse_reports(report)
     if output is not None:
         pictures.check_suffix(output)
@@ -116,6 +124,8 @@ def reconstruct(
         refuse_existing(plot, force)
         if "mse" not in reports:
             raise UsageError("--plot draws the mse", hint="add it to --report")
+    if fail_above is not None and "mse" not in reports:
+        raise UsageError("--fail-above is about the mse", hint="add it to --report")
     net = inputs.open_model(model, device, console, class_label, config)
     cells = [
         Cell(how, levels, s, net.schedule.path(s, levels))
@@ -123,12 +133,24 @@ def reconstruct(
         for levels in options.parse_list(spacing)
         for s in options.parse_integers(steps, "--steps")
     ]
-    files = inputs.image_files(images or [], net, console)[:limit]
+    if images or from_file:
+        items = batches.items_of(images or [], from_file, pictures.SUFFIXES, None, writes=False)[:limit]
+    else:
+        items = batches.items_of([str(inputs.held_out_folder(net))], None, pictures.SUFFIXES, None)[:limit]
+        console.notice(f"{len(items)} held-out images of {net.name}")
+    count = failed = 0
+    single = batches.is_single(images or [], items, from_file, None)
     originals: list[Tensor] = []
-    work = sum((4 if "xT_error" in reports else 2) * c.steps for c in cells) * -(-len(files) // batch_size)
+    work = sum((4 if "xT_error" in reports else 2) * c.steps for c in cells) * -(-len(items) // batch_size)
     with console.bar(work, "reconstructing") as bar:
-        for start in range(0, len(files), batch_size):
-            x0, _ = inputs.read_images(files[start : start + batch_size], net, console)
+        for group in batch.read_ahead(
+            items, lambda item: pictures.read(item.source, *net.shape[:1], net.size, how), batch_size
+        ):
+            x0 = batches.stacked(group, single, console, len(items) <= SHOWN)
+            failed += sum(b.failure is not None for b in group)
+            count += len(x0)
+            if not len(x0):
+                continue
             originals += x0[: max(0, SHEET_IMAGES - len(originals))]
             references: dict[float, Tensor] = {}  # by the level that counts as clean
             for cell in cells:
@@ -136,11 +158,13 @@ def reconstruct(
                     ends = (cell.path[0], cell.path[-1])
                     references[cell.path[0]] = ddim.encode(net, x0, ends, "adaptive", REFERENCE, len(x0)).x
                 measure(cell, net, x0, references.get(cell.path[0]), reports, tolerance, bar)
+    if not count:
+        raise SomeFailed(f"none of {len(items)} images could be read")
     for cell in cells:
         if cell.unconverged:
             console.notice(
                 f"warning: {cell.solver} with {cell.steps} steps did not converge"
-                f" on {cell.unconverged} of {len(files)} images (residual at most {max(cell.residuals):.1e})"
+                f" on {cell.unconverged} of {count} images (residual at most {max(cell.residuals):.1e})"
             )
     if output is not None:
         gain = save_sheet(output, originals, cells)
@@ -149,12 +173,14 @@ def reconstruct(
         lines: dict[str, list[tuple[float, float]]] = {}
         for c in cells:
             lines.setdefault(f"{c.solver}, {c.spacing}", []).append((c.evaluations, c.total("mse")))
-        plots.error_against_evaluations(plot, lines, f"{net.name}, {len(files)} images")
+        plots.error_against_evaluations(plot, lines, f"{net.name}, {count} images")
         console.notice(f"{plot}: error against evaluations")
-    console.data(as_table(cells, reports), as_record(cells, reports, net, len(files)))
+    console.data(as_table(cells, reports), as_record(cells, reports, net, count))
     worst = max((c.total("mse") for c in cells), default=0.0) if "mse" in reports else math.nan
     if fail_above is not None and not worst <= fail_above:
         raise AboveLimit(f"mse {worst:.3g} is above {fail_above:.3g}")
+    if failed:
+        raise SomeFailed(f"{failed} of {len(items)} images could not be read", hint="the figures are of the others")
 
 
 def parse_reports(text: str) -> list[str]:
