@@ -88,7 +88,8 @@ def way_back(
     about = latent.provenance
     path = latent.path
     if steps is not None or spacing is not None:
-        path = list(model.schedule.path(steps or len(path) - 1, spacing or about["spacing"]))
+        s = len(path) - 1 if steps is None else steps  # 0 is a number too, and refused
+        path = list(model.schedule.path(s, about["spacing"] if spacing is None else spacing))
     if not (len(path) - 1 <= model.schedule.T and path[-1] <= model.schedule.sigma(model.schedule.T) * (1 + 1e-9)):
         raise FileError("the latent's noise levels are not the model's", hint="choose others with --steps")
     if about["decoder"] not in SOLVERS and solver is None:
@@ -156,27 +157,36 @@ def gather_latents(
 ) -> tuple[Model, Tensor, list[float], str]:
     """All latents of latent files and images (which are encoded), in order: (model, x_T, levels, solver to decode with).
 
-    They must be of one model; levels and solver are the first latent file's unless others are asked for.
+    They must be of one model; levels and solver are the first latent file's unless others are asked for. Images are
+    encoded as that file was.
     """
     import torch
 
     from ddimctl import ddim, latent
+    from ddimctl.ddim import bind
+    from ddimctl.solvers import SOLVERS, decoder
 
     files = {n: latent.load(Path(n)) for n in names if is_latent(n)}
-    net, path, how = None, None, solver or options.DEFAULT_SOLVER
+    net, path, how, way_in = None, None, None, solver
     for name, file in files.items():
         if net is None:
             net = model_of(file, name, model, device, console, force, class_label, config)
             path, how = way_back(file, net, steps, spacing, solver)
+            way_in = solver or (file.provenance["solver"] if file.provenance["solver"] in SOLVERS else how)
         elif file.provenance.get("model", {}).get("digest") != next(iter(files.values())).provenance["model"]["digest"]:
             raise FileError(f"{name} and {next(iter(files))} were encoded with different models")
     net = net or open_model(model or options.default_model(), device, console, class_label, config)
-    path = path or list(net.schedule.path(steps or options.DEFAULT_STEPS, spacing or options.DEFAULT_SPACING))
+    if path is None:
+        s = options.DEFAULT_STEPS if steps is None else steps
+        path = list(net.schedule.path(s, options.DEFAULT_SPACING if spacing is None else spacing))
+    way_in = way_in or options.DEFAULT_SOLVER
+    how = decoder(how or way_in)
+    bind(way_in, tolerance)  # no such solver, or no use for a tolerance
     images = [n for n in names if n not in files]
     encoded: dict[str, Tensor] = {}
     if images:
         x0, _ = read_images(images, net, console)
         with console.bar((len(path) - 1) * -(-len(x0) // batch_size), "encoding") as bar:
-            xT = ddim.encode(net, x0, path, how, tolerance, batch_size, bar).x.float()
+            xT = ddim.encode(net, x0, path, way_in, tolerance, batch_size, bar).x.float()
         encoded = dict(zip(images, xT.split(1), strict=True))
     return net, torch.cat([files[n].xT if n in files else encoded[n] for n in names]), path, how

@@ -9,6 +9,7 @@ import typer
 
 from ddimctl.cli import inputs, options
 from ddimctl.cli.console import Console, figure, table
+from ddimctl.errors import UsageError
 
 
 def interpolate(
@@ -58,19 +59,23 @@ def interpolate(
     from ddimctl.files import refuse_existing
     from ddimctl.interpolate import INTERPOLANTS, keyframes
     from ddimctl.interpolate import grid as make_grid
+    from ddimctl.solvers import TOLERANCES
 
     console = Console(quiet, verbose, json)
     interpolant = INTERPOLANTS["lerp" if lerp else "slerp"]
-    if output is None:
-        output = Path("interpolation.png" if grid else "interpolation.gif")
-        console.notice(f"writing {output}")
+    named = output is not None
+    output = output or Path("interpolation.png" if grid else "interpolation.gif")
     if grid:
         pictures.check_suffix(output)
         rows, columns = options.parse_size(size, "--size")
     else:
         animation.check_target(output)
-    if output.suffix or output.exists():
+    if not grid and not output.suffix:
+        refuse_existing_folder(output)
+    else:
         refuse_existing(output, force)
+    if not named:
+        console.notice(f"writing {output}")
 
     net, keys, path, how = inputs.gather_latents(
         latents, model, steps, solver, spacing, tolerance, device, batch_size, console, force, class_label, config
@@ -81,7 +86,8 @@ def interpolate(
         xT = keyframes(list(keys), frames, loop, ease, interpolant)
     batches = -(-len(xT) // batch_size)
     with console.bar(batches * (len(path) - 1), "decoding") as bar:
-        images = ddim.decode(net, xT, path, how, tolerance, batch_size, bar).x
+        # One tolerance for both ways, where both take one: what `exact` encodes, `ddim` decodes.
+        images = ddim.decode(net, xT, path, how, tolerance if how in TOLERANCES else None, batch_size, bar).x
     pixels = pictures.to_pixels(images)
     as_files = not grid and not output.suffix
     pixels = pictures.enlarge(pixels, zoom or (1 if as_files else max(1, 224 // max(pixels.shape[1:3]))))
@@ -95,3 +101,11 @@ def interpolate(
         rows_ = [[f"{i} to {i + 1}", figure(d)] for i, d in enumerate(steps_apart)]
         text = table(["frames", "rms distance"], rows_) + "\n" + text
     console.data(text, {"file": str(output), "frames": len(xT), "distances": steps_apart})
+
+
+def refuse_existing_folder(path: Path) -> None:
+    """Raises `UsageError` unless `path` can become a folder of frames: an old film's would be among the new ones."""
+    if path.is_dir() and any(path.iterdir()):
+        raise UsageError(f"{path} is a folder that holds something already", hint="name a new one")
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} exists already, and is no folder", hint="name another")

@@ -101,8 +101,11 @@ def default_model() -> str:
 
 
 def parse_list(text: str) -> list[str]:
-    """ "a,b" → ["a", "b"]."""
-    return [part.strip() for part in text.split(",") if part.strip()]
+    """ "a,b" → ["a", "b"]. Raises `UsageError` if there is nothing in it."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise UsageError(f"{text!r} names nothing", hint="give one name, or several with commas between")
+    return parts
 
 
 def preprocessing(fit: str, background: str, frame: int | None, value_range: str | None, max_pixels: int) -> Any:
