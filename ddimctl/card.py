@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -131,7 +132,7 @@ def write(trainer: Trainer, about: About, held_out_loss: float | None, measured:
         f"```sh\nddimctl reconstruct -m {quoted}\nddimctl encode image.png -o latent.pt -m {quoted}\n```",
         "```python\n"
         "from diffusers import DDIMPipeline\n\n"
-        f"pipeline = DDIMPipeline.from_pretrained({name!r})\n"
+        f"pipeline = DDIMPipeline.from_pretrained({json.dumps(name)})\n"
         "image = pipeline(num_inference_steps=50).images[0]\n"
         "```",
         "It draws what its training images show, at their size, and nothing else; it has no notion of text or classes.",
