@@ -211,7 +211,7 @@ def kill_while_writing(kind: str, n: int, seed: int, work: Path) -> Result:
             animation.save_frames(path, pixels, 10)
         elif kind == "manifest":
             with batch.Manifest(path, {"number": i}) as log:
-                for _ in range(20):
+                for _ in range(2):
                     log.add([failed] * 16)
         else:
             for _ in batch.pack(items, path, encoding(net), 8, force=True):
