@@ -28,7 +28,7 @@ from torch.optim.swa_utils import AveragedModel
 from ddimctl import ddim, images
 from ddimctl.checkpoints import Checkpoint, diffusers
 from ddimctl.errors import DDIMError, FileError, UsageError
-from ddimctl.files import atomic_path, make_folder, sha256, write_bytes
+from ddimctl.files import atomic_file, make_folder, sha256, write_bytes
 from ddimctl.model import from_checkpoint
 from ddimctl.schedule import Schedule
 from ddimctl.unet import UNet2DModel, UNetConfig
@@ -250,8 +250,8 @@ class Trainer:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        with atomic_path(self.work / "checkpoint.pt") as path:
-            torch.save(state, path)
+        with atomic_file(self.work / "checkpoint.pt") as f:
+            torch.save(state, f)
 
     def resume(self) -> None:
         """Continues from the last `save`. Raises `UsageError` if there is none or it was made with other settings."""

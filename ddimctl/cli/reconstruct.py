@@ -112,6 +112,7 @@ def reconstruct(
     from ddimctl import batch, ddim, plots
     from ddimctl import images as pictures
     from ddimctl.files import refuse_existing
+    from ddimctl.solvers import TOLERANCES
 
     console = Console(quiet, verbose, json)
     how = options.preprocessing(fit, background, frame, value_range, max_pixels)
@@ -126,6 +127,8 @@ def reconstruct(
             raise UsageError("--plot draws the mse", hint="add it to --report")
     if fail_above is not None and "mse" not in reports:
         raise UsageError("--fail-above is about the mse", hint="add it to --report")
+    if tolerance is not None and not any(name in TOLERANCES for name in options.parse_list(solver)):
+        raise UsageError("--tolerance is for the solvers that iterate", hint=f"these do: {', '.join(TOLERANCES)}")
     net = inputs.open_model(model, device, console, class_label, config)
     cells = [
         Cell(how, levels, s, net.schedule.path(s, levels))
@@ -157,7 +160,8 @@ def reconstruct(
                 if "latent_error" in reports and cell.path[0] not in references:
                     ends = (cell.path[0], cell.path[-1])
                     references[cell.path[0]] = ddim.encode(net, x0, ends, "adaptive", REFERENCE, len(x0)).x
-                measure(cell, net, x0, references.get(cell.path[0]), reports, tolerance, bar)
+                fits = tolerance if cell.solver in TOLERANCES else None
+                measure(cell, net, x0, references.get(cell.path[0]), reports, fits, bar)
     if not count:
         raise SomeFailed(f"none of {len(items)} images could be read")
     for cell in cells:
