@@ -7,7 +7,7 @@ The public functions are imported when they are first used, so that importing th
     x0 = ddimctl.to_tensor(pixels[None])
     xT = ddimctl.encode(model, x0).x
     back = ddimctl.decode(model, xT).x
-    print(ddimctl.mse(x0, back))
+    print(ddimctl.mse(x0, back).item())
 """
 
 from __future__ import annotations
