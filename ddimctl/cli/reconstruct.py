@@ -128,7 +128,7 @@ def reconstruct(
     if fail_above is not None and "mse" not in reports:
         raise UsageError("--fail-above is about the mse", hint="add it to --report")
     if tolerance is not None and not any(name in TOLERANCES for name in options.parse_list(solver)):
-        raise UsageError("--tolerance is for the solvers that iterate", hint=f"these do: {', '.join(TOLERANCES)}")
+        raise UsageError(f"the solver {solver} takes no tolerance", hint=f"these do: {', '.join(TOLERANCES)}")
     net = inputs.open_model(model, device, console, class_label, config)
     cells = [
         Cell(how, levels, s, net.schedule.path(s, levels))
