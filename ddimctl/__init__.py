@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ddimctl.interpolate import grid, keyframes, slerp
     from ddimctl.metrics import mse
     from ddimctl.model import Model, bundled, load
+    from ddimctl.sampling import sample
     from ddimctl.schedule import Schedule
 
 _HOME = {
@@ -33,12 +34,13 @@ _HOME = {
     "grid": "interpolate", "keyframes": "interpolate", "slerp": "interpolate",
     "mse": "metrics",
     "Model": "model", "bundled": "model", "load": "model",
+    "sample": "sampling",
     "Schedule": "schedule",
 }  # fmt: skip
 
 __all__ = [
     "DDIMError", "Model", "Schedule", "Solution", "bundled", "decode", "encode", "grid", "integrate", "keyframes", "load",
-    "mse", "noise", "read", "slerp", "to_pixels", "to_tensor",
+    "mse", "noise", "read", "sample", "slerp", "to_pixels", "to_tensor",
 ]  # fmt: skip
 
 

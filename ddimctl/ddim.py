@@ -16,6 +16,7 @@ from ddimctl.errors import UsageError, choose
 from ddimctl.solvers import DEFAULT_SOLVER, SOLVERS, TOLERANCES, Array, Convergence, Eps, Solver
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from ddimctl.model import Model
@@ -175,12 +176,29 @@ def _in_batches(
     return Solution(torch.cat(xs) if xs else x.double(), evaluations, residuals or None, used)
 
 
-def noise(shape: Sequence[int], n: int, seed: int) -> Tensor:
-    """n draws of x_T ~ N(0, I), float32: image k of a seed is the same whatever n, batch or device."""
+def noise(shape: Sequence[int], n: int, seed: int, first: int = 0) -> Tensor:
+    """Draws number first … first+n−1 of x_T ~ N(0, I), (n, *shape) float32.
+
+    Draw k of a seed is the same whatever n, batch or device.
+    """
+    return draw(shape, generators(n, seed, first))
+
+
+def generators(n: int, seed: int, first: int = 0) -> list[torch.Generator]:
+    """One random generator an image, on the CPU, for the images first … first+n−1 of a seed."""
     import torch
 
-    draws = [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(mix(seed, k))) for k in range(n)]
-    return torch.stack(draws)
+    return [torch.Generator().manual_seed(mix(seed, k)) for k in range(first, first + n)]
+
+
+def draw(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+    """The next N(0, I) of each generator: (n, *shape) float32."""
+    import torch
+
+    out = torch.empty(len(generators), *shape)
+    for x, generator in zip(out, generators, strict=True):
+        torch.randn(tuple(shape), generator=generator, out=x)
+    return out
 
 
 def mix(seed: int, k: int) -> int:

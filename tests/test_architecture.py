@@ -30,7 +30,7 @@ LAYERS: list[set[str]] = [
     {"checkpoints"},
     {"model", "images", "interpolate"},
     {"ddim", "animation"},
-    {"latent", "health", "lossless", "plots"},
+    {"latent", "health", "lossless", "plots", "sampling"},
     {"batch", "train", "card"},
     {"cli", "__main__"},
 ]
