@@ -281,6 +281,11 @@ class Resample(nn.Module):
         return out
 
 
+def _activated(act: Callable[..., Tensor], h: Tensor) -> Tensor:
+    """act(h), in h's own memory where no gradient needs what was there. `h` must be nobody else's."""
+    return act(h) if torch.is_grad_enabled() or act is F.gelu else act(h, inplace=True)
+
+
 class ResnetBlock2D(nn.Module):
     """norm, act, conv, + time, norm, act, conv, + input; with `resample` it halves ("down") or doubles ("up")."""
 
@@ -299,19 +304,22 @@ class ResnetBlock2D(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        h = self.act(self.norm1(x))
+        """`temb` is after the activation, which all blocks share."""
+        h = _activated(self.act, self.norm1(x))
         if self.resample == "up":
             x, h = (F.interpolate(y, scale_factor=2.0, mode="nearest") for y in (x, h))
         elif self.resample == "down":
             x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
-        h = self.conv1(h)
-        time = self.time_emb_proj(self.act(temb))[:, :, None, None]
+        time = self.time_emb_proj(temb)
         if self.scale_shift:
-            scale, shift = time.chunk(2, dim=1)
-            h = self.norm2(h) * (1 + scale) + shift
+            scale, shift = time[:, :, None, None].chunk(2, dim=1)
+            h = self.norm2(self.conv1(h)) * (1 + scale) + shift
+        elif len(time) == 1:  # one label for all: a part of the bias, and one pass over h less
+            bias = time[0] if self.conv1.bias is None else time[0] + self.conv1.bias
+            h = self.norm2(F.conv2d(h, self.conv1.weight, bias.to(h.dtype), padding=1))
         else:
-            h = self.norm2(h + time)
-        h = self.conv2(F.dropout(self.act(h), self.dropout, self.training))
+            h = self.norm2(self.conv1(h) + time[:, :, None, None])
+        h = self.conv2(F.dropout(_activated(self.act, h), self.dropout, self.training))
         out: Tensor = h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
         return out if self.scale == 1 else out / self.scale
 
@@ -442,6 +450,7 @@ class UNet2DModel(nn.Module):
             if class_label is None:
                 raise ValueError("this network is class-conditional: give class_label")
             temb = temb + self.class_embedding(class_label)
+        temb = ACTIVATIONS[self.config.act_fn](temb)
 
         x = self.conv_in(x)
         skips = [x]
@@ -459,5 +468,5 @@ class UNet2DModel(nn.Module):
                 x = block.layer(i, torch.cat((x, skips.pop()), dim=1), temb)
             if block.resamples:
                 x = block.resample(x, temb)
-        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        out: Tensor = self.conv_out(_activated(F.silu, self.conv_norm_out(x)))
         return out
