@@ -79,5 +79,5 @@ def test_commands_and_files_mentioned_exist() -> None:
 
 
 def test_help_of_every_command_mentioned() -> None:
-    for command in ("encode", "decode", "interpolate", "reconstruct", "info", "models", "train"):
+    for command in ("encode", "decode", "interpolate", "reconstruct", "sample", "info", "models", "train"):
         assert "Usage" in run(f"ddimctl {command} --help", ROOT)

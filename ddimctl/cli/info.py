@@ -85,11 +85,17 @@ def about_latent(found: Latent) -> tuple[str, dict[str, Any]]:
 
     about = found.provenance
     examined = health.examine(found.xT)
+    drawn = all("noise" in image for image in found.images)  # by `ddimctl sample --save-noise`
+    origin = (
+        f"{about['solver']}, {about['spacing']}, {about['steps']} steps,"
+        f" {sum(about['evaluations']) / len(about['evaluations']):.4g} evaluations"
+    )
+    if drawn:
+        origin = f"noise of a seed, not an image's; to be decoded in {about['steps']} steps, {about['spacing']}"
     lines = [
         f"{len(found.xT)} latent{'s' * (len(found.xT) > 1)} of {' × '.join(map(str, found.xT.shape[1:]))}",
         f"  model       {about['model']['name']} ({about['model']['digest'][:16]}…)",
-        f"  encoded     {about['solver']}, {about['spacing']}, {about['steps']} steps,"
-        f" {sum(about['evaluations']) / len(about['evaluations']):.4g} evaluations",
+        f"  {'drawn  ' if drawn else 'encoded'}     {origin}",
         f"  decode      {about['decoder']} along the same levels",
         f"  made by     ddimctl {about['ddimctl']} on {about['device']}, {about['dtype']}",
     ]

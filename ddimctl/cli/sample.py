@@ -1,0 +1,229 @@
+"""``ddimctl sample``: noise → images, by the whole family of eq. 12; several --steps show consistency (section 5.2)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ddimctl.cli import inputs, options
+from ddimctl.cli.console import Console, figure, table
+from ddimctl.errors import UsageError, choose
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ddimctl.ddim import Solution
+    from ddimctl.model import Model
+
+COLUMNS = 8  # of a sheet, or a square where that is wider
+
+
+@dataclass
+class Row:
+    """What one number of steps came to."""
+
+    steps: int
+    path: tuple[float, ...]
+    evaluations: list[int] = field(default_factory=list)
+    mse: list[float] = field(default_factory=list)  # to the longest row, an entry an image
+    pixels: list[Any] = field(default_factory=list)  # for the sheet, an entry a batch
+    residuals: list[float] = field(default_factory=list)
+    unconverged: int = 0
+
+    def add(self, solution: Solution) -> None:
+        self.evaluations += solution.evaluations
+        self.residuals += solution.residuals or []
+        self.unconverged += len(solution.unconverged)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        n = len(self.evaluations)
+        return {
+            "steps": self.steps,
+            "evaluations": sum(self.evaluations) / n,
+            "mse": sum(self.mse) / n,
+            "rms": sum(map(math.sqrt, self.mse)) / n,
+            "unconverged": self.unconverged,
+            "residuals": self.residuals or None,
+        }
+
+
+def sample(
+    n: Annotated[int, typer.Option("-n", "--number", metavar="N", min=1, help="How many images.")] = 16,
+    output: options.Output = None,
+    steps: Annotated[str, typer.Option("--steps", metavar="S,…", help="Steps; several to compare them.")] = "20",
+    eta: Annotated[float, typer.Option("--eta", metavar="X", help="Noise on the way: 0 is DDIM, 1 is DDPM.")] = 0.0,
+    sigma_hat: Annotated[bool, typer.Option("--sigma-hat", help="The DDPM of larger variance.")] = False,
+    solver: Annotated[
+        str | None, typer.Option("--solver", metavar="NAME", help=f"{options.SOLVER_HELP} Not with noise on the way.")
+    ] = None,
+    spacing: options.Spacing = options.DEFAULT_SPACING,
+    tolerance: options.Tolerance = None,
+    noise: Annotated[
+        Path | None, typer.Option("--save-noise", metavar="FILE", help="Also write x_T: a latent file (.pt …).")
+    ] = None,
+    seed: options.Seed = 0,
+    model: options.Model = options.DEFAULT_MODEL,
+    class_label: options.Class = None,
+    config: options.Config = None,
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = options.DEFAULT_BATCH,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    force: options.Force = False,
+) -> None:
+    """Make images out of noise.
+
+    Without -o it writes the sheet samples.png; a name without a suffix, or a folder, gets a PNG an image. Image k of a
+    seed is the same however many are made.
+
+    With several --steps the same x_T are decoded with each: a row of the sheet each, or a folder each, and a table of how
+    far they are from the longest (mse per dimension with pixels in 0 to 1, and its root, each image's, averaged).
+
+    --eta above 0, or --sigma-hat, adds noise at every step, as DDPM does (eq. 12 and 16 of the paper).
+
+    Example: ddimctl sample -n 8 --steps 10,20,50,100
+    """
+    from ddimctl import images, latent, sampling
+    from ddimctl.files import make_folder, refuse_existing
+    from ddimctl.metrics import mse
+    from ddimctl.solvers import DEFAULT_SOLVER, SOLVERS
+
+    console = Console(quiet, verbose, json)
+    lengths = list(dict.fromkeys(options.parse_integers(steps, "--steps")))
+    if solver is not None:
+        choose(SOLVERS, solver, "solver")
+        if sampling.is_random(eta, sigma_hat) and solver != "ddim":
+            raise UsageError(f"the solver {solver} adds no noise on the way", hint="leave it away, or --eta")
+    how = solver or ("ddim" if sampling.is_random(eta, sigma_hat) else DEFAULT_SOLVER)
+    sampling.check(n, eta, sigma_hat, how, tolerance)
+    folder, files = targets(output, n, lengths)
+    for file in files:
+        refuse_existing(file, force)
+    if noise is not None:
+        latent.check_suffix(noise)
+        refuse_existing(noise, force)
+    if output is None:
+        console.notice(f"writing {files[0]}")
+
+    net = inputs.open_model(model, device, console, class_label, config)
+    rows = [Row(s, net.schedule.path(s, spacing)) for s in lengths]
+    longest = max(rows, key=lambda row: row.steps)
+    apart: list[float] = []  # from one image to the next: what the table's figures would be of unrelated ones
+    with console.bar(sum(lengths) * -(-n // batch_size), "sampling") as bar:
+        for start in range(0, n, batch_size):
+            m = min(batch_size, n - start)
+            xs = {}
+            for row in rows:
+                solution = sampling.sample(
+                    net, m, row.path, seed, eta, sigma_hat, how, start, batch_size, bar, tolerance
+                )
+                row.add(solution)
+                xs[row.steps] = solution.x
+                pixels = images.to_pixels(solution.x)
+                if folder is None:
+                    row.pixels.append(pixels)
+                    continue
+                at = rows.index(row) * n + start
+                make_folder(files[at].parent)
+                for file, image in zip(files[at : at + m], pixels, strict=True):
+                    images.save_image(file, image)
+            for row in rows:
+                row.mse += mse(xs[row.steps], xs[longest.steps]).tolist()
+            apart += mse(xs[longest.steps][1:], xs[longest.steps][:-1]).tolist()
+    for row in rows:
+        if row.unconverged:
+            console.notice(
+                f"warning: {row.unconverged} of {n} images did not converge (residual at most {max(row.residuals):.1e})"
+            )
+    if folder is None:
+        save_sheet(files[0], rows)
+    if noise is not None:
+        save_noise(noise, net, n, seed, longest.path, spacing, how, tolerance, model, config)
+        if sampling.is_random(eta, sigma_hat):
+            console.notice(f"{noise} holds x_T alone: decode adds no noise on the way, and makes other images of it")
+    written = [str(f) for f in files] + ([str(noise)] if noise is not None else [])
+    text = "\n".join(written)
+    if len(rows) > 1:
+        text = as_table(rows, longest, apart) + "\n" + text
+    record: dict[str, Any] = {
+        "files": written,
+        "images": n,
+        "model": {"name": net.name, "digest": net.digest},
+        "seed": seed,
+        "eta": 1.0 if sigma_hat else eta,
+        "sigma_hat": sigma_hat,
+        "solver": how,
+        "spacing": spacing,
+        "results": [row.record for row in rows],
+        "unrelated_mse": sum(apart) / len(apart) if apart else None,
+    }
+    console.data(text, record)
+
+
+def targets(output: Path | None, n: int, lengths: Sequence[int]) -> tuple[Path | None, list[Path]]:
+    """(folder, files): one sheet and no folder, or in the folder n PNG files for each number of steps, in order."""
+    from ddimctl import images
+    from ddimctl.latent import SUFFIXES
+
+    output = output or Path("samples.png")
+    if output.suffix and not output.is_dir():
+        if output.suffix.lower() in SUFFIXES:
+            raise UsageError(f"{output} is no name for images", hint="x_T goes where --save-noise says")
+        images.check_suffix(output)
+        return None, [output]
+    folders = [output / f"steps-{s}" for s in lengths] if len(lengths) > 1 else [output]
+    width = max(3, len(str(n - 1)))
+    return output, [folder / f"{k:0{width}}.png" for folder in folders for k in range(n)]
+
+
+def save_sheet(path: Path, rows: Sequence[Row]) -> None:
+    """Writes one sheet: a row for each number of steps, or all images of the only one, enlarged to be seen."""
+    import numpy as np
+
+    from ddimctl import images
+
+    pixels = np.concatenate([p for row in rows for p in row.pixels])
+    n = len(pixels) // len(rows)
+    columns = n if len(rows) > 1 else min(n, max(COLUMNS, math.isqrt(n - 1) + 1))
+    factor = max(1, 112 // max(pixels.shape[1:3]))
+    images.save_image(path, images.sheet(images.enlarge(pixels, factor), columns, gap=4))
+
+
+def save_noise(
+    path: Path,
+    model: Model,
+    n: int,
+    seed: int,
+    levels: Sequence[float],
+    spacing: str,
+    solver: str,
+    tolerance: float | None,
+    reference: str,
+    config: str | None,
+) -> None:
+    """Writes x_T as a latent file, which says that it was drawn: no evaluations, and no image where one would stand."""
+    from ddimctl import ddim, latent
+
+    xT = ddim.noise(model.shape, n, seed)
+    records = [{"name": f"noise {k} of seed {seed}", "noise": {"seed": seed, "number": k}} for k in range(n)]
+    drawn = ddim.Solution(xT, [0] * n, None, ddim.bind(solver, tolerance)[1])
+    latent.save(
+        path,
+        latent.Latent(xT, latent.provenance(model, reference, levels, spacing, solver, drawn, records, config)),
+    )
+
+
+def as_table(rows: Sequence[Row], longest: Row, apart: Sequence[float]) -> str:
+    """How far each row is from the longest, and in the last line, how far one image is from the next."""
+    found = [row.record for row in rows]
+    lines = [[str(r["steps"]), f"{r['evaluations']:.4g}", figure(r["mse"]), figure(r["rms"])] for r in found]
+    if apart:
+        mean, root = (sum(v) / len(apart) for v in (apart, list(map(math.sqrt, apart))))
+        lines.append(["another x_T", "-", figure(mean), figure(root)])
+    return table(["steps", "evaluations", f"mse to {longest.steps}", "rms"], lines)
