@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ddimctl.errors import UsageError
 from ddimctl.files import atomic_file
-from ddimctl.paper import TABLE_2
+from ddimctl.paper import TABLE_1, TABLE_2
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -39,6 +43,41 @@ def error_against_evaluations(path: Path, lines: Mapping[str, Sequence[tuple[flo
     axes.set_title(title)
     axes.grid(True, which="both", alpha=0.2)
     axes.legend(fontsize="small")
+    _save(figure, path)
+
+
+def distance_against_steps(
+    path: Path, lines: Mapping[str, Mapping[int, float]], seconds: Mapping[int, float], what: str, title: str
+) -> None:
+    """The Fréchet distance against S, a line a row of table 1, beside the paper's; and seconds an image against S."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
+
+    figure = Figure(figsize=(13, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    ours, theirs, cost = figure.subplots(1, 3)
+    published = TABLE_1["CIFAR-10"]
+    for i, (label, points) in enumerate(lines.items()):
+        ours.plot(*zip(*sorted(points.items()), strict=True), f"C{i}o-", label=label)
+        if label in published:
+            theirs.plot(*zip(*sorted(published[label].items()), strict=True), f"C{i}s:", label=label)
+    ours.set(title=title, ylabel=f"Fréchet distance ({what})")
+    theirs.set(title="the paper's table 1: CIFAR-10", ylabel="FID (Inception, 50,000 images)")
+    cost.plot(*zip(*sorted(seconds.items()), strict=True), "ko-")
+    cost.set(title="cost", ylabel="seconds for an image", xlabel="steps S", ylim=(0, None), xlim=(0, None))
+    for axes, steps in ((ours, sorted(seconds)), (theirs, [10, 20, 50, 100, 1000])):
+        axes.set(xscale="log", yscale="log", xlabel="steps S")
+        axes.set_xticks(steps, [str(s) for s in steps])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid(True, which="both", alpha=0.2)
+        if axes.get_lines():
+            axes.legend(fontsize="small")
+    cost.grid(True, alpha=0.2)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     with atomic_file(path) as f:
         figure.savefig(
             f, format=path.suffix[1:].lower(), dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None

@@ -26,12 +26,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS: list[set[str]] = [
     {"", "errors"},
     {"files", "paper"},
-    {"schedule", "solvers", "implicit", "metrics", "unet"},
+    {"schedule", "solvers", "implicit", "metrics", "frechet", "unet"},
     {"checkpoints"},
-    {"model", "images", "interpolate"},
+    {"model", "images", "interpolate", "features"},
     {"ddim", "animation"},
     {"latent", "health", "lossless", "plots", "sampling"},
-    {"batch", "train", "card"},
+    {"batch", "train", "card", "evaluate"},
     {"cli", "__main__"},
 ]
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
@@ -41,7 +41,7 @@ KNOWN_BY = {
     "PIL": {"images", "animation"},
     "imageio": {"animation"},
     "matplotlib": {"plots"},
-    "safetensors": {"checkpoints", "latent"},
+    "safetensors": {"checkpoints", "latent", "features"},
     "typer": {"cli"},
     "rich": {"cli"},
 }

@@ -19,7 +19,7 @@ import typer
 from typer.exceptions import TyperException
 
 from ddimctl import __version__
-from ddimctl.cli import decode, encode, info, interpolate, models, reconstruct, sample, train
+from ddimctl.cli import decode, encode, evaluate, info, interpolate, models, reconstruct, sample, train
 from ddimctl.errors import FAILED, USAGE, DDIMError
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ for command in (
     decode.decode,
     interpolate.interpolate,
     reconstruct.reconstruct,
+    evaluate.evaluate,
     sample.sample,
     info.info,
     train.train,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,11 +58,18 @@ class Console:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Plain text: columns aligned, the first to the left, the others to the right. Pipes and greps well."""
     lines = [list(header), *map(list, rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    widths = [max(_width(line[i]) for line in lines) for i in range(len(header))]
+    gaps = [[" " * (w - _width(c)) for c, w in zip(row, widths, strict=True)] for row in lines]
     cells = [
-        [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))] for row in lines
+        [gap + c if i else c + gap for i, (c, gap) in enumerate(zip(*both, strict=True))]
+        for both in zip(lines, gaps, strict=True)
     ]
     return "\n".join("  ".join(row).rstrip() for row in cells)
+
+
+def _width(text: str) -> int:
+    """How many columns it takes: an accent over a letter (σ̂) takes none."""
+    return sum(not unicodedata.combining(c) for c in text)
 
 
 def figure(value: float | None) -> str:

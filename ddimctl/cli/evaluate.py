@@ -1,0 +1,234 @@
+"""``ddimctl evaluate``: quality against cost, for every η and S (section 5.1, table 1 and figure 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ddimctl.cli import inputs, options
+from ddimctl.cli.console import Console, figure, table
+from ddimctl.errors import FileError, UsageError
+
+if TYPE_CHECKING:
+    from ddimctl.evaluate import Setting
+    from ddimctl.features import Extractor
+    from ddimctl.frechet import Statistics
+    from ddimctl.model import Model
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the table: how the images were made, how far they are from the reference, and what they cost."""
+
+    setting: Setting
+    distance: float
+    seconds: float  # for all of them
+    made: int  # how many were made just now; the others were in the cache
+
+
+def evaluate(
+    eta: Annotated[str, typer.Option("--eta", metavar="η,…", help="A row for each: 0 is DDIM, 1 is DDPM.")] = "0,1",
+    sigma_hat: Annotated[
+        bool, typer.Option("--sigma-hat", help="One more row: DDPM with the larger variance (appendix D.3).")
+    ] = False,
+    steps: Annotated[
+        str, typer.Option("--steps", metavar="S,…", help="A column for each: steps of the sampler.")
+    ] = "10,20,50",
+    n: Annotated[int, typer.Option("-n", "--images", metavar="N", help="Images for each cell.")] = 1000,
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER|IDX", help="Images to compare with; without, the training images' statistics."),
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="classifier (the model's own, or a file of that kind) or inception."),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where generated images are kept, for the next time.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw distance and seconds against S (.png, .svg, .pdf).")
+    ] = None,
+    spacing: options.Spacing = "linear",
+    solver: Annotated[str, typer.Option("--solver", metavar="NAME", help="For the row η = 0: ddim, ab2, …")] = "ddim",
+    seed: options.Seed = 0,
+    model: options.Model = options.DEFAULT_MODEL,
+    class_label: options.Class = None,
+    config: options.Config = None,
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = options.DEFAULT_BATCH,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    force: options.Force = False,
+) -> None:
+    """Measure how good samples are, and what they cost, for every η and number of steps S.
+
+    The measure is the Fréchet distance between features of generated images and of the reference: less is better. The
+    features are those of a small classifier that came with the model, or Inception's (extra fid), which make it the FID.
+    It depends on the number of images: compare only what was measured with the same N and the same features.
+
+    Images are kept in a cache, by the model and everything that decides what they are. A run that was stopped goes on
+    where it was, and a larger N makes only what is missing.
+
+    Example: ddimctl evaluate --eta 0,0.2,0.5,1 --sigma-hat --steps 10,20,50 -n 2000
+    """
+    from ddimctl import evaluate as library
+    from ddimctl import frechet, plots, sampling
+    from ddimctl.files import refuse_existing
+
+    console = Console(quiet, verbose, json)
+    etas, columns = parse_etas(eta), list(dict.fromkeys(options.parse_integers(steps, "--steps")))
+    if n < 2:
+        raise UsageError(
+            f"{n} images have no covariance", hint="give -n a number from 2 up; 1,000 or more mean something"
+        )
+    if plot is not None:
+        plots.check_target(plot)
+        refuse_existing(plot, force)
+    net = inputs.open_model(model, device, console, class_label, config)
+    rows = [(value, False) for value in etas] + ([(1.0, True)] if sigma_hat else [])
+    settings = [library.Setting(v, hat, s, spacing, solver, seed) for v, hat in rows for s in columns]
+    for setting in settings:
+        sampling.check(n, setting.eta, setting.sigma_hat, solver, None)
+        net.schedule.path(setting.steps, spacing)
+    extractor = open_features(features, net)
+    known, floor = open_reference(reference, extractor, net, console)
+    for count, what in ((n, "generated images"), (known.n, "reference images")):
+        if count <= extractor.dimension:
+            console.notice(
+                f"warning: {count} {what} are too few for {extractor.dimension} features: their covariance is singular"
+            )
+    folder = library.cache_folder() if cache is None else cache
+    cells = []
+    lacking = {s: list(library.missing(net, s, n, folder)) for s in settings}
+    work = sum(s.steps * -(-k // batch_size) for s in settings for k in lacking[s])
+    with console.bar(work, "sampling") as bar:
+        for setting in settings:
+            made = library.generate(net, setting, n, folder, batch_size, bar)
+            found = frechet.statistics(extractor.parts(made.pixels))
+            cells.append(Cell(setting, frechet.distance(found, known), made.seconds, made.made))
+            console.detail(f"{setting.row}, S = {setting.steps}: {cells[-1].distance:.4g} ({made.made} images made)")
+    if old := sum(n - c.made for c in cells):
+        console.notice(f"{old:,} of {n * len(cells):,} images were in the cache, {folder}")
+    seconds = seconds_per_image(cells, n)
+    if plot is not None:
+        lines: dict[str, dict[int, float]] = {}
+        for c in cells:
+            lines.setdefault(c.setting.row, {})[c.setting.steps] = c.distance
+        plots.distance_against_steps(plot, lines, seconds, extractor.name, f"{net.name}, {n:,} images a cell")
+        console.notice(f"{plot}: distance and seconds against S")
+    console.data(
+        as_table(cells, seconds),
+        {
+            "model": {"name": net.name, "digest": net.digest},
+            "features": {
+                "name": extractor.name,
+                "dimension": extractor.dimension,
+                **{k: v for k, v in extractor.about.items() if k != "floor"},
+            },
+            "reference": {"source": str(reference) if reference else "training images", "images": known.n},
+            "floor": floor,
+            "images": n,
+            "seed": seed,
+            "spacing": spacing,
+            "solver": solver,
+            "results": [
+                {
+                    "eta": c.setting.eta,
+                    "sigma_hat": c.setting.sigma_hat,
+                    "steps": c.setting.steps,
+                    "distance": c.distance,
+                    "seconds_per_image": c.seconds / n,
+                    "made": c.made,
+                }
+                for c in cells
+            ],
+            "seconds_per_image": {str(s): t for s, t in seconds.items()},
+        },
+    )
+
+
+def parse_etas(text: str) -> list[float]:
+    """ "0,0.5,1" → [0.0, 0.5, 1.0], each once."""
+    try:
+        return list(dict.fromkeys(float(p) for p in options.parse_list(text)))
+    except ValueError:
+        raise UsageError(f"--eta takes numbers from 0 to 1 with commas between, not {text!r}") from None
+
+
+def open_features(wanted: str | None, model: Model) -> Extractor:
+    """What --features asks for; without, the classifier that came with the model, or else Inception."""
+    from ddimctl import features
+    from ddimctl.errors import choose
+
+    own = model.folder / features.FILE if model.folder else None
+    if own is not None and not own.is_file():
+        own = None
+    if wanted is not None and wanted.endswith(".safetensors"):
+        own, wanted = Path(wanted), "classifier"
+    kind = wanted or ("classifier" if own else "inception")
+    if choose({k: k for k in features.KINDS}, kind, "features") == "inception":
+        return features.load_inception(model.device)
+    if own is None:
+        raise UsageError(
+            f"the model {model.name} came without a classifier ({features.FILE})",
+            hint="make one with examples/features.py, or use --features inception",
+        )
+    extractor = features.load_classifier(own, model.device)
+    takes = (extractor.about["channels"], *extractor.about["size"])
+    if takes != model.shape:
+        raise FileError(f"{own} is for images of shape {takes}, the model {model.name} makes {model.shape}")
+    return extractor
+
+
+def open_reference(
+    path: Path | None, extractor: Extractor, model: Model, console: Console
+) -> tuple[Statistics, dict[str, Any]]:
+    """The statistics to compare with, and how far real images are apart: what no sampler can be expected to beat."""
+    from ddimctl import frechet
+    from ddimctl.evaluate import reference_images
+
+    if path is None:
+        if extractor.reference is None:
+            raise UsageError(
+                f"the features {extractor.name} came without a reference", hint="name images with --reference"
+            )
+        console.notice(f"reference: the {extractor.reference.n:,} training images of the classifier")
+        floor = extractor.about.get("floor", {})
+        if isinstance(floor, dict) and isinstance(floor.get("test"), dict):
+            apart = ", ".join(f"{figure(v)} for {int(k):,}" for k, v in floor["test"].items())
+            console.notice(f"real test images are as far from it as: {apart}")
+        return extractor.reference, floor
+    pixels, note = reference_images(path, model)
+    if note:
+        console.notice(f"{path}: {note}")
+    if len(pixels) < 4:
+        raise UsageError(f"{path} holds {len(pixels)} images, too few to compare with")
+    with console.bar(-(-len(pixels) // 250), "reference") as bar:
+        known = frechet.statistics(bar(extractor.parts(pixels)))
+    halves = [frechet.statistics(extractor.parts(pixels[i::2])) for i in (0, 1)]
+    floor = {"halves": frechet.distance(*halves)}
+    console.notice(f"reference: {known.n:,} images; its halves are {figure(floor['halves'])} apart")
+    return known, floor
+
+
+def seconds_per_image(cells: Sequence[Cell], n: int) -> dict[int, float]:
+    """By S, over all rows: each takes S evaluations (figure 4). A solver that takes more is in the row η = 0 only."""
+    by_steps: dict[int, list[float]] = {}
+    for c in cells:
+        by_steps.setdefault(c.setting.steps, []).append(c.seconds / n)
+    return {s: sum(t) / len(t) for s, t in by_steps.items()}
+
+
+def as_table(cells: Sequence[Cell], seconds: dict[int, float]) -> str:
+    """The paper's table 1, and below it the seconds that an image takes."""
+    rows: dict[str, list[str]] = {}
+    for c in cells:
+        rows.setdefault(c.setting.row, []).append(figure(c.distance))
+    lines = [[name, *values] for name, values in rows.items()]
+    return table(["S", *map(str, seconds)], [*lines, ["seconds an image", *map(figure, seconds.values())]])

@@ -1,0 +1,135 @@
+"""Feature vectors of images, for the Fréchet distance: of a small classifier that comes with a model, or of Inception.
+
+A model may bring `features.safetensors`: the weights of a `Classifier`, the mean and covariance of its features over the
+model's training images, and a JSON that says what was trained on what, and how well. `examples/features.py` makes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ddimctl.errors import DDIMError, FileError, UsageError
+from ddimctl.files import read_bytes, write_bytes
+from ddimctl.frechet import Statistics
+
+FILE = "features.safetensors"
+MAX_BYTES = 64 << 20
+BATCH = 250
+KINDS = ("classifier", "inception")
+INCEPTION_SIZE = 2048
+
+
+class Classifier(nn.Module):
+    """3 × 3 convolutions, each halving the image for the next; the mean over space is the feature vector."""
+
+    def __init__(self, channels: int, widths: tuple[int, ...], classes: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for i, (before, after) in enumerate(zip((channels, *widths), widths, strict=False)):
+            layers += [nn.MaxPool2d(2)] if i else []
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(widths[-1], classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [−1, 1] → (B, d)."""
+        mean: Tensor = self.body(images).mean((-2, -1))
+        return mean
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [−1, 1] → (B, classes), unnormalised log probabilities."""
+        scores: Tensor = self.head(self.features(images))
+        return scores
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Where feature vectors come from. `call` takes uint8 (B, C, H, W) and returns (B, d).
+
+    `reference` are the statistics that came with it, None for Inception; `about` is what its file says of itself.
+    """
+
+    name: str
+    dimension: int
+    call: Callable[[Tensor], Tensor]
+    about: dict[str, Any]
+    reference: Statistics | None = None
+
+    def parts(self, pixels: Tensor) -> Iterator[np.ndarray]:
+        """The features of uint8 (N, C, H, W) in parts (at most 250, d) of float64, for `frechet.statistics`."""
+        with torch.inference_mode():
+            for part in pixels.split(BATCH):
+                yield self.call(part).double().cpu().numpy()
+
+
+def save_classifier(path: Path, network: Classifier, reference: Statistics, about: dict[str, Any]) -> None:
+    """Writes the file of a classifier. `about` must hold what `Classifier` takes and the images' size (H, W)."""
+    tensors = {f"network.{k}": v.contiguous() for k, v in network.state_dict().items()}
+    tensors["mean"], tensors["cov"] = torch.from_numpy(reference.mean), torch.from_numpy(reference.cov)
+    said = {**about, "reference_images": reference.n}
+    write_bytes(path, save(tensors, metadata={"ddimctl": json.dumps(said, ensure_ascii=False)}))
+
+
+def load_classifier(path: Path, device: str | torch.device = "cpu") -> Extractor:
+    """The classifier in a file that `save_classifier` wrote. Raises `UsageError` if there is none, `FileError` if it
+    is damaged or something else."""
+    digest = hashlib.sha256(read_bytes(path, MAX_BYTES)).hexdigest()
+    try:
+        with safe_open(path, "pt") as f:
+            about = json.loads((f.metadata() or {})["ddimctl"])
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+        mean, cov = tensors.pop("mean").double().numpy(), tensors.pop("cov").double().numpy()
+        with torch.device("meta"):  # whatever sizes it claims, nothing is allocated for them
+            network = Classifier(about["channels"], tuple(about["widths"]), about["classes"])
+        network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items()}, assign=True)
+        d = about["widths"][-1]
+        if mean.shape != (d,) or cov.shape != (d, d) or not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+            raise ValueError("its mean and covariance do not fit")
+        reference = Statistics(mean, cov, about["reference_images"])
+        [*size] = about["size"]
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as e:
+        raise FileError(f"{path} is not a file of features, or damaged: {e}") from e
+    network.to(device).eval().requires_grad_(False)
+
+    def call(pixels: Tensor) -> Tensor:
+        return network.features(pixels.to(device).float() / 127.5 - 1)
+
+    return Extractor("classifier", d, call, {**about, "size": size, "digest": digest}, reference)
+
+
+def load_inception(device: str | torch.device = "cpu") -> Extractor:
+    """Inception's 2048 features, as FID wants them, by torch-fidelity (extra ``fid``), which downloads its weights.
+
+    Raises `UsageError` without the extra, `DDIMError` if the weights cannot be had.
+    """
+    try:
+        fidelity: Any = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+    except ImportError as e:
+        raise UsageError(
+            "the features of Inception need the extra 'fid'", hint="install it with: pip install 'ddimctl[fid]'"
+        ) from e
+    try:
+        network = fidelity.FeatureExtractorInceptionV3("inception-v3-compat", [str(INCEPTION_SIZE)])
+    except Exception as e:  # no network, no disk, a damaged download: each with an exception of its own
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:160]
+        raise DDIMError(f"cannot get the weights of Inception: {reason}", hint="they are downloaded once") from e
+    network.to(device).eval().requires_grad_(False)
+
+    def call(pixels: Tensor) -> Tensor:
+        colour = pixels.to(device).expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels.to(device)
+        vectors: Tensor = network(colour)[0]
+        return vectors
+
+    return Extractor("inception", INCEPTION_SIZE, call, {})
