@@ -59,7 +59,8 @@ def sample(
     eta: Annotated[float, typer.Option("--eta", metavar="X", help="Noise on the way: 0 is DDIM, 1 is DDPM.")] = 0.0,
     sigma_hat: Annotated[bool, typer.Option("--sigma-hat", help="The DDPM of larger variance.")] = False,
     solver: Annotated[
-        str | None, typer.Option("--solver", metavar="NAME", help=f"{options.SOLVER_HELP} Not with noise on the way.")
+        str | None,
+        typer.Option("--solver", metavar="NAME", help=f"{options.SOLVER_HELP} With noise on the way, only ddim."),
     ] = None,
     spacing: options.Spacing = options.DEFAULT_SPACING,
     tolerance: options.Tolerance = None,
