@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,16 +98,19 @@ def load_classifier(path: Path, device: str | torch.device = "cpu") -> Extractor
         d = about["widths"][-1]
         if mean.shape != (d,) or cov.shape != (d, d) or not (np.isfinite(mean).all() and np.isfinite(cov).all()):
             raise ValueError("its mean and covariance do not fit")
-        reference = Statistics(mean, cov, about["reference_images"])
-        [*size] = about["size"]
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as e:
+        reference = Statistics(mean, cov, int(about["reference_images"]))
+        height, width = map(int, about["size"])
+        given = about.get("floor", {})
+        floor = {k: float(given[k]) for k in given if k == "halves"}
+        about["floor"] = {**floor, "test": {str(int(k)): float(v) for k, v in given.get("test", {}).items()}}
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
         raise FileError(f"{path} is not a file of features, or damaged: {e}") from e
     network.to(device).eval().requires_grad_(False)
 
     def call(pixels: Tensor) -> Tensor:
         return network.features(pixels.to(device).float() / 127.5 - 1)
 
-    return Extractor("classifier", d, call, {**about, "size": size, "digest": digest}, reference)
+    return Extractor("classifier", d, call, {**about, "size": [height, width], "digest": digest}, reference)
 
 
 def load_inception(device: str | torch.device = "cpu") -> Extractor:
@@ -120,11 +124,13 @@ def load_inception(device: str | torch.device = "cpu") -> Extractor:
         raise UsageError(
             "the features of Inception need the extra 'fid'", hint="install it with: pip install 'ddimctl[fid]'"
         ) from e
+    except Exception as e:  # a torchvision for another torch breaks in ways of its own
+        raise DDIMError(f"torch-fidelity cannot be loaded: {_reason(e)}", hint="do torch and torchvision fit?") from e
     try:
-        network = fidelity.FeatureExtractorInceptionV3("inception-v3-compat", [str(INCEPTION_SIZE)])
+        wanted = [str(INCEPTION_SIZE)]
+        network = fidelity.FeatureExtractorInceptionV3("inception-v3-compat", wanted, verbose=sys.stderr.isatty())
     except Exception as e:  # no network, no disk, a damaged download: each with an exception of its own
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:160]
-        raise DDIMError(f"cannot get the weights of Inception: {reason}", hint="they are downloaded once") from e
+        raise DDIMError(f"cannot get the weights of Inception: {_reason(e)}", hint="they are downloaded once") from e
     network.to(device).eval().requires_grad_(False)
 
     def call(pixels: Tensor) -> Tensor:
@@ -133,3 +139,8 @@ def load_inception(device: str | torch.device = "cpu") -> Extractor:
         return vectors
 
     return Extractor("inception", INCEPTION_SIZE, call, {})
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what went wrong."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -47,9 +47,17 @@ def error_against_evaluations(path: Path, lines: Mapping[str, Sequence[tuple[flo
 
 
 def distance_against_steps(
-    path: Path, lines: Mapping[str, Mapping[int, float]], seconds: Mapping[int, float], what: str, title: str
+    path: Path,
+    lines: Mapping[str, Mapping[int, float]],
+    seconds: Mapping[int, float],
+    floor: float | None,
+    what: str,
+    title: str,
 ) -> None:
-    """The Fréchet distance against S, a line a row of table 1, beside the paper's; and seconds an image against S."""
+    """The Fréchet distance against S, a line a row of table 1, beside the paper's; and seconds an image against S.
+
+    `floor` is where as many real images are, if known.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
@@ -62,6 +70,8 @@ def distance_against_steps(
         ours.plot(*zip(*sorted(points.items()), strict=True), f"C{i}o-", label=label)
         if label in published:
             theirs.plot(*zip(*sorted(published[label].items()), strict=True), f"C{i}s:", label=label)
+    if floor is not None:
+        ours.axhline(floor, color="k", linestyle="--", linewidth=1, label="real test images")
     ours.set(title=title, ylabel=f"Fréchet distance ({what})")
     theirs.set(title="the paper's table 1: CIFAR-10", ylabel="FID (Inception, 50,000 images)")
     cost.plot(*zip(*sorted(seconds.items()), strict=True), "ko-")

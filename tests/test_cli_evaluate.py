@@ -166,7 +166,7 @@ def test_a_run_that_was_stopped_goes_on_and_comes_to_the_same(
 
 @pytest.mark.slow
 def test_a_killed_process_leaves_only_whole_chunks(ddimctl: Run, rated: Path, tmp_path: Path) -> None:
-    words = ["evaluate", "-m", rated, "--steps", "20,40", "-n", 256, "--json"]
+    words = ["evaluate", "-m", rated, "--steps", "5,10", "-n", 256, "--json"]
     whole = results(ddimctl(*words, "--cache", "whole"))
     process = subprocess.Popen(
         [sys.executable, "-m", "ddimctl", *map(str, words), "--cache", "killed"],

@@ -152,7 +152,7 @@ def fake_fidelity(monkeypatch: pytest.MonkeyPatch, network: object) -> None:
 
 
 def test_inception_whose_weights_cannot_be_had_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(name: str, wanted: list[str]) -> None:
+    def refuse(name: str, wanted: list[str], verbose: bool) -> None:
         raise OSError("<urlopen error: no route to host>\nsecond line")
 
     fake_fidelity(monkeypatch, refuse)
@@ -160,9 +160,19 @@ def test_inception_whose_weights_cannot_be_had_is_one_line(monkeypatch: pytest.M
         features.load_inception()
 
 
+def test_a_broken_torch_fidelity_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As with a torchvision for another torch, which raises a RuntimeError when it is imported."""
+    (tmp_path / "torch_fidelity").mkdir()
+    (tmp_path / "torch_fidelity" / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch_fidelity", raising=False)
+    with pytest.raises(DDIMError, match="torch-fidelity cannot be loaded: operator nms does not exist"):
+        features.load_inception()
+
+
 def test_inception_gets_8_bit_colour(monkeypatch: pytest.MonkeyPatch) -> None:
     class Network(torch.nn.Module):
-        def __init__(self, name: str, wanted: list[str]):
+        def __init__(self, name: str, wanted: list[str], verbose: bool):
             super().__init__()
             assert wanted == ["2048"]
 

@@ -120,7 +120,8 @@ def evaluate(
         lines: dict[str, dict[int, float]] = {}
         for c in cells:
             lines.setdefault(c.setting.row, {})[c.setting.steps] = c.distance
-        plots.distance_against_steps(plot, lines, seconds, extractor.name, f"{net.name}, {n:,} images a cell")
+        real = floor.get("test", {}).get(str(n))
+        plots.distance_against_steps(plot, lines, seconds, real, extractor.name, f"{net.name}, {n:,} images a cell")
         console.notice(f"{plot}: distance and seconds against S")
     console.data(
         as_table(cells, seconds),
@@ -199,8 +200,8 @@ def open_reference(
                 f"the features {extractor.name} came without a reference", hint="name images with --reference"
             )
         console.notice(f"reference: the {extractor.reference.n:,} training images of the classifier")
-        floor = extractor.about.get("floor", {})
-        if isinstance(floor, dict) and isinstance(floor.get("test"), dict):
+        floor = extractor.about["floor"]
+        if floor.get("test"):
             apart = ", ".join(f"{figure(v)} for {int(k):,}" for k, v in floor["test"].items())
             console.notice(f"real test images are as far from it as: {apart}")
         return extractor.reference, floor
