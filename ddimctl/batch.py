@@ -558,7 +558,7 @@ def decode(
         targets = [folder / f"{stem}{suffix}" for stem in stems]
         for target in targets:
             refuse_link(target)
-        made = [file.provenance, model.digest, path, solver, tolerance, suffix]
+        made = [file.provenance, model.digest, path, solver, tolerance, suffix, model.dtype]
         key = sha256((latent.digest(file.xT, "") + json.dumps(made, sort_keys=True)).encode())
         entry = before.get(item.name, {})
         ready = entry.get("key") == key and entry.get("sha256") == [_digest(t) for t in targets]

@@ -121,8 +121,9 @@ def provenance(
         "unconverged": solution.unconverged,
         "lossless": None if solution.checks is None else [asdict(c) for c in solution.checks],
         "images": records,
-        "dtype": str(model.network.conv_in.weight.dtype).removeprefix("torch."),
+        "dtype": model.dtype,
         "device": model.device.type,
+        "engine": model.engine,
     }
 
 
@@ -223,6 +224,8 @@ def check_provenance(record: Any, n: int) -> None:
             raise ValueError(f"its provenance has no {name}")
         if not is_right(record[name]):
             raise ValueError(f"its provenance has a wrong {name}")
+    if not _is_name(record.get("engine", "torch")):  # the first files do not have it
+        raise ValueError("its provenance has a wrong engine")
     if record["steps"] != len(record["path"]) - 1:
         raise ValueError("its provenance has another number of steps than levels")
     for name in EACH:

@@ -1,7 +1,8 @@
 """A model: a network, its schedule, and the one function that solvers see, ε(x̄, σ).
 
-`Model.eps` is the only place that knows the scaling x̄ → x_t, the translation σ → label, what the network predicts,
-learned variances, and dtypes. It never clips. `load` is the one loader that every command shares.
+`Model.eps` is the only place that knows the scaling x̄ → x_t, the translation σ → label, what the network predicts and
+learned variances. It never clips. The network itself is asked by an engine, see `engines`. `load` is the one loader that
+every command shares.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddimctl import files
+from ddimctl import engines, files
 from ddimctl.checkpoints import Checkpoint, diffusers, formats, hub
 from ddimctl.errors import DDIMError, FileError, UsageError
+from ddimctl.implicit import Array, per_image
 from ddimctl.schedule import Schedule
-from ddimctl.unet import UNet2DModel, UNetConfig
+from ddimctl.unet import Attention, UNet2DModel, UNetConfig
 
 PREDICTIONS = diffusers.PREDICTIONS
 DEFAULT_MODEL = "fashion-mnist"
@@ -43,6 +45,8 @@ class Model:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     class_label: int | None = None  # what a class-conditional network is asked for
     label_scale: float = 1.0  # the network was trained on labels times this
+    engine: str = "torch"  # what evaluates it, and in which precision: see `use`
+    precision: str = "float32"
     notes: tuple[str, ...] = ()
     guesses: tuple[str, ...] = ()
 
@@ -71,30 +75,42 @@ class Model:
         """Where x̄ lives: with the network, except on MPS, which has no float64."""
         return torch.device("cpu") if self.device.type == "mps" else self.device
 
-    @torch.inference_mode()
-    def eps(self, xbar: Tensor, sigma: float | Sequence[float]) -> Tensor:
+    def use(self, engine: str, precision: str = "float32") -> Model:
+        """Itself, from now on evaluated by the engine of that name. Raises `UsageError` where that is not possible."""
+        engines.check(engine, precision)
+        self.engine, self.precision = engine, precision
+        self.__dict__.pop("run", None)
+        _ = self.run
+        return self
+
+    @cached_property
+    def run(self) -> engines.Run:
+        """The engine: (x_t, labels) → what the network predicts."""
+        return engines.ENGINES[self.engine](self)
+
+    @property
+    def dtype(self) -> str:
+        """What the network computes in, as a latent's provenance says it."""
+        return "bfloat16" if self.precision == "bf16" else str(self.network.conv_in.weight.dtype).removeprefix("torch.")
+
+    def eps(self, xbar: Array, sigma: float | Sequence[float]) -> Array:
         """The noise prediction ε_θ(x̄/√(σ²+1), label(σ)), eq. 14.
 
         `xbar` is (B, C, H, W) float64 and `sigma` one level, or one for each image; the result is float64 like `xbar`.
         """
         levels = [sigma] if isinstance(sigma, float | int) else list(sigma)
-        weight = self.network.conv_in.weight
-        label = torch.tensor([self.schedule.label(s) * self.label_scale for s in levels], device=weight.device)
-        # Below the first trained level the network is asked at that level; so is the algebra around it.
-        per_image = [(1.0 / math.sqrt(1.0 + s * s), max(s, self.schedule.sigma(1))) for s in levels]
-        columns = torch.tensor(per_image, dtype=xbar.dtype, device=xbar.device).T.reshape(2, -1, 1, 1, 1)
-        scale, s = columns[0], columns[1]
-        x = xbar * scale
-        net_in: Tensor = x.to(weight.device, weight.dtype, memory_format=torch.channels_last)
-        classes = None if self.class_label is None else torch.tensor([self.class_label], device=weight.device)
+        x = xbar * per_image([1.0 / math.sqrt(1.0 + s * s) for s in levels], xbar)
         # A network with twice the channels has learned variances too; DDIM has no use for them.
-        out: Tensor = self.network(net_in, label, classes)[:, : self.channels].to(xbar.device, xbar.dtype)
+        out = self.run(x, [self.schedule.label(s) * self.label_scale for s in levels])[:, : self.channels]
         if self.prediction == "epsilon":
             return out
-        alpha = 1.0 / (1.0 + s * s)
+        # Below the first trained level the network is asked at that level; so is the algebra around it.
+        alpha = [1.0 / (1.0 + max(s, self.schedule.sigma(1)) ** 2) for s in levels]
+        root = per_image([math.sqrt(a) for a in alpha], xbar)
+        rest = per_image([math.sqrt(1 - a) for a in alpha], xbar)
         if self.prediction == "v_prediction":  # v = √α ε − √(1−α) x_0
-            return alpha.sqrt() * out + (1 - alpha).sqrt() * x
-        return (x - alpha.sqrt() * out) / (1 - alpha).sqrt()  # the network predicts x_0
+            return root * out + rest * x
+        return (x - root * out) / rest  # the network predicts x_0
 
     @cached_property
     def digest(self) -> str:
@@ -104,6 +120,41 @@ class Model:
     @property
     def parameters(self) -> int:
         return sum(p.numel() for p in self.network.parameters())
+
+    @cached_property
+    def flops(self) -> int:
+        """Floating-point operations of one evaluation for one image, see `flops`."""
+        return flops(self.config)
+
+
+def flops(config: UNetConfig) -> int:
+    """Operations (a multiplication and an addition are two) of one evaluation for one image: an estimate.
+
+    Counted are convolutions, linear layers and attention, as is usual. Raises `ValueError` if the size is open.
+    """
+    if config.image_size is None:
+        raise ValueError("the configuration leaves the image size open")
+
+    def cost(part: torch.nn.Module | None, area: int) -> int:
+        total = 0
+        for name, m in part.named_modules() if part is not None else ():
+            if isinstance(m, Attention):  # q·k, and the sum over v
+                total += 4 * area**2 * m.to_q.out_features
+            elif isinstance(m, torch.nn.Conv2d | torch.nn.Linear):
+                total += 2 * m.weight.numel() * (1 if "time_emb" in name else area)
+        return total
+
+    with torch.device("meta"):
+        network = UNet2DModel(config)
+    levels = len(config.block_out_channels)
+    areas = [math.prod(config.image_size) >> 2 * i for i in range(levels)]
+    total = cost(network.time_embedding, 1) + cost(network.mid_block, areas[-1])
+    total += cost(network.conv_in, areas[0]) + cost(network.conv_out, areas[0])
+    for i, (down, up) in enumerate(zip(network.down_blocks, reversed(network.up_blocks), strict=True)):
+        for block, sampled in ((down, areas[min(i + 1, levels - 1)]), (up, areas[max(i - 1, 0)])):
+            for name, part in block.named_children():
+                total += cost(part, sampled if "samplers" in name else areas[i])
+    return total
 
 
 def memory(config: UNetConfig) -> int:
@@ -204,7 +255,7 @@ def from_checkpoint(
         notes.append("the learned variances are left out")
     return Model(
         network, checkpoint.schedule, checkpoint.prediction, name, folder, target, class_label,
-        checkpoint.label_scale, tuple(notes), tuple(checkpoint.guesses),
+        checkpoint.label_scale, notes=tuple(notes), guesses=tuple(checkpoint.guesses),
     )  # fmt: skip
 
 

@@ -26,9 +26,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS: list[set[str]] = [
     {"", "errors"},
     {"files", "paper"},
+    {"cache"},
     {"schedule", "solvers", "implicit", "metrics", "frechet", "unet"},
     {"checkpoints"},
-    {"model", "images", "interpolate", "features"},
+    {"model", "engines", "images", "interpolate", "features"},
     {"ddim", "animation"},
     {"latent", "health", "lossless", "plots", "sampling"},
     {"batch", "train", "card", "evaluate"},

@@ -35,6 +35,8 @@ def decode(
     class_label: options.Class = None,
     config: options.Config = None,
     device: options.Device = "auto",
+    engine: options.Engine = "auto",
+    precision: options.Precision = "float32",
     batch_size: options.BatchSize = options.DEFAULT_BATCH,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -80,6 +82,10 @@ def decode(
         net = inputs.model_of(first, name, model, device, console, force, class_label, config)
     elif model is not None:
         net = inputs.open_model(model, device, console, class_label, config)
+    if net is not None and first is not None:
+        how = solver or first.provenance["decoder"]
+        work = inputs.evaluations(len(items) * len(first.xT), steps or len(first.path) - 1, how)
+        inputs.start_engine(net, engine, precision, work, console)
 
     def way(file: Latent, name: str) -> tuple[Model, Sequence[float], str]:
         if net is None:
@@ -95,6 +101,7 @@ def decode(
     before = batch.read_manifest(manifest)
     outcomes = batch.decode(items, folder, ".png", way, tolerance, batch_size, before, force, dry_run)
     run: dict[str, Any] = {"command": "decode", "model": net.digest if net else None, "tolerance": tolerance}
+    run |= {"engine": net.engine if net else None, "precision": precision}
     batches.run(outcomes, len(items), manifest, run, "decoded", console, dry_run)
 
 

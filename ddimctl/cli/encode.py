@@ -37,6 +37,8 @@ def encode(
     class_label: options.Class = None,
     config: options.Config = None,
     device: options.Device = "auto",
+    engine: options.Engine = "auto",
+    precision: options.Precision = "float32",
     batch_size: options.BatchSize = options.DEFAULT_BATCH,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -82,10 +84,13 @@ def encode(
         if solver not in (options.DEFAULT_SOLVER, "exact"):
             raise UsageError(f"--lossless goes with the solver exact, not {solver}")
         solver = "exact"
+        if precision != "float32":
+            raise UsageError("--lossless needs --precision float32", hint="what decodes the file will use that")
     bind(solver, tolerance)  # wrong names are found before anything is done
 
     net = inputs.open_model(model, device, console, class_label, config)
     path = net.schedule.path(steps, spacing)
+    inputs.start_engine(net, engine, precision, inputs.evaluations(len(items), steps, solver), console)
     about = partial(latent.provenance, net, model, path, spacing, solver, config=config)
     encoding = batch.Encoding(net, path, solver, tolerance, how, about, lossless)
     settings: dict[str, Any] = {"steps": steps, "solver": solver, "spacing": spacing}
@@ -102,6 +107,7 @@ def encode(
         outcomes = batch.encode(items, folder, ".pt", encoding, batch_size, force, dry_run)
         manifest = batches.manifest_path(folder, shard)
     run: dict[str, Any] = {"command": "encode", "model": net.digest, **settings, "tolerance": tolerance}
+    run |= {"engine": net.engine, "precision": precision}
     batches.run(outcomes, len(items), manifest, run, "encoded", console, dry_run)
 
 

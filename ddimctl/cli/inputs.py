@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ddimctl.model import Model
 
 LATENT_SUFFIXES = (".pt", ".safetensors")
+EVALUATIONS = {"heun": 2, "exact": 4, "adaptive": 10}  # about, a step
 
 
 def open_model(
@@ -31,6 +32,23 @@ def open_model(
     for note in model.notes:
         console.detail(f"{model.name}: {note}")
     return model
+
+
+def start_engine(model: Model, engine: str, precision: str, evaluations: float, console: Console) -> None:
+    """Has `model` evaluated by that engine; "auto" means the best for so many evaluations of single images."""
+    from ddimctl import engines
+
+    engines.check(engine, precision)
+    why = "asked for"
+    if engine == "auto":
+        engine, why = engines.pick(model, evaluations)
+    model.use(engine, precision)
+    console.detail(f"engine {engine}, {precision} ({why})")
+
+
+def evaluations(images: int, steps: int, solver: str) -> int:
+    """About what that many images cost one way, for `start_engine`."""
+    return images * steps * EVALUATIONS.get(solver, 1)
 
 
 def model_of(
@@ -154,11 +172,14 @@ def gather_latents(
     force: bool,
     class_label: int | None,
     config: str | None,
+    engine: str,
+    precision: str,
+    outputs: int,
 ) -> tuple[Model, Tensor, list[float], str]:
     """All latents of latent files and images (which are encoded), in order: (model, x_T, levels, solver to decode with).
 
     They must be of one model; levels and solver are the first latent file's unless others are asked for. Images are
-    encoded as that file was.
+    encoded as that file was. `outputs` is how many images will be decoded.
     """
     import torch
 
@@ -183,6 +204,7 @@ def gather_latents(
     how = decoder(how or way_in)
     bind(way_in, tolerance)  # no such solver, or no use for a tolerance
     images = [n for n in names if n not in files]
+    start_engine(net, engine, precision, evaluations(outputs + len(images), len(path) - 1, way_in), console)
     encoded: dict[str, Tensor] = {}
     if images:
         x0, _ = read_images(images, net, console)

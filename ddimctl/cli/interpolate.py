@@ -41,6 +41,8 @@ def interpolate(
     class_label: options.Class = None,
     config: options.Config = None,
     device: options.Device = "auto",
+    engine: options.Engine = "auto",
+    precision: options.Precision = "float32",
     batch_size: options.BatchSize = options.DEFAULT_BATCH,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -78,8 +80,9 @@ def interpolate(
         console.notice(f"writing {output}")
 
     net, keys, path, how = inputs.gather_latents(
-        latents, model, steps, solver, spacing, tolerance, device, batch_size, console, force, class_label, config
-    )
+        latents, model, steps, solver, spacing, tolerance, device, batch_size, console, force, class_label, config,
+        engine, precision, rows * columns if grid else frames,
+    )  # fmt: skip
     if grid:
         xT = make_grid(list(keys), rows, columns, interpolant)
     else:

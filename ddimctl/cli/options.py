@@ -56,6 +56,15 @@ Lossless = Annotated[
 Device = Annotated[
     str, typer.Option("--device", envvar="DDIMCTL_DEVICE", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps.")
 ]
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine", envvar="DDIMCTL_ENGINE", metavar="NAME", help="auto, torch, compile or openvino: see bench."
+    ),
+]
+Precision = Annotated[
+    str, typer.Option("--precision", metavar="NAME", help="float32, or bf16: faster, and about 8 bits exact.")
+]
 BatchSize = Annotated[
     int, typer.Option("--batch-size", metavar="N", min=1, help="Images that go through the network at once.")
 ]

@@ -91,6 +91,8 @@ def reconstruct(
     class_label: options.Class = None,
     config: options.Config = None,
     device: options.Device = "auto",
+    engine: options.Engine = "auto",
+    precision: options.Precision = "float32",
     batch_size: options.BatchSize = options.DEFAULT_BATCH,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -141,6 +143,8 @@ def reconstruct(
     else:
         items = batches.items_of([str(inputs.held_out_folder(net))], None, pictures.SUFFIXES, None)[:limit]
         console.notice(f"{len(items)} held-out images of {net.name}")
+    work = sum(2 * inputs.evaluations(len(items), c.steps, c.solver) for c in cells)
+    inputs.start_engine(net, engine, precision, work, console)
     count = failed = 0
     single = batches.is_single(images or [], items, from_file, None)
     originals: list[Tensor] = []

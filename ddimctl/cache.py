@@ -1,0 +1,70 @@
+"""What took long to make and may be made again: files in the user's cache folder, each with its own checksum.
+
+A damaged entry counts as none. Where nothing can be written, everything still works, only slower.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from ddimctl.errors import DDIMError
+from ddimctl.files import atomic_file, make_folder, sha256
+
+MAX_BYTES = 2 << 30  # what was not used for longest is removed beyond this
+
+
+def folder() -> Path:
+    """``$XDG_CACHE_HOME/ddimctl``, or ``~/.cache/ddimctl``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddimctl"
+
+
+def name(*what: object) -> str:
+    """The name of the entry that `what` decides about."""
+    return sha256(repr(what).encode())
+
+
+def has(key: str) -> bool:
+    """Whether there is an entry of that name, whole or not."""
+    return (folder() / key).is_file()
+
+
+def load(key: str) -> bytes | None:
+    """The content of an entry; None if there is none, or if it is not what was written."""
+    path = folder() / key
+    try:
+        data = path.read_bytes()
+        checksum, content = data[:64], data[64:]
+        if sha256(content).encode() != checksum:
+            return None
+        os.utime(path)
+    except OSError:
+        return None
+    return content
+
+
+def fetch(key: str, make: Callable[[], bytes]) -> bytes:
+    """The content of an entry, which is made and kept if there is none."""
+    content = load(key)
+    if content is None:
+        content = make()
+        with contextlib.suppress(DDIMError):  # a full disk, or no right to write
+            make_folder(folder())
+            with atomic_file(folder() / key) as f:
+                f.write(sha256(content).encode())
+                f.write(content)
+            _shrink()
+    return content
+
+
+def _shrink() -> None:
+    """Removes what was not used for longest, until what is left is no more than `MAX_BYTES`."""
+    with contextlib.suppress(OSError):
+        entries = sorted(((p.stat(), p) for p in folder().iterdir() if len(p.name) == 64), key=lambda e: -e[0].st_mtime)
+        total = 0
+        for stat, path in entries:
+            total += stat.st_size
+            if total > MAX_BYTES:
+                path.unlink(missing_ok=True)
