@@ -2,13 +2,13 @@
 
 A set is one way to sample (`Setting`) and a number of images. It is kept in chunks, one file each: a JSON line (the
 setting, the seconds it took, a SHA-256) and the 8-bit pixels. Chunks are written whole or not at all, so a killed run
-goes on where it was; one that is damaged, or is of something else, is made again; a larger set reuses a smaller one.
+goes on where it was; one that is damaged, or is of something else, is made again; a larger set reuses a smaller one. The
+engine is no part of a setting, since all compute the same: the seconds are those of whatever made a chunk.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -56,12 +56,6 @@ class Generated:
     made: int
 
 
-def cache_folder() -> Path:
-    """Where sets are kept unless another folder is named: $XDG_CACHE_HOME/ddimctl, or ~/.cache/ddimctl."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base else Path.home() / ".cache") / "ddimctl"
-
-
 def identity(model: Model, setting: Setting) -> dict[str, Any]:
     """What decides which images a setting gives, as JSON knows it."""
     said = asdict(setting)
@@ -73,6 +67,7 @@ def identity(model: Model, setting: Setting) -> dict[str, Any]:
         "model": model.digest,
         "schedule": model.schedule.digest,
         "class": model.class_label,
+        "dtype": model.dtype,
         "shape": list(model.shape),
         "path": [level.hex() for level in path],
         **said,

@@ -128,14 +128,17 @@ def test_more_images_make_only_the_missing_ones(run: Run, evaluations: list[int]
 def test_what_decides_about_the_images_decides_about_the_cache(run: Run, evaluations: list[int]) -> None:
     few = ("--eta", "0", "--steps", "2", "-n", 4)
     run(*few).ok()
-    for other in (["--seed", 1], ["--spacing", "quadratic"], ["--solver", "heun"], ["--eta", "0.1"], ["--steps", "4"]):
+    for other in (
+        ["--seed", 1], ["--spacing", "quadratic"], ["--solver", "heun"], ["--eta", "0.1"], ["--steps", "4"],
+        ["--precision", "bf16"],
+    ):  # fmt: skip
         evaluations.clear()
         run(*few, *other).ok()
         assert evaluations, other
     run(*few, "--eta", "0.1", "--solver", "ab2").ok()
     evaluations.clear()
     run(*few, "--eta", "0.1", "--solver", "ddim").ok()  # where noise is added no solver is used
-    run(*few, "--batch-size", 2).ok()
+    run(*few, "--batch-size", 2, "--engine", "torch").ok()
     assert not evaluations
 
 
@@ -297,6 +300,8 @@ def test_the_plot(run: Run, tmp_path: Path) -> None:
         (["--features", "clip"], "unknown features 'clip'"),
         (["--features", "no.safetensors"], "no file no.safetensors"),
         (["--solver", "rk45"], "unknown solver"),
+        (["--engine", "steam"], "unknown engine"),
+        (["--precision", "int4"], "unknown precision"),
         (["--spacing", "cubic"], "unknown spacing"),
         (["--reference", "nowhere"], "no file nowhere"),
         (["--reference", "empty"], "holds no images"),

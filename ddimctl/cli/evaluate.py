@@ -60,6 +60,8 @@ def evaluate(
     class_label: options.Class = None,
     config: options.Config = None,
     device: options.Device = "auto",
+    engine: options.Engine = "auto",
+    precision: options.Precision = "float32",
     batch_size: options.BatchSize = options.DEFAULT_BATCH,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -77,11 +79,13 @@ def evaluate(
 
     Example: ddimctl evaluate --eta 0,0.2,0.5,1 --sigma-hat --steps 10,20,50 -n 2000
     """
+    from ddimctl import cache as caches
+    from ddimctl import engines, frechet, plots, sampling
     from ddimctl import evaluate as library
-    from ddimctl import frechet, plots, sampling
     from ddimctl.files import refuse_existing
 
     console = Console(quiet, verbose, json)
+    engines.check(engine, precision)
     etas, columns = parse_etas(eta), list(dict.fromkeys(options.parse_integers(steps, "--steps")))
     if n < 2:
         raise UsageError(
@@ -103,9 +107,13 @@ def evaluate(
             console.notice(
                 f"warning: {count} {what} are too few for {extractor.dimension} features: their covariance is singular"
             )
-    folder = library.cache_folder() if cache is None else cache
+    folder = caches.folder() if cache is None else cache
     cells = []
+    net.use("torch", precision)  # the precision decides about the images, the engine is chosen by what is to do
     lacking = {s: list(library.missing(net, s, n, folder)) for s in settings}
+    if work := sum(inputs.evaluations(sum(lacking[s]), s.steps, s.solver) for s in settings):
+        inputs.start_engine(net, engine, precision, work, console)
+        warm_up(net)
     work = sum(s.steps * -(-k // batch_size) for s in settings for k in lacking[s])
     with console.bar(work, "sampling") as bar:
         for setting in settings:
@@ -138,6 +146,8 @@ def evaluate(
             "seed": seed,
             "spacing": spacing,
             "solver": solver,
+            "engine": net.engine if work else None,
+            "precision": precision,
             "results": [
                 {
                     "eta": c.setting.eta,
@@ -152,6 +162,14 @@ def evaluate(
             "seconds_per_image": {str(s): t for s, t in seconds.items()},
         },
     )
+
+
+def warm_up(model: Model) -> None:
+    """Has an engine that compiles do so now, so that no image is charged for it. 21 images need batches of every size."""
+    import torch
+
+    if model.engine != "torch":
+        model.eps(torch.zeros(21, *model.shape, dtype=torch.float64, device=model.state_device), 1.0)
 
 
 def parse_etas(text: str) -> list[float]:
