@@ -87,6 +87,41 @@ def distance_against_steps(
     _save(figure, path)
 
 
+def speed(
+    path: Path,
+    rates: Mapping[str, Sequence[tuple[float, float]]],
+    lines: Mapping[str, tuple[Sequence[tuple[int, float]], float, float]],
+    title: str,
+) -> None:
+    """Images a second by batch size, a line an engine; and time against S, points with their straight lines (figure 4).
+
+    `lines` gives for each label the points (S, seconds), the seconds at S = 0 and the seconds a step.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for label, points in rates.items():
+        left.plot(*zip(*sorted(points), strict=True), "o-", label=label)
+    batches = sorted({b for points in rates.values() for b, _ in points})
+    left.set(xscale="log", xlabel="batch size", ylabel="evaluations of an image, a second", ylim=(0, None))
+    left.set_xticks(batches, [f"{b:g}" for b in batches])
+    left.xaxis.set_minor_locator(NullLocator())
+    for i, (label, (timed, fixed, step)) in enumerate(lines.items()):
+        right.plot(*zip(*timed, strict=True), f"C{i}o", label=f"{label}: {fixed:.2f} s + {1000 * step:.1f} ms · S")
+        end = max(s for s, _ in timed)
+        right.plot([0, end], [fixed, fixed + end * step], f"C{i}-", linewidth=1)
+    right.set(xlabel="steps S", ylabel="seconds to decode a batch", xlim=(0, None), ylim=(0, None))
+    for axes in (left, right):
+        axes.grid(True, alpha=0.2)
+        axes.legend(fontsize="small")
+    figure.suptitle(title, fontsize="medium")
+    _save(figure, path)
+
+
 def _save(figure: Figure, path: Path) -> None:
     with atomic_file(path) as f:
         figure.savefig(

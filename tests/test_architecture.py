@@ -31,7 +31,7 @@ LAYERS: list[set[str]] = [
     {"checkpoints"},
     {"model", "engines", "images", "interpolate", "features"},
     {"ddim", "animation"},
-    {"latent", "health", "lossless", "plots", "sampling"},
+    {"latent", "health", "lossless", "plots", "sampling", "bench"},
     {"batch", "train", "card", "evaluate"},
     {"cli", "__main__"},
 ]

@@ -19,7 +19,7 @@ import typer
 from typer.exceptions import TyperException
 
 from ddimctl import __version__
-from ddimctl.cli import decode, encode, evaluate, info, interpolate, models, reconstruct, sample, train
+from ddimctl.cli import bench, decode, encode, evaluate, info, interpolate, models, reconstruct, sample, train
 from ddimctl.errors import FAILED, USAGE, DDIMError
 
 app = typer.Typer(
@@ -40,6 +40,7 @@ for command in (
     sample.sample,
     info.info,
     train.train,
+    bench.bench,
 ):
     app.command()(command)
 app.add_typer(models.app, name="models")

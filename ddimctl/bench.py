@@ -1,0 +1,208 @@
+"""How fast a model is evaluated here, and where the time goes. All figures to be compared are of one run.
+
+Times are wall time. GFLOP/s count a multiplication and an addition as two; beside them stands what a plain matrix
+multiplication reaches on the same machine a moment before, since the clock rate and other programs change both alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ddimctl.errors import DDIMError
+
+if TYPE_CHECKING:
+    from ddimctl.ddim import Progress
+    from ddimctl.engines import Array
+    from ddimctl.model import Model
+
+SIDE = 1024  # of the matrices
+# Run in a fresh process; what it prints are seconds, and bytes at the peak.
+START = """
+import sys, time
+begin = time.perf_counter()
+from ddimctl import ddim, model
+imported = time.perf_counter()
+import json
+from pathlib import Path
+reference, device, engine, precision, classes, config, batch = json.loads(sys.argv[1])
+net = model.load(reference, device, classes, config).use(engine, precision)
+loaded = time.perf_counter()
+x = ddim.noise(net.shape, batch, 0).double().to(net.state_device)
+net.eps(x, 1.0)
+first = time.perf_counter()
+net.eps(x, 1.0)
+second = time.perf_counter()
+status = Path("/proc/self/status")
+peak = int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024 if status.exists() else None
+print(json.dumps([imported - begin, loaded - imported, (first - loaded) - (second - first), peak]))
+"""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How fast one engine is at one batch size."""
+
+    engine: str
+    precision: str
+    batch: int
+    evaluations: float  # of a batch, a second
+    gflops: float  # floating-point operations a second, in 10⁹
+    matmul: float  # the same, of a matrix multiplication just before
+    network: float  # share of an encoding's time that is spent in the network
+
+    @property
+    def images(self) -> float:
+        """Evaluations of single images, a second."""
+        return self.evaluations * self.batch
+
+
+@dataclass(frozen=True)
+class Start:
+    """A fresh process's way to its first evaluation, in seconds, and its peak memory in bytes (None if not known)."""
+
+    engine: str
+    interpreter: float
+    imports: float
+    loading: float
+    first: float  # what the first evaluation takes longer than the second
+    peak: int | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """Seconds to decode a batch against S: fixed + step · S, by least squares (figure 4 of the paper)."""
+
+    engine: str
+    batch: int
+    points: list[tuple[int, float]]
+    fixed: float
+    step: float
+    off: float  # the largest distance of a point from the line, relative to the point
+
+
+def repeated(work: Callable[[], object], seconds: float) -> float:
+    """The median time of `work`, called for about so many seconds, at least three times after a first one."""
+    work()
+    times: list[float] = []
+    while sum(times) < seconds or len(times) < 3:
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return sorted(times)[len(times) // 2]
+
+
+def matmul(model: Model, seconds: float) -> float:
+    """GFLOP/s of a matrix multiplication, in the model's precision and on its device, with torch."""
+    import torch
+
+    kind = torch.bfloat16 if model.precision == "bf16" else torch.float32
+    a = torch.randn(SIDE, SIDE, device=model.device).to(kind)
+
+    def work() -> None:
+        (a @ a)[0, 0].item()
+
+    return float(2 * SIDE**3 / repeated(work, seconds) / 1e9)
+
+
+def rate(model: Model, batch: int, seconds: float) -> Rate:
+    """Measures `model`, by the engine it uses, with so many images at once."""
+    from ddimctl import ddim
+
+    x = ddim.noise(model.shape, batch, 0).double().to(model.state_device)
+    reached = matmul(model, seconds / 4)
+    spent = repeated(lambda: model.eps(x, 1.0).cpu(), seconds)
+    return Rate(
+        model.engine, model.precision, batch, 1 / spent, batch * model.flops / spent / 1e9, reached,
+        network_share(model, batch),
+    )  # fmt: skip
+
+
+def network_share(model: Model, batch: int, steps: int = 10) -> float:
+    """The part of the time of an encoding that the network takes; the rest is the solver's and the scaling."""
+    from ddimctl import ddim
+
+    images = ddim.noise(model.shape, batch, 0)
+    path = model.schedule.path(steps)
+    run, inside = model.run, 0.0
+
+    def timed(x: Array, labels: Sequence[float]) -> Array:
+        nonlocal inside
+        begin = time.perf_counter()
+        out = run(x, labels)
+        if model.device.type == "cuda":  # which answers before it is done
+            import torch
+
+            torch.cuda.synchronize()
+        inside += time.perf_counter() - begin
+        return out
+
+    model.run = timed
+    try:
+        begin = time.perf_counter()
+        ddim.encode(model, images, path, batch_size=batch).x.cpu()
+        return inside / (time.perf_counter() - begin)
+    finally:
+        model.run = run
+
+
+def line(model: Model, batch: int, steps: Sequence[int], progress: Progress = iter) -> Line:
+    """Decodes a batch in each number of steps, and lays a line through the times."""
+    import numpy as np
+
+    from ddimctl import ddim
+
+    xT = ddim.noise(model.shape, batch, 0)
+
+    def seconds(s: int) -> float:
+        begin = time.perf_counter()
+        ddim.decode(model, xT, model.schedule.path(s), batch_size=batch, progress=progress).x.cpu()
+        return time.perf_counter() - begin
+
+    seconds(steps[0])  # not measured: the first evaluation compiles, and touches memory
+    points = [(s, min(seconds(s) for _ in range(2))) for s in steps]
+    x, y = np.array(points).T
+    step, fixed = np.polyfit(x, y, 1) if len(points) > 1 else (y[0] / x[0], 0.0)
+    off = max(abs(fixed + step * s - t) / t for s, t in points)
+    return Line(model.engine, batch, points, float(fixed), float(step), float(off))
+
+
+def start(
+    reference: str, device: str, engine: str, precision: str, class_label: int | None, config: str | None, batch: int
+) -> Start:
+    """Measures a fresh process. Raises `DDIMError` if it fails."""
+    setup = json.dumps([reference, device, engine, precision, class_label, config, batch])
+    done = subprocess.run([sys.executable, "-c", START, setup], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DDIMError(f"a fresh process failed: {(done.stderr.strip().splitlines() or ['no reason'])[-1]}")
+    imports, loading, first, peak = json.loads(done.stdout.splitlines()[-1])
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "pass"], check=False)
+    return Start(engine, time.perf_counter() - begin, imports, loading, max(first, 0.0), peak)
+
+
+def measure(
+    model: Model, wanted: Sequence[str], precision: str, batches: Sequence[int], seconds: float
+) -> Iterator[Rate]:
+    """The rates of every engine at every batch size, one after the other."""
+    for engine in wanted:
+        model.use(engine, precision)
+        for batch in batches:
+            yield rate(model, batch, seconds)
+
+
+def processor() -> str:
+    """What the processor calls itself, and how many of it there are."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, IndexError):  # Linux alone says it there, and nowhere else
+        name = Path("/proc/cpuinfo").read_text().split("model name", 1)[1].splitlines()[0].strip("\t: ")
+    return f"{name}, {os.cpu_count()} processors"

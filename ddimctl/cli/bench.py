@@ -1,0 +1,124 @@
+"""``ddimctl bench``: how fast a model is evaluated here, and where the time goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ddimctl.cli import inputs, options
+from ddimctl.cli.console import Console, figure, table
+
+if TYPE_CHECKING:
+    from ddimctl.bench import Line, Rate, Start
+
+
+def bench(
+    engine: Annotated[
+        str | None, typer.Option("--engine", metavar="NAME,…", help="Engines to measure; without, all but compile.")
+    ] = None,
+    precision: options.Precision = "float32",
+    batch_size: Annotated[str, typer.Option(metavar="N,…", help="Batch sizes to measure.")] = "1,4,16,64",
+    steps: Annotated[str, typer.Option("--steps", metavar="S,…", help="Steps for the line of time against S.")] = (
+        "5,10,20,40"
+    ),
+    seconds: Annotated[float, typer.Option(metavar="X", min=0, help="How long to measure each rate.")] = 1.0,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it (.png, .svg, .pdf).")] = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    class_label: options.Class = None,
+    config: options.Config = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    force: options.Force = False,
+) -> None:
+    """Measure how fast a model is evaluated here.
+
+    For every engine (torch: PyTorch as it is; compile: PyTorch's compiler; openvino: for CPUs, extra openvino) and batch
+    size: evaluations of single images a second, GFLOP/s beside what a matrix multiplication reaches, and how much of an
+    encoding's time the network takes. Then how long a fresh process needs to its first evaluation and how much memory,
+    and the time to decode against the number of steps S, which is a line.
+
+    Example: ddimctl bench --batch-size 1,64
+    """
+    import importlib.util
+    from dataclasses import asdict
+
+    from ddimctl import bench as measuring
+    from ddimctl import engines, plots
+    from ddimctl.files import refuse_existing
+
+    console = Console(quiet, verbose, json)
+    batches = options.parse_integers(batch_size, "--batch-size")
+    path_steps = options.parse_integers(steps, "--steps")
+    if plot is not None:
+        plots.check_target(plot)
+        refuse_existing(plot, force)
+    net = inputs.open_model(model, device, console, class_label, config)
+    for s in path_steps:
+        net.schedule.path(s)
+    if engine is not None:
+        wanted = options.parse_list(engine)
+    else:
+        there = net.device.type == "cpu" and importlib.util.find_spec("openvino") is not None
+        wanted = ["torch", *(["openvino"] if there else [])]
+    for name in wanted:  # what is not there is told before anything is measured
+        engines.check(name, precision)
+        net.use(name, precision)
+    console.notice(f"{net.name}: {net.flops / 1e9:.3g} GFLOP an evaluation; {measuring.processor()}")
+    with console.bar(len(wanted) * len(batches), "measuring") as bar:
+        rates = list(bar(measuring.measure(net, wanted, precision, batches, seconds)))
+    starts = [
+        measuring.start(model, str(net.device), name, precision, class_label, config, max(batches)) for name in wanted
+    ]
+    lines = [measuring.line(net.use(name, precision), max(batches), path_steps) for name in wanted]
+    if plot is not None:
+        plots.speed(plot, *curves(rates, lines), title=f"{net.name}, {measuring.processor()}")
+        console.notice(f"{plot}: images a second by batch size, and time against steps")
+    record: dict[str, Any] = {
+        "model": {"name": net.name, "digest": net.digest, "flops": net.flops},
+        "processor": measuring.processor(),
+        "threads": engines.threads(),
+        "rates": [{**asdict(r), "images": r.images} for r in rates],
+        "starts": [asdict(s) for s in starts],
+        "lines": [asdict(x) for x in lines],
+    }
+    console.data(as_text(rates, starts, lines), record)
+
+
+def as_text(rates: list[Rate], starts: list[Start], lines: list[Line]) -> str:
+    """Three tables for people."""
+    first = [
+        [r.engine, r.precision, str(r.batch), figure(r.evaluations), figure(r.images), figure(r.gflops),
+         f"{100 * r.gflops / r.matmul:.0f} %", f"{100 * r.network:.1f} %"]
+        for r in rates
+    ]  # fmt: skip
+    second = [
+        [s.engine, *(f"{v:.2f} s" for v in (s.interpreter, s.imports, s.loading, s.first)),
+         f"{s.peak / 2**20:.0f} MiB" if s.peak is not None else "-"]
+        for s in starts
+    ]  # fmt: skip
+    third = [
+        [x.engine, str(x.batch), f"{x.fixed:.3f} s", f"{1000 * x.step:.2f} ms", f"{100 * x.off:.1f} %"] for x in lines
+    ]
+    return "\n\n".join(
+        (
+            table(
+                ["engine", "precision", "batch", "evaluations/s", "images/s", "GFLOP/s", "of matmul", "network"], first
+            ),
+            table(["start", "interpreter", "imports", "loading", "first evaluation", "peak memory"], second),
+            table(["time against S", "batch", "fixed", "a step", "off the line"], third),
+        )
+    )
+
+
+def curves(
+    rates: list[Rate], lines: list[Line]
+) -> tuple[dict[str, list[tuple[float, float]]], dict[str, tuple[list[tuple[int, float]], float, float]]]:
+    """What `plots.speed` draws."""
+    by_batch: dict[str, list[tuple[float, float]]] = {}
+    for r in rates:
+        by_batch.setdefault(r.engine, []).append((r.batch, r.images))
+    return by_batch, {f"{x.engine}, batch {x.batch}": (x.points, x.fixed, x.step) for x in lines}
