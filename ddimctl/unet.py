@@ -313,7 +313,8 @@ class ResnetBlock2D(nn.Module):
         time = self.time_emb_proj(temb)
         if self.scale_shift:
             scale, shift = time[:, :, None, None].chunk(2, dim=1)
-            h = self.norm2(self.conv1(h)) * (1 + scale) + shift
+            h = self.norm2(self.conv1(h))
+            h = torch.addcmul(h + shift, h, scale)  # h (1 + scale) + shift; OpenVINO 2026.4 crashes on 1 + scale
         elif len(time) == 1:  # one label for all: a part of the bias, and one pass over h less
             bias = time[0] if self.conv1.bias is None else time[0] + self.conv1.bias
             h = self.norm2(F.conv2d(h, self.conv1.weight, bias.to(h.dtype), padding=1))

@@ -9,6 +9,7 @@ import typer
 
 from ddimctl.cli import inputs, options
 from ddimctl.cli.console import Console, figure, table
+from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
     from ddimctl.bench import Line, Rate, Start
@@ -52,6 +53,8 @@ def bench(
 
     console = Console(quiet, verbose, json)
     batches = options.parse_integers(batch_size, "--batch-size")
+    if min(batches) < 1:
+        raise UsageError(f"--batch-size {batch_size} makes no sense", hint="such as 1,64")
     path_steps = options.parse_integers(steps, "--steps")
     if plot is not None:
         plots.check_target(plot)

@@ -72,6 +72,8 @@ def sample(
     class_label: options.Class = None,
     config: options.Config = None,
     device: options.Device = "auto",
+    engine: options.Engine = "auto",
+    precision: options.Precision = "float32",
     batch_size: options.BatchSize = options.DEFAULT_BATCH,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -115,6 +117,7 @@ def sample(
     net = inputs.open_model(model, device, console, class_label, config)
     rows = [Row(s, net.schedule.path(s, spacing)) for s in lengths]
     longest = max(rows, key=lambda row: row.steps)
+    inputs.start_engine(net, engine, precision, inputs.evaluations(n, sum(lengths), how), console)
     apart: list[float] = []  # from one image to the next: what the table's figures would be of unrelated ones
     with console.bar(sum(lengths) * -(-n // batch_size), "sampling") as bar:
         for start in range(0, n, batch_size):

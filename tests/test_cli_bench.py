@@ -1,0 +1,97 @@
+"""``ddimctl bench``: figures that make sense, as tables, JSON and a plot."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ddimctl import bench
+from ddimctl.model import Model, load
+
+HERE = ["torch", *(["openvino"] if importlib.util.find_spec("openvino") is not None else [])]
+
+
+@pytest.fixture
+def model(model_folder: Path) -> Model:
+    return load(str(model_folder), "cpu")
+
+
+def test_tables_json_and_plot(invoke: Any, model_folder: Path, tmp_path: Path) -> None:
+    command = (
+        "bench",
+        "-m",
+        model_folder,
+        "--batch-size",
+        "1,3",
+        "--steps",
+        "2,4",
+        "--seconds",
+        "0",
+        "--device",
+        "cpu",
+    )
+    done = invoke(*command, "--json", "--plot", "p.png").ok()
+    record = json.loads(done.out)
+    assert "GFLOP an evaluation" in done.err
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert [(r["engine"], r["batch"]) for r in record["rates"]] == [(e, b) for e in HERE for b in (1, 3)]
+    for r in record["rates"]:
+        assert r["images"] == pytest.approx(r["evaluations"] * r["batch"])
+        assert r["gflops"] == pytest.approx(r["images"] * record["model"]["flops"] / 1e9)
+        assert 0 < r["network"] <= 1
+        assert r["matmul"] > 0
+    for start in record["starts"]:
+        assert start["imports"] > 0
+        assert start["loading"] > 0
+        assert start["first"] >= 0
+    for line in record["lines"]:
+        assert [s for s, _ in line["points"]] == [2, 4]
+        assert all(line["fixed"] + line["step"] * s == pytest.approx(t) for s, t in line["points"])
+    text = invoke(*command, "--engine", "torch").ok().out
+    assert [t.splitlines()[0].split()[0] for t in text.split("\n\n")] == ["engine", "start", "time"]
+    assert "is there already" in (refused := invoke(*command, "--plot", "p.png").failed(2)) or "exists" in refused
+
+
+def test_usage(invoke: Any, model_folder: Path) -> None:
+    for wrong, said in (
+        (("--engine", "onnx"), "unknown engine 'onnx'"),
+        (("--batch-size", "big"), "--batch-size takes whole numbers"),
+        (("--batch-size", "0"), "--batch-size"),
+        (("--steps", "0"), "0 steps are not possible"),
+        (("--precision", "int8"), "unknown precision 'int8'"),
+        (("--plot", "x.txt"), "has no suffix of a plot"),
+    ):
+        assert said in invoke("bench", "-m", model_folder, *wrong).failed(2)
+
+
+def test_the_share_of_the_network_is_put_back(model: Model) -> None:
+    run = model.run
+    assert 0 < bench.network_share(model, 2, steps=3) < 1
+    assert model.run is run
+
+
+def test_a_line_through_a_line(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that only evaluations move, time is S times one of them."""
+    clock = [0.0]
+
+    def run(x: Any, labels: Any) -> Any:
+        clock[0] += 0.25
+        return torch.zeros_like(x)
+
+    model.run = run
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+    line = bench.line(model, 2, [5, 10, 30])
+    assert line.points == [(5, 1.25), (10, 2.5), (30, 7.5)]
+    assert line.step == pytest.approx(0.25)
+    assert line.fixed == pytest.approx(0, abs=1e-9)
+    assert line.off == pytest.approx(0, abs=1e-9)
+
+
+def test_a_fresh_process_that_fails_says_why() -> None:
+    with pytest.raises(bench.DDIMError, match=r"a fresh process failed: .*no model 'nothing'"):
+        bench.start("nothing", "cpu", "torch", "float32", None, None, 1)

@@ -1,0 +1,314 @@
+"""Engines: all of them compute what eager float32 does, the cache survives damage, and `auto` picks what pays."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_tiny_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddimctl import cache, ddim, engines, images, latent, lossless
+from ddimctl import model as model_module
+from ddimctl.engines import ENGINES, PARTS
+from ddimctl.errors import UsageError
+from ddimctl.model import Model, load
+from ddimctl.unet import UNet2DModel
+
+needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+EVERY = [
+    pytest.param("compile", marks=pytest.mark.slow)
+    if name == "compile"
+    else pytest.param(name, marks=needs_openvino)
+    if name == "openvino"
+    else name
+    for name in ENGINES
+]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def model(model_folder: Path) -> Model:
+    return load(str(model_folder), "cpu")
+
+
+def entries() -> list[Path]:
+    return sorted(cache.folder().iterdir()) if cache.folder().exists() else []
+
+
+def apart(a: Any, b: Any) -> float:
+    """Root mean square of the difference, relative to b."""
+    return float((a - b).square().mean().sqrt() / b.square().mean().sqrt())
+
+
+def truth(model: Model, x: torch.Tensor, levels: Any) -> torch.Tensor:
+    """ε by the network in float64. Untrained networks magnify rounding: eager float32 is off by up to 3e-5 itself."""
+    return replace(model, network=copy.deepcopy(model.network).double(), engine="torch").eps(x, levels)
+
+
+@pytest.mark.parametrize("engine", EVERY)
+def test_the_same_as_eager(engine: str) -> None:
+    """For every batch size, with one level for all and one for each."""
+    model = load("fashion-mnist", "cpu")
+    x = torch.randn(PARTS[0] + 7, *model.shape, dtype=torch.float64)
+    levels = [0.02 * 1.3**i for i in range(len(x))]
+    sizes = (1, 2, 5, len(x)) if engine != "compile" else (2, len(x))
+    eager = [(model.eps(x[:n], 1.0), model.eps(x[:n], levels[:n])) for n in sizes]
+    model.use(engine)
+    for n, (one, each) in zip(sizes, eager, strict=True):
+        got = model.eps(x[:n], 1.0)
+        assert (got.dtype, got.shape) == (torch.float64, x[:n].shape)
+        assert apart(got, one) < 1e-5
+        assert apart(model.eps(x[:n], levels[:n]), each) < 1e-5
+
+
+@needs_openvino
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"out_channels": 2},  # learned variances
+        {"num_class_embeds": 3},
+        {"resnet_time_scale_shift": "scale_shift", "downsample_padding": 0, "act_fn": "gelu"},
+        {"sample_size": [16, 24], "in_channels": 3, "out_channels": 3},
+    ],
+)
+def test_openvino_converts_every_kind_of_network(fields: dict[str, Any], tmp_path: Path) -> None:
+    model = load(
+        str(write_tiny_model(tmp_path / "m", held_out=0, **fields)), "cpu", 2 if "num" in str(fields) else None
+    )
+    x = torch.randn(3, *model.shape, dtype=torch.float64)
+    levels = [0.1, 1.0, 50.0]
+    assert apart(model.use("openvino").eps(x, levels), truth(model, x, levels)) < 1e-5
+
+
+@needs_openvino
+def test_openvino_takes_numpy_arrays(model: Model) -> None:
+    x = torch.randn(3, *model.shape, dtype=torch.float64)
+    model.use("openvino")
+    assert isinstance(model.eps(x.numpy(), 1.0), np.ndarray)
+    np.testing.assert_array_equal(model.eps(x.numpy(), 1.0), model.eps(x, 1.0).numpy())
+
+
+@needs_openvino
+def test_batches_of_any_size_compile_nothing_new(model: Model) -> None:
+    """Solvers shrink a batch as images converge, and the last batch is smaller: the parts are always the same."""
+    model.use("openvino")
+    for n in (21, 20, 5, 1):
+        model.eps(torch.zeros(n, *model.shape, dtype=torch.float64), 1.0)
+    before = entries()
+    assert len(before) == 1 + len(PARTS)  # the graph, and one compiled network for each size
+    for n in range(1, 40, 3):
+        model.eps(torch.zeros(n, *model.shape, dtype=torch.float64), 1.0)
+    assert entries() == before
+    assert model.eps(torch.zeros(0, *model.shape, dtype=torch.float64), 1.0).shape == (0, *model.shape)
+
+
+@needs_openvino
+def test_a_warm_cache_converts_nothing(model: Model, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(1, *model.shape, dtype=torch.float64)
+    cold = model.use("openvino").eps(x, 1.0)
+    monkeypatch.setattr(engines, "_convert", lambda *_: pytest.fail("converted again"))
+    assert torch.equal(load(str(model_folder), "cpu").use("openvino").eps(x, 1.0), cold)
+    # A batch of another size is compiled from the same graph.
+    load(str(model_folder), "cpu").use("openvino").eps(torch.randn(4, *model.shape, dtype=torch.float64), 1.0)
+
+
+@needs_openvino
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_damaged_entries_are_made_again(damage: str, model: Model) -> None:
+    x = torch.randn(1, *model.shape, dtype=torch.float64)
+    cold = model.use("openvino").eps(x, 1.0)
+    whole = {p: p.read_bytes() for p in entries()}
+    for path, data in whole.items():
+        broken = {"flip": data[:200] + bytes([data[200] ^ 1]) + data[201:], "cut": data[:-5], "empty": b""}
+        path.write_bytes(broken[damage])
+    assert torch.equal(model.use("openvino").eps(x, 1.0), cold)
+    assert entries() == sorted(whole)
+    assert all(cache.load(p.name) is not None for p in whole)
+
+
+@needs_openvino
+def test_works_where_nothing_can_be_written(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    x = torch.randn(1, *model.shape, dtype=torch.float64)
+    eager = model.eps(x, 1.0)
+    assert apart(model.use("openvino").eps(x, 1.0), eager) < 1e-5
+
+
+@needs_openvino
+def test_another_network_has_another_entry(model: Model, tmp_path: Path) -> None:
+    x = torch.randn(1, *model.shape, dtype=torch.float64)
+    other = load(str(write_tiny_model(tmp_path / "other", seed=1)), "cpu")
+    eager = other.eps(x, 1.0)
+    model.use("openvino").eps(x, 1.0)
+    assert apart(other.use("openvino").eps(x, 1.0), eager) < 1e-5
+
+
+def test_the_cache_forgets_what_was_not_used_for_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "MAX_BYTES", 3000)
+    names = [cache.name("entry", i) for i in range(4)]
+    for name in names:
+        cache.fetch(name, lambda: bytes(1000))
+        if cache.has(names[0]):
+            cache.load(names[0])  # used all the time
+    assert cache.has(names[3])
+    assert sum(map(cache.has, names)) == 2
+    assert cache.fetch(names[3], lambda: b"") == bytes(1000)
+
+
+@pytest.mark.parametrize("engine", ["torch", pytest.param("openvino", marks=needs_openvino)])
+def test_bf16_changes_little(engine: str, model_folder: Path) -> None:
+    """8 bits of mantissa: a few thousandths of ε, which is seen in x_T but not much in a round trip."""
+    model = load("fashion-mnist", "cpu")
+    x = torch.randn(4, *model.shape, dtype=torch.float64)
+    eager = model.eps(x, 1.0)
+    model.use(engine, "bf16")
+    error = apart(model.eps(x, 1.0), eager)
+    # A processor without bf16 arithmetic may compute in float32.
+    assert error < 1e-2
+    assert model.dtype == "bfloat16"
+    assert model.use(engine).dtype == "float32"
+    assert apart(model.eps(x, 1.0), eager) < 1e-5
+
+
+@needs_openvino
+def test_lossless_whichever_engine_decodes() -> None:
+    model = load("fashion-mnist", "cpu")
+    assert model.folder is not None
+    x0 = images.load_dataset(model.folder / "held-out", *model.shape[:1], model.size)[:2].float() / 127.5 - 1
+    path = model.schedule.path(20)
+    solution = lossless.encode(model.use("openvino"), x0, path)
+    back = ddim.decode(model.use("torch"), solution.x.float(), path, "ddim").x
+    np.testing.assert_array_equal(images.to_pixels(back), images.to_pixels(x0))
+
+
+def test_auto_picks_what_pays(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else there(name))
+    assert engines.pick(model, 1e9)[0] == "torch"
+    monkeypatch.setattr(importlib.util, "find_spec", there)
+    if there("openvino") is None:
+        return
+    assert engines.pick(model, 1)[0] == "torch"
+    assert engines.pick(model, engines.PAYS / model.flops + 1)[0] == "openvino"
+    model.use("openvino").eps(torch.zeros(1, *model.shape, dtype=torch.float64), 1.0)
+    assert engines.pick(model, 1) == ("openvino", "converted before")
+
+
+def test_a_missing_extra_is_one_line(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="needs the extra 'openvino'") as e:
+        model.use("openvino")
+    assert e.value.hint == "install it with: pip install 'ddimctl[openvino]'"
+
+
+def test_a_missing_compiler_is_one_line(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(UsageError, match=r"needs a C\+\+ compiler"):
+        model.use("compile")
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(UsageError, match="unknown engine 'onnx'"):
+        engines.check("onnx", "float32")
+    with pytest.raises(UsageError, match="unknown precision 'fp8'"):
+        engines.check("auto", "fp8")
+
+
+def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert engines.threads() == 3
+    for odd in ("", "many", "0", "4,2"):
+        monkeypatch.setenv("OMP_NUM_THREADS", odd)
+        assert engines.threads() >= 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"sample_size": 32, "layers_per_block": 2, "block_out_channels": [8, 16, 24], "downsample_padding": 0,
+         "down_block_types": ["AttnDownBlock2D", "ResnetDownsampleBlock2D", "DownBlock2D"],
+         "up_block_types": ["UpBlock2D", "ResnetUpsampleBlock2D", "AttnUpBlock2D"]},
+    ],
+)  # fmt: skip
+def test_flops_against_torchs_own_count(fields: dict[str, Any], tmp_path: Path) -> None:
+    config = load(str(write_tiny_model(tmp_path / "m", held_out=0, **fields)), "cpu").config
+    assert config.image_size is not None
+    network = UNet2DModel(config)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        network(torch.zeros(1, config.in_channels, *config.image_size), torch.zeros(1))
+    assert model_module.flops(config) == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+@needs_cuda
+@pytest.mark.parametrize(("precision", "limit"), [("float32", 1e-5), ("bf16", 1e-2)])
+def test_cuda(precision: str, limit: float, model_folder: Path) -> None:
+    x = torch.randn(5, 1, 16, 16, dtype=torch.float64)
+    expected = load(str(model_folder), "cpu").eps(x, 1.0)
+    got = load(str(model_folder), "cuda").use("torch", precision).eps(x.cuda(), 1.0).cpu()
+    assert apart(got, expected) < limit
+    with pytest.raises(UsageError, match="runs on CPUs, not on cuda"):
+        load(str(model_folder), "cuda").use("openvino")
+
+
+# The commands
+
+
+@needs_openvino
+def test_encode_says_what_it_picked(invoke: Any, model_folder: Path, tmp_path: Path) -> None:
+    image = model_folder / "held-out" / "000.png"
+
+    def encode(name: str, *more: str, **env: str) -> tuple[str, latent.Latent]:
+        done = invoke("encode", image, "-m", model_folder, "-o", name, "-v", *more, env=env).ok()
+        return done.err, latent.load(tmp_path / name)
+
+    said, a = encode("a.pt")
+    assert "engine torch, float32 (" in said
+    said, b = encode("b.pt", DDIMCTL_ENGINE="openvino")
+    assert "engine openvino, float32 (asked for)" in said
+    said, c = encode("c.pt", "--precision", "bf16")
+    assert "engine openvino, bf16 (converted before)" in said
+    assert [x.provenance["engine"] for x in (a, b, c)] == ["torch", "openvino", "openvino"]
+    assert [x.provenance["dtype"] for x in (a, b, c)] == ["float32", "float32", "bfloat16"]
+    assert apart(b.xT, a.xT) < 1e-3  # by an untrained network, which magnifies rounding
+    # What was asked for on the command line comes before the environment.
+    assert "engine torch" in encode("d.pt", "--engine", "torch", DDIMCTL_ENGINE="openvino")[0]
+
+
+def test_the_engine_does_not_decide_what_a_folder_is_but_the_precision_does(
+    invoke: Any, model_folder: Path, tmp_path: Path
+) -> None:
+    command = ("encode", model_folder / "held-out", "-m", model_folder, "-o", "out", "--steps", "3")
+    invoke(*command, "--engine", "torch").ok()
+    if importlib.util.find_spec("openvino") is not None:
+        assert "there already: 4" in invoke(*command, "--engine", "openvino").ok().err
+    assert "is not what this would make" in invoke(*command, "--engine", "torch", "--precision", "bf16").err
+
+
+def test_lossless_needs_float32(invoke: Any, model_folder: Path) -> None:
+    image = model_folder / "held-out" / "000.png"
+    said = invoke("encode", image, "-m", model_folder, "--lossless", "--precision", "bf16").failed(2)
+    assert "needs --precision float32" in said
+
+
+@pytest.mark.parametrize("command", ["decode", "interpolate", "reconstruct", "sample", "evaluate"])
+def test_other_commands_know_engines(command: str, invoke: Any) -> None:
+    text = invoke(command, "--help").ok().out
+    assert "--engine" in text
+    assert "--precision" in text
