@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format docs reliability clean
+.PHONY: demo test lint format docs bench reliability clean
 
 # Encode, interpolate and reconstruct real images into demo/.
 demo: $(READY)
@@ -23,6 +23,10 @@ lint: $(READY)
 # Measures the figures in docs/ again, on the bundled held-out images (or on IMAGES=folder or IDX file).
 docs: $(READY)
 	$(BIN)/python benchmarks/inversion.py $(IMAGES)
+
+# Measures docs/performance.md and the README's table of speed again. Ten minutes, on a machine that does nothing else.
+bench: $(READY)
+	$(BIN)/python benchmarks/versus_diffusers.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -15,6 +15,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ PAYS = 1e12  # floating-point operations
 # A compiled OpenVINO network has one batch size. Whatever the batch, parts of these sizes make it up, so nothing is ever
 # compiled for a last batch that is smaller; an image costs about the same from four on.
 PARTS = (16, 4, 1)
+ROOM = 2 << 30  # bytes for what is between the layers, with torch
 LARGE = 50_000_000  # parameters: larger networks go image by image, and so are held once
 
 
@@ -67,17 +69,31 @@ def _with_torch(model: Model, network: Callable[..., Any], without_gradients: An
     weight = model.network.conv_in.weight
     classes = None if model.class_label is None else torch.tensor([model.class_label], device=weight.device)
     bf16 = model.precision == "bf16"
+    most = most_at_once(model)
 
     def run(x: Array, labels: Sequence[float]) -> Array:
         with (
             (without_gradients or torch.inference_mode)(),
             torch.autocast(weight.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext(),
         ):
-            net_in = torch.as_tensor(x).to(weight.device, weight.dtype, memory_format=torch.channels_last)
-            out = network(net_in, torch.tensor(labels, device=weight.device), classes)
+            net_in = x.to(weight.device, weight.dtype, memory_format=torch.channels_last)
+            label = torch.tensor(labels, device=weight.device)
+            if len(x) <= most:
+                out = network(net_in, label, classes)
+            else:
+                each = label.expand(len(x)) if len(label) == 1 else label
+                parts = zip(net_in.split(most), each.split(most), strict=True)
+                out = torch.cat([network(a, b[:1] if len(label) == 1 else b, classes) for a, b in parts])
         return out.to(x.device, x.dtype)
 
     return run
+
+
+def most_at_once(model: Model) -> int:
+    """Images that torch is given at once, however large the batch. Not this machine's choice: results would differ."""
+    if model.config.image_size is None:
+        return 64
+    return max(1, ROOM // (4 * model.config.activation_floats()))
 
 
 def openvino(model: Model) -> Run:
@@ -143,8 +159,7 @@ def threads() -> int:
 
 def _graph_name(model: Model, shape: tuple[int, ...]) -> str:
     """The cache's name for the network as OpenVINO reads it, for images of (C, H, W)."""
-    ov: Any = importlib.import_module("openvino")
-    return cache.name("openvino graph", 1, ov.__version__, model.digest, model.class_label, shape)
+    return cache.name("openvino graph", 1, version("openvino"), model.digest, model.class_label, shape)
 
 
 def _convert(model: Model, shape: tuple[int, ...]) -> bytes:

@@ -158,6 +158,23 @@ print("loaded:", *[m for m in {HEAVY} if m in sys.modules])
     assert run(code, tmp_path).splitlines()[-1].strip() == "loaded:"
 
 
+UNUSED = ("torch._dynamo", "torch._inductor", "sympy", "openvino", "matplotlib", "imageio", "rich", "huggingface_hub")
+
+
+def test_encode_loads_only_what_it_uses(model_folder: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys
+from ddimctl.cli.app import main
+sys.argv = ["ddimctl", "encode", "{model_folder}/held-out/000.png", "-m", "{model_folder}", "-o", "a.pt"]
+try:
+    main()
+except SystemExit as e:
+    assert e.code == 0, e.code
+print("loaded:", *[m for m in {UNUSED} if m in sys.modules], *[m for m in sys.modules if m.startswith("ddimctl.train")])
+"""
+    assert run(code, tmp_path).splitlines()[-1].strip() == "loaded:"
+
+
 def test_completion_loads_nothing_heavy(tmp_path: Path) -> None:
     code = f"""
 import sys

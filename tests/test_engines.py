@@ -185,6 +185,20 @@ def test_bf16_changes_little(engine: str, model_folder: Path) -> None:
     assert apart(model.eps(x, 1.0), eager) < 1e-5
 
 
+def test_large_batches_go_in_parts_that_fit(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(7, *model.shape, dtype=torch.float64)
+    levels = [0.1 * (i + 1) for i in range(7)]
+    whole = model.eps(x, 1.0), model.eps(x, levels)
+    monkeypatch.setattr(engines, "ROOM", 12 * model.config.activation_floats())
+    assert engines.most_at_once(model) == 3
+    seen = []
+    model.network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    model.use("torch")
+    assert apart(model.eps(x, 1.0), whole[0]) < 1e-5
+    assert apart(model.eps(x, levels), whole[1]) < 1e-5
+    assert seen == [3, 3, 1] * 2
+
+
 @needs_openvino
 def test_lossless_whichever_engine_decodes() -> None:
     model = load("fashion-mnist", "cpu")

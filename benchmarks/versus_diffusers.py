@@ -1,0 +1,196 @@
+"""Measures docs/performance.md and the README's table of speed: python benchmarks/versus_diffusers.py [--pairs 5] [--quick].
+
+Whole processes, from the shell's fork to the exit: diffusers' round trip (diffusers_round_trip.py) and `ddimctl
+reconstruct`, in turn, with the same number of threads. Ratios are taken within a pair and their median is told, so that
+what the machine does besides weighs on both. ddimctl's cache is warm but where it says otherwise. The parts of the pages
+between the markers are replaced, so they never show a figure that this did not measure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "models" / "fashion-mnist"
+BEGIN, END = "<!-- measured by benchmarks/versus_diffusers.py: begin -->", "<!-- measured: end -->"
+THEIRS = [sys.executable, str(ROOT / "benchmarks" / "diffusers_round_trip.py"), str(MODEL)]
+OURS = [sys.executable, "-m", "ddimctl", "reconstruct", "-m", "fashion-mnist", "--report", "mse", "--json", "-q"]
+WAYS = [(spacing, steps) for steps in range(5, 21) for spacing in ("log", "karras")]  # the cheapest first
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a process took."""
+
+    seconds: float
+    peak: int  # bytes
+    out: str
+
+
+@dataclass
+class Row:
+    """A line of the table: two commands that are run in turn."""
+
+    what: str
+    theirs: list[str]
+    ours: list[str]
+    wanted: str
+    pairs: list[tuple[Run, Run]] = field(default_factory=list)
+
+    def ratio(self) -> float:
+        return statistics.median(a.seconds / b.seconds for a, b in self.pairs)
+
+    def error(self) -> tuple[float, float]:
+        a, b = self.pairs[-1]
+        return float(a.out.split()[-1]), float(json.loads(b.out)["results"][0]["mse"])
+
+    def cells(self) -> list[str]:
+        theirs, ours = (statistics.median(p[i].seconds for p in self.pairs) for i in (0, 1))
+        memory = [max(p[i].peak for p in self.pairs) / 2**20 for i in (0, 1)]
+        low, high = self.error()
+        return [self.what, f"{theirs:.2f} s", f"{ours:.2f} s", f"{self.ratio():.1f}", self.wanted,
+                f"{low:.1e}", f"{high:.1e}", f"{memory[0]:.0f} MiB", f"{memory[1]:.0f} MiB"]  # fmt: skip
+
+
+def run(command: Sequence[str], env: dict[str, str]) -> Run:
+    """Runs a command to its end. Raises if it fails."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        begin = time.perf_counter()
+        child = subprocess.Popen(command, stdout=out, stderr=err, env=env, cwd=ROOT)
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - begin
+        child.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        err.seek(0)
+        if child.returncode:
+            raise SystemExit(f"{' '.join(command)} failed:\n{err.read()}")
+        return Run(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), out.read())
+
+
+def smallest(images: Sequence[str], error: float, env: dict[str, str]) -> tuple[str, int]:
+    """The cheapest way, spacing and steps, whose round trip is no worse than `error`."""
+    results: list[dict[str, Any]] = []
+    for spacing in ("log", "karras"):
+        steps = ",".join(str(s) for kind, s in WAYS if kind == spacing)
+        results += json.loads(run([*OURS, *images, "--spacing", spacing, "--steps", steps], env).out)["results"]
+    good = [r for r in results if r["mse"] <= error]
+    best = min(good, key=lambda r: (r["steps"], r["mse"]))
+    return best["spacing"], best["steps"]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(r) + " |" for r in [header, ["---"] * len(header), *rows])
+
+
+def put(page: Path, body: str) -> None:
+    """Replaces what stands between the markers of a page."""
+    text = page.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--pairs", type=int, default=5)
+    options.add_argument("--quick", action="store_true", help="tiny settings, and nothing is written: a test")
+    chosen = options.parse_args()
+    threads = os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as cache:
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "XDG_CACHE_HOME": cache, "NO_COLOR": "1",
+               "PYTHONPATH": str(ROOT), "COLUMNS": "120"}  # fmt: skip
+        for name in [n for n in env if n.startswith("DDIMCTL_")]:
+            del env[name]
+        measure(chosen.pairs, chosen.quick, threads, env)
+
+
+def measure(pairs: int, quick: bool, threads: int, env: dict[str, str]) -> None:
+    images = [str(p) for p in sorted((MODEL / "held-out").glob("*.png"))]
+    one, many = images[:1], images[:4] if quick else images
+    full, half = ("5", "5") if quick else ("100", "50")
+    n = len(many)
+    cold = run([*OURS, *one, "--steps", full, "--engine", "openvino"], env)  # which also makes the cache
+    run([*OURS, *many, "--steps", "5", "--engine", "openvino"], env)
+    rows = [
+        Row(f"1 image, S = {full}, as many evaluations", [*THEIRS, full, *one],
+            [*OURS, *one, "--steps", full], "≥ 3"),
+        Row(f"{n} images, S = {half}, as many evaluations", [*THEIRS, half, *many],
+            [*OURS, *many, "--steps", half], "≥ 1.5"),
+    ]  # fmt: skip
+    for set_, wanted in ((one, "≥ 5"), (many, "≥ 10")):
+        error = float(run([*THEIRS, full, *set_], env).out)
+        spacing, steps = smallest(set_, error, env)
+        images_ = "1 image" if len(set_) == 1 else f"{n} images"
+        rows.append(
+            Row(f"{images_}, round trip no worse than theirs at S = {full} (ours: `{spacing}`, S = {steps})",
+                [*THEIRS, full, *set_], [*OURS, *set_, "--spacing", spacing, "--steps", str(steps)], wanted)
+        )  # fmt: skip
+        print(rows[-1].what, flush=True)
+    for i in range(pairs):
+        for row in rows:
+            row.pairs.append((run(row.theirs, env), run(row.ours, env)))
+        print(
+            f"pair {i + 1} of {pairs}:",
+            *(f"{r.pairs[-1][0].seconds / r.pairs[-1][1].seconds:.2f}" for r in rows),
+            flush=True,
+        )
+    header = [
+        "whole process",
+        "diffusers",
+        "ddimctl",
+        "times faster",
+        "goal",
+        "their mse",
+        "our mse",
+        "their memory",
+        "ours",
+    ]
+    print(table(header, [r.cells() for r in rows]), flush=True)
+    versus = table([*header[:4], *header[5:]], [[*r.cells()[:4], *r.cells()[5:]] for r in rows])
+
+    command = [sys.executable, "-m", "ddimctl", "bench", "-m", "fashion-mnist"]
+    quickly = ["--batch-size", "1,4", "--steps", "2,4", "--seconds", "0.1"] if quick else ["--seconds", "0.7"]
+    picture = Path(env["XDG_CACHE_HOME"], "performance.png") if quick else ROOT / "docs" / "performance.png"
+    speed = run([*command, *quickly, "--plot", str(picture), "--force"], env).out
+    shares = json.loads(run([*command, "--batch-size", str(n), "--steps", "2", "--seconds", "0.1", "--json"], env).out)
+    outside = ", ".join(f"{100 * (1 - r['network']):.1f} % with {r['engine']}" for r in shares["rates"])
+    print(speed, outside, sep="\n", flush=True)
+
+    precision = []
+    for steps in ("5", "10") if quick else ("10", "12", "20", "50", "100"):
+        cells = [steps]
+        for kind in ("float32", "bf16"):
+            result = json.loads(
+                run([*OURS, *many, "--steps", steps, "--precision", kind, "--engine", "openvino"], env).out
+            )["results"][0]
+            cells += [f"{result['mse']:.1e}", f"{result['seconds']:.2f} s"]
+        precision.append(cells)
+    body = "\n\n".join((
+        f"On {shares['processor']}, {threads} threads for both, the median of {pairs} pairs:",
+        versus,
+        f"The same command as the first row's on an empty cache, conversion included, took {cold.seconds:.2f} s. Of an"
+        f" encoding of {n} images this much is outside the network: {outside}.",
+        "![Images a second by batch size, and time against steps](performance.png)",
+        f"`ddimctl bench`:\n\n```text\n{speed.rstrip()}\n```",
+        f"`--precision bf16` (openvino, {n} images, `ab2`, `karras`; seconds are both ways, without start-up):",
+        table(["S", "mse, float32", "time", "mse, bf16", "time"], precision),
+    ))  # fmt: skip
+    print(body)
+    if not quick:
+        put(ROOT / "docs" / "performance.md", body)
+        short = [[*r.cells()[:4], *r.cells()[5:7]] for r in rows]
+        put(ROOT / "README.md", table([*header[:4], *header[5:7]], short))
+
+
+if __name__ == "__main__":
+    main()
