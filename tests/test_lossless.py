@@ -68,7 +68,7 @@ def test_every_value_comes_back_from_float32(model: Model, x0: Tensor, steps: in
 
 
 def test_each_image_alone_gives_the_same(model: Model, x0: Tensor) -> None:
-    """As a root mean square: the convolutions of another batch size differ in float32's last digits, which may cost one more."""
+    """As a root mean square: another batch size differs in float32's last digits, and so perhaps in an evaluation."""
     path = model.schedule.path(10)
     together = lossless.encode(model, x0, path)
     for i, image in enumerate(x0.split(1)):
