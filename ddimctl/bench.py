@@ -22,7 +22,7 @@ from ddimctl.errors import DDIMError
 
 if TYPE_CHECKING:
     from ddimctl.ddim import Progress
-    from ddimctl.engines import Array
+    from ddimctl.implicit import Array
     from ddimctl.model import Model
 
 SIDE = 1024  # of the matrices

@@ -116,14 +116,14 @@ def bind(solver: str, tolerance: float | None) -> tuple[Solver, float | None]:
 
 def encode(
     model: Model,
-    images: Tensor,
+    images: Array,
     path: Sequence[float] | None = None,
     solver: str = DEFAULT_SOLVER,
     tolerance: float | None = None,
     batch_size: int = DEFAULT_BATCH,
     progress: Progress = iter,
 ) -> Solution:
-    """Images (N, C, H, W) in [−1, 1] → x_T.
+    """Images (N, C, H, W) in [−1, 1] → x_T, an array of the same library in float64.
 
     `path` rises (default: ``model.schedule.path(20)``); its first level counts as clean.
     """
@@ -133,7 +133,7 @@ def encode(
 
 def decode(
     model: Model,
-    xT: Tensor,
+    xT: Array,
     path: Sequence[float] | None = None,
     solver: str = DEFAULT_SOLVER,
     tolerance: float | None = None,
@@ -152,7 +152,7 @@ def _scale(path: Sequence[float]) -> float:
 
 def _in_batches(
     model: Model,
-    x: Tensor,
+    x: Array,
     before: float,
     path: Sequence[float],
     after: float,
@@ -161,19 +161,38 @@ def _in_batches(
     batch_size: int,
     progress: Progress,
 ) -> Solution:
-    import torch
-
     xs: list[Any] = []
     evaluations: list[int] = []
     residuals: list[float] = []
     used = bind(solver, tolerance)[1]
-    for part in torch.split(x, batch_size):
-        xbar = part.to(model.state_device, torch.float64) * before
+    for start in range(0, max(len(x), 1), batch_size):
+        xbar = _state(x[start : start + batch_size], model) * before
         solution = integrate(model.eps, xbar, path, solver, tolerance, progress)
         xs.append(solution.x * after)
         evaluations += solution.evaluations
         residuals += solution.residuals or []
-    return Solution(torch.cat(xs) if xs else x.double(), evaluations, residuals or None, used)
+    return Solution(_joined(xs), evaluations, residuals or None, used)
+
+
+def _state(x: Array, model: Model) -> Array:
+    """x in float64, on the device where the state lives."""
+    return x.to(model.state_device).double() if hasattr(x, "new_tensor") else x.astype("float64")
+
+
+def _joined(parts: Sequence[Array]) -> Array:
+    """One array of all parts."""
+    if hasattr(parts[0], "new_tensor"):
+        import torch
+
+        return torch.cat(list(parts))
+    import numpy as np
+
+    return np.concatenate(parts)
+
+
+def as_stored(x: Array) -> Array:
+    """float32, what a latent file holds."""
+    return x.float() if hasattr(x, "new_tensor") else x.astype("float32")
 
 
 def noise(shape: Sequence[int], n: int, seed: int, first: int = 0) -> Tensor:

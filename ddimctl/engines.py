@@ -1,4 +1,4 @@
-"""Engines: the ways to evaluate the network. `Model.eps` asks one, and knows nothing of how it answers.
+"""Engines: the ways to evaluate the network. `eps` asks one, and knows nothing of how it answers.
 
 An engine takes a model and gives a function (x_t, labels) → prediction: x_t is (B, C, H, W) float64, labels B numbers or
 one for all, and the result an array of the same kind as x_t. All engines compute the same in float32, up to rounding;
@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import math
 import os
 import tempfile
 import warnings
@@ -21,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 from ddimctl import cache
 from ddimctl.errors import UsageError, choose
+from ddimctl.implicit import Array, per_image
 
 if TYPE_CHECKING:
     from ddimctl.model import Model
 
-Array = Any  # a torch tensor or a numpy array
 Run = Callable[[Array, Sequence[float]], Array]
 
 PRECISIONS = ("float32", "bf16")
@@ -123,12 +124,12 @@ def openvino(model: Model) -> Run:
         if shape not in requests:
 
             def compiled() -> bytes:
-                graph = _read(core, cache.fetch(_graph_name(model, shape[1:]), lambda: _convert(model, shape[1:])))
+                graph = _read(core, cache.fetch(graph_name(model, shape[1:]), lambda: _convert(model, shape[1:])))
                 graph.reshape({0: list(shape), 1: [shape[0]]})
                 return bytes(core.compile_model(graph, "CPU", settings).export_model().getvalue())
 
             # The number of threads is a part of what is exported.
-            key = cache.name(_graph_name(model, shape[1:]), shape, sorted(settings.items()), machine)
+            key = cache.name(graph_name(model, shape[1:]), shape, sorted(settings.items()), machine)
             blob = cache.fetch(key, compiled)
             requests[shape] = core.import_model(io.BytesIO(blob), "CPU", settings).create_infer_request()
         return requests[shape]
@@ -157,7 +158,7 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _graph_name(model: Model, shape: tuple[int, ...]) -> str:
+def graph_name(model: Model, shape: tuple[int, ...]) -> str:
     """The cache's name for the network as OpenVINO reads it, for images of (C, H, W)."""
     return cache.name("openvino graph", 1, version("openvino"), model.digest, model.class_label, shape)
 
@@ -207,6 +208,27 @@ def _read(core: Any, data: bytes) -> Any:
     return core.read_model(data[8 : 8 + length].decode(), ov.Tensor(weights))
 
 
+def eps(model: Model, xbar: Array, sigma: float | Sequence[float]) -> Array:
+    """ε by whatever `model` predicts: see `Model.eps`.
+
+    The only place that knows the scaling x̄ → x_t, the translation σ → label, what the network predicts, and learned
+    variances.
+    """
+    levels = [sigma] if isinstance(sigma, float | int) else list(sigma)
+    x = xbar * per_image([1.0 / math.sqrt(1.0 + s * s) for s in levels], xbar)
+    # A network with twice the channels has learned variances too; DDIM has no use for them.
+    out = model.run(x, [model.schedule.label(s) * model.label_scale for s in levels])[:, : model.channels]
+    if model.prediction == "epsilon":
+        return out
+    # Below the first trained level the network is asked at that level; so is the algebra around it.
+    alpha = [1.0 / (1.0 + max(s, model.schedule.sigma(1)) ** 2) for s in levels]
+    root = per_image([math.sqrt(a) for a in alpha], xbar)
+    rest = per_image([math.sqrt(1 - a) for a in alpha], xbar)
+    if model.prediction == "v_prediction":  # v = √α ε − √(1−α) x_0
+        return root * out + rest * x
+    return (x - root * out) / rest  # the network predicts x_0
+
+
 ENGINES: dict[str, Callable[[Model], Run]] = {"torch": torch_eager, "compile": torch_compile, "openvino": openvino}
 
 
@@ -222,7 +244,7 @@ def pick(model: Model, evaluations: float) -> tuple[str, str]:
         return "torch", f"on {model.device.type}"
     if importlib.util.find_spec("openvino") is None:
         return "torch", "the extra 'openvino' would be faster on a CPU"
-    if model.config.image_size is not None and cache.has(_graph_name(model, model.shape)):
+    if model.config.image_size is not None and cache.has(graph_name(model, model.shape)):
         return "openvino", "converted before"
     work = evaluations * model.flops
     if work < PAYS:

@@ -40,6 +40,12 @@ def refuse_existing(path: Path, force: bool) -> None:
         raise UsageError(f"{path} exists already", hint="add --force to overwrite it")
 
 
+def bundled_folder() -> Path:
+    """Where the bundled models lie: inside the installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent / "models"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "models"
+
+
 def exists(path: Path) -> bool:
     """As `path.exists()`, also for what no file could be called."""
     try:

@@ -21,15 +21,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike, fsdecode
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image, ImageCms, ImageColor, ImageOps, TiffImagePlugin, UnidentifiedImageError
-from torch import Tensor
 
 from ddimctl.errors import FileError, UsageError, choose
 from ddimctl.files import find, read_bytes, sha256, write_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIXES = {
     ".png": "PNG",
@@ -383,13 +384,22 @@ FITS: dict[str, Callable[[Image.Image, tuple[int, int], Preprocessing], Fitted]]
 }
 
 
-def to_tensor(pixels: np.ndarray) -> Tensor:
+def to_array(pixels: np.ndarray) -> np.ndarray:
     """uint8 (…, H, W, C) → float32 (…, C, H, W) in [−1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, -3))).float() / 127.5 - 1
+    return np.ascontiguousarray(np.moveaxis(pixels, -1, -3)).astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """As `to_array`, for torch."""
+    import torch
+
+    return torch.from_numpy(to_array(pixels))
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
     """(…, C, H, W) in [−1, 1] → uint8 (…, H, W, C), rounded to nearest and clipped."""
+    import torch
+
     unit = (images.detach().double().cpu() + 1) * 127.5
     return np.moveaxis(unit.round().clamp(0, 255).to(torch.uint8).numpy(), -3, -1)
 
@@ -434,6 +444,8 @@ def to_bytes(pixels: np.ndarray, suffix: str) -> bytes:
 
 def load_dataset(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
     """All images of a folder or an IDX file (perhaps gzipped), as uint8 (N, C, H, W), held in memory."""
+    import torch
+
     if path.is_dir():
         arrays: Iterator[np.ndarray] | Sequence[np.ndarray] = (read(p, channels, size)[0] for p in find_images(path))
     else:

@@ -1,6 +1,7 @@
 """How far two sets of images are apart.
 
-A metric takes two tensors (B, C, H, W) in [−1, 1] and gives one float64 value per image, (B,). Values outside [−1, 1]
+A metric takes two tensors (B, C, H, W) in [−1, 1] and gives one float64 value per image, (B,); all but SSIM take numpy
+arrays as well, and give one. Values outside [−1, 1]
 are taken as they are, except where a docstring says "8-bit": there both images are first rounded to the 256 levels of a
 PNG, exactly as they would be saved. All raise `ValueError` if the shapes differ.
 """
@@ -8,12 +9,12 @@ PNG, exactly as they would be saved. All raise `ValueError` if the shapes differ
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ddimctl.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WINDOW, SIGMA = 11, 1.5  # of SSIM: Wang et al. 2004, section III-B
 K1, K2 = 0.01, 0.03
@@ -33,7 +34,13 @@ def mse_8bit(a: Tensor, b: Tensor) -> Tensor:
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB, −10 log₁₀ `mse`; infinite for equal images."""
-    return -10 * mse(a, b).log10()
+    error: Any = mse(a, b)
+    if hasattr(error, "log10"):
+        return -10 * error.log10()  # type: ignore[no-any-return]
+    import numpy as np
+
+    with np.errstate(divide="ignore"):
+        return -10 * np.log10(error)  # type: ignore[no-any-return]
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
@@ -61,37 +68,48 @@ def max_abs(a: Tensor, b: Tensor) -> Tensor:
     Below 0.5 an 8-bit original comes back exactly.
     """
     a, b = _pair(a, b)
-    return ((a - b) * 127.5).abs().flatten(1).amax(1)
+    far: Any = abs((a - b) * 127.5).reshape(len(a), -1)
+    return far.amax(1) if hasattr(far, "amax") else far.max(1)  # type: ignore[no-any-return]
 
 
 def wrong_pixels(a: Tensor, b: Tensor) -> Tensor:
     """How many 8-bit values differ, each channel counted by itself; 0 means that both save to the same PNG."""
     a, b = _pair(a, b)
-    return (_levels(a) != _levels(b)).flatten(1).sum(1).double()
+    wrong: Tensor = _double((_levels(a) != _levels(b)).reshape(len(a), -1).sum(1))
+    return wrong
 
 
-def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _pair(a: Any, b: Any) -> tuple[Any, Any]:
     if a.shape != b.shape or a.ndim != 4:
         raise ValueError(f"two tensors (B, C, H, W) are needed, not {tuple(a.shape)} and {tuple(b.shape)}")
-    return a.double(), b.double()
+    return _double(a), _double(b)
 
 
-def _unit(images: Tensor) -> Tensor:
+def _double(a: Any) -> Any:
+    """In float64, of whichever library."""
+    return a.double() if hasattr(a, "double") else a.astype("float64")
+
+
+def _unit(images: Any) -> Any:
     """[−1, 1] → [0, 1]."""
     return (images + 1) / 2
 
 
-def _levels(images: Tensor) -> Tensor:
+def _levels(images: Any) -> Any:
     """[−1, 1] → 0 … 255, whole numbers; the same rounding as `images.to_pixels`."""
-    return ((images + 1) * 127.5).round().clamp(0, 255)
+    return ((images + 1) * 127.5).round().clip(0, 255)
 
 
-def _mean(values: Tensor) -> Tensor:
-    return values.flatten(1).mean(1)
+def _mean(values: Any) -> Tensor:
+    out: Tensor = values.reshape(len(values), -1).mean(1)
+    return out
 
 
 def _blur(images: Tensor) -> Tensor:
     """The Gaussian-weighted mean of every window that fits: (B, C, H − 10, W − 10)."""
+    import torch
+    import torch.nn.functional as F
+
     offset = torch.arange(WINDOW, dtype=torch.float64, device=images.device) - WINDOW // 2
     weight = (-0.5 * (offset / SIGMA) ** 2).exp()
     weight = weight / weight.sum()

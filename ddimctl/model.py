@@ -1,8 +1,7 @@
 """A model: a network, its schedule, and the one function that solvers see, ε(x̄, σ).
 
-`Model.eps` is the only place that knows the scaling x̄ → x_t, the translation σ → label, what the network predicts and
-learned variances. It never clips. The network itself is asked by an engine, see `engines`. `load` is the one loader that
-every command shares.
+`Model.eps` is what solvers are given; it never clips. The network itself is asked by an engine, see `engines`. `load` is
+the one loader that every command shares.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ from torch import Tensor
 from ddimctl import engines, files
 from ddimctl.checkpoints import Checkpoint, diffusers, formats, hub
 from ddimctl.errors import DDIMError, FileError, UsageError
-from ddimctl.implicit import Array, per_image
+from ddimctl.files import bundled_folder
+from ddimctl.implicit import Array
 from ddimctl.schedule import Schedule
 from ddimctl.unet import Attention, UNet2DModel, UNetConfig
 
@@ -98,19 +98,7 @@ class Model:
 
         `xbar` is (B, C, H, W) float64 and `sigma` one level, or one for each image; the result is float64 like `xbar`.
         """
-        levels = [sigma] if isinstance(sigma, float | int) else list(sigma)
-        x = xbar * per_image([1.0 / math.sqrt(1.0 + s * s) for s in levels], xbar)
-        # A network with twice the channels has learned variances too; DDIM has no use for them.
-        out = self.run(x, [self.schedule.label(s) * self.label_scale for s in levels])[:, : self.channels]
-        if self.prediction == "epsilon":
-            return out
-        # Below the first trained level the network is asked at that level; so is the algebra around it.
-        alpha = [1.0 / (1.0 + max(s, self.schedule.sigma(1)) ** 2) for s in levels]
-        root = per_image([math.sqrt(a) for a in alpha], xbar)
-        rest = per_image([math.sqrt(1 - a) for a in alpha], xbar)
-        if self.prediction == "v_prediction":  # v = √α ε − √(1−α) x_0
-            return root * out + rest * x
-        return (x - root * out) / rest  # the network predicts x_0
+        return engines.eps(self, xbar, sigma)
 
     @cached_property
     def digest(self) -> str:
@@ -162,12 +150,6 @@ def memory(config: UNetConfig) -> int:
     with torch.device("meta"):
         weights = sum(p.numel() for p in UNet2DModel(config).parameters())
     return 4 * (weights + config.activation_floats())
-
-
-def bundled_folder() -> Path:
-    """Where the bundled models lie: inside the installed package, or beside it in a checkout."""
-    inside = Path(__file__).parent / "models"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "models"
 
 
 def bundled() -> list[str]:

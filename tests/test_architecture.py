@@ -30,7 +30,7 @@ LAYERS: list[set[str]] = [
     {"schedule", "solvers", "implicit", "metrics", "frechet", "unet"},
     {"checkpoints"},
     {"model", "engines", "images", "interpolate", "features"},
-    {"ddim", "animation"},
+    {"ddim", "animation", "prepared"},
     {"latent", "health", "lossless", "plots", "sampling", "bench"},
     {"batch", "train", "card", "evaluate"},
     {"cli", "__main__"},

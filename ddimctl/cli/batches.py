@@ -13,8 +13,6 @@ from ddimctl.cli.console import Console
 from ddimctl.errors import DDIMError, SomeFailed, UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ddimctl.batch import Item, Loaded, Outcome
 
 FLUSH = 16  # outcomes between two writes to the manifest
@@ -50,10 +48,14 @@ def is_single(arguments: Sequence[str], items: Sequence[Item], from_file: str | 
     return len(items) == 1 and from_file is None and shard is None and arguments[0] == items[0].source
 
 
-def stacked(group: Sequence[Loaded[Any]], single: bool, console: Console, tell: bool) -> Tensor:
-    """The images of a batch that could be read, (N, C, H, W); the others are told of, or raised if there is but one."""
+def stacked(
+    group: Sequence[Loaded[Any]], single: bool, console: Console, tell: bool, convert: Callable[[Any], Any]
+) -> Any:
+    """The images of a batch that could be read, (N, C, H, W); the others are told of, or raised if there is but one.
+
+    `convert` is `images.to_tensor`, or `images.to_array`.
+    """
     import numpy as np
-    import torch
 
     from ddimctl import images
 
@@ -68,7 +70,7 @@ def stacked(group: Sequence[Loaded[Any]], single: bool, console: Console, tell: 
         good.append(pixels)
         if said := images.describe(record) if tell or console.verbose else "":
             console.notice(said)
-    return images.to_tensor(np.stack(good)) if good else torch.empty(0)
+    return convert(np.stack(good)) if good else []
 
 
 def manifest_path(folder: Path, shard: str | None) -> Path:

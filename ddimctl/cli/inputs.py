@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from ddimctl.latent import Latent
     from ddimctl.model import Model
+    from ddimctl.prepared import Prepared
 
 LATENT_SUFFIXES = (".pt", ".safetensors")
 EVALUATIONS = {"heun": 2, "exact": 4, "adaptive": 10}  # about, a step
@@ -34,15 +35,29 @@ def open_model(
     return model
 
 
+def recall(
+    reference: str, device: str, engine: str, precision: str, class_label: int | None, config: str | None
+) -> Prepared | None:
+    """The model without torch, where that is possible and no other engine is wanted."""
+    from ddimctl import engines, prepared
+
+    engines.check(engine, precision)
+    found = prepared.recall(reference, device, class_label) if engine in ("auto", "openvino") and not config else None
+    if found is not None:
+        found.precision = precision
+    return found
+
+
 def start_engine(model: Model, engine: str, precision: str, evaluations: float, console: Console) -> None:
     """Has `model` evaluated by that engine; "auto" means the best for so many evaluations of single images."""
-    from ddimctl import engines
+    from ddimctl import engines, prepared
 
     engines.check(engine, precision)
     why = "asked for"
     if engine == "auto":
         engine, why = engines.pick(model, evaluations)
     model.use(engine, precision)
+    prepared.remember(model)
     console.detail(f"engine {engine}, {precision} ({why})")
 
 

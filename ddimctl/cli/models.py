@@ -26,7 +26,8 @@ def list_models(json: options.Json = False) -> None:
 
     Example: ddimctl models list
     """
-    from ddimctl.model import bundled, bundled_folder
+    from ddimctl.files import bundled_folder
+    from ddimctl.model import bundled
 
     names = bundled()
     folder = bundled_folder()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # How a report's value for each image becomes one number: the mean, but for these.
 COMBINE: dict[str, Callable[[list[float]], float]] = {"wrong_pixels": sum, "max_abs": max}
 OF_LATENTS = ("norm", "latent_error", "xT_error")  # reports beside the metrics of images
+ON_ARRAYS = {"mse", "mse_8bit", "psnr", "max_abs", "wrong_pixels"}  # reports that need no torch
 REFERENCE = 1e-5  # the adaptive solver's tolerance for latent_error
 SHEET_IMAGES = 8
 SHOWN = 20  # of more images than that, what was done to each is not told without -v
@@ -131,7 +132,10 @@ def reconstruct(
         raise UsageError("--fail-above is about the mse", hint="add it to --report")
     if tolerance is not None and not any(name in TOLERANCES for name in options.parse_list(solver)):
         raise UsageError(f"the solver {solver} takes no tolerance", hint=f"these do: {', '.join(TOLERANCES)}")
-    net = inputs.open_model(model, device, console, class_label, config)
+    quick = None
+    if output is None and set(reports) <= ON_ARRAYS:
+        quick = inputs.recall(model, device, engine, precision, class_label, config)
+    net: Any = quick or inputs.open_model(model, device, console, class_label, config)
     cells = [
         Cell(how, levels, s, net.schedule.path(s, levels))
         for how in options.parse_list(solver)
@@ -143,22 +147,26 @@ def reconstruct(
     else:
         items = batches.items_of([str(inputs.held_out_folder(net))], None, pictures.SUFFIXES, None)[:limit]
         console.notice(f"{len(items)} held-out images of {net.name}")
-    work = sum(2 * inputs.evaluations(len(items), c.steps, c.solver) for c in cells)
-    inputs.start_engine(net, engine, precision, work, console)
+    if quick is not None:
+        console.detail(f"{net.name} from the cache, without torch; engine {net.engine}, {precision}")
+    else:
+        work = sum(2 * inputs.evaluations(len(items), c.steps, c.solver) for c in cells)
+        inputs.start_engine(net, engine, precision, work, console)
     count = failed = 0
     single = batches.is_single(images or [], items, from_file, None)
-    originals: list[Tensor] = []
+    originals: list[Any] = []
+    convert = pictures.to_array if quick is not None else pictures.to_tensor
     work = sum((4 if "xT_error" in reports else 2) * c.steps for c in cells) * -(-len(items) // batch_size)
     with console.bar(work, "reconstructing") as bar:
         for group in batch.read_ahead(
-            items, lambda item: pictures.read(item.source, *net.shape[:1], net.size, how), batch_size
+            items, lambda item: pictures.read(item.source, net.channels, net.size, how), batch_size
         ):
-            x0 = batches.stacked(group, single, console, len(items) <= SHOWN)
+            x0 = batches.stacked(group, single, console, len(items) <= SHOWN, convert)
             failed += sum(b.failure is not None for b in group)
             count += len(x0)
             if not len(x0):
                 continue
-            originals += x0[: max(0, SHEET_IMAGES - len(originals))]
+            originals += list(x0[: max(0, SHEET_IMAGES - len(originals))])
             references: dict[float, Tensor] = {}  # by the level that counts as clean
             for cell in cells:
                 if "latent_error" in reports and cell.path[0] not in references:
@@ -202,8 +210,8 @@ def parse_reports(text: str) -> list[str]:
 def measure(
     cell: Cell,
     model: Model,
-    x0: Tensor,
-    reference: Tensor | None,
+    x0: Any,
+    reference: Any,
     reports: Sequence[str],
     tolerance: float | None,
     bar: Any,
@@ -214,15 +222,15 @@ def measure(
 
     begin = time.perf_counter()
     encoded = ddim.encode(model, x0, cell.path, cell.solver, tolerance, len(x0), bar)
-    xT = encoded.x.float()  # what a latent file holds
+    xT = ddim.as_stored(encoded.x)
     decoded = ddim.decode(model, xT, cell.path, cell.solver, tolerance, len(x0), bar)
     cell.seconds += time.perf_counter() - begin
     cell.encode_evaluations += encoded.evaluations
     cell.decode_evaluations += decoded.evaluations
     cell.residuals += encoded.residuals or []
     cell.unconverged += len(encoded.unconverged)
-    cell.shown += decoded.x[: max(0, SHEET_IMAGES - len(cell.shown))]
-    back = decoded.x.cpu()
+    cell.shown += list(decoded.x[: max(0, SHEET_IMAGES - len(cell.shown))])
+    back = decoded.x.cpu() if hasattr(decoded.x, "cpu") else decoded.x
     for name in reports:
         if name == "norm":
             values = rms(xT)

@@ -1,0 +1,172 @@
+"""A model without torch: computes what the model does, is forgotten when a file changes, and never loads torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import isolated, write_tiny_model
+
+from ddimctl import cache, ddim, prepared
+from ddimctl.model import load
+
+pytest.importorskip("openvino")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def folder(model_folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(model_folder, tmp_path / "model")
+
+
+def remembered(folder: Path, class_label: int | None = None) -> Any:
+    model = load(str(folder), "cpu", class_label).use("openvino")
+    model.eps(torch.zeros(1, *model.shape, dtype=torch.float64), 1.0)
+    prepared.remember(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prediction": "v_prediction"},
+        {"label_scale": 0.25},
+        {"out_channels": 2},
+        {"num_class_embeds": 3},
+    ],
+)
+def test_the_same_as_the_model(fields: dict[str, Any], tmp_path: Path) -> None:
+    network = {k: v for k, v in fields.items() if k in ("out_channels", "num_class_embeds")}
+    folder = write_tiny_model(tmp_path / "m", held_out=0, **network)
+    path = folder / "scheduler" / "scheduler_config.json"
+    about = json.loads(path.read_text())
+    about["prediction_type"] = fields.get("prediction", "epsilon")
+    if "label_scale" in fields:
+        about["label_scale"] = fields["label_scale"]
+    path.write_text(json.dumps(about))
+    label = 1 if "num_class_embeds" in fields else None
+    model = remembered(folder, label)
+    quick = prepared.recall(str(folder), "cpu", label)
+    assert quick is not None
+    for name in (*prepared.REMEMBERED, "name", "channels", "size", "dtype", "engine", "precision"):
+        assert getattr(quick, name) == getattr(model, name), name
+    assert quick.schedule == model.schedule
+    assert quick.device.type == model.device.type
+    assert str(quick.device) == str(model.device)
+    x = np.random.default_rng(0).standard_normal((5, *quick.shape))
+    levels = [0.0, 0.1, 1.0, 5.0, 50.0]
+    np.testing.assert_array_equal(quick.eps(x, levels), model.eps(torch.from_numpy(x), levels).numpy())
+    whole = ddim.encode(quick, x, solver="exact", tolerance=1e-2, batch_size=2)  # type: ignore[arg-type]
+    assert isinstance(whole.x, np.ndarray)
+    assert whole.x.shape == x.shape
+
+
+def test_forgotten_when_a_file_changes(folder: Path) -> None:
+    remembered(folder)
+    assert prepared.recall(str(folder), "cpu", None) is not None
+    assert prepared.recall(str(folder), "cpu", 1) is None
+    for path in (
+        folder / "unet" / "diffusion_pytorch_model.safetensors",
+        folder / "scheduler" / "scheduler_config.json",
+    ):
+        kept = path.read_bytes()
+        path.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+        assert prepared.recall(str(folder), "cpu", None) is None
+        path.write_bytes(kept)
+    assert prepared.recall(str(folder), "cpu", None) is not None
+
+
+def test_not_without_the_network_in_the_cache(folder: Path) -> None:
+    remembered(folder)
+    for path in cache.folder().iterdir():
+        if path.stat().st_size > 100_000:
+            path.unlink()
+    assert prepared.recall(str(folder), "cpu", None) is None
+
+
+def test_a_network_that_is_damaged_is_loaded_again(folder: Path) -> None:
+    model = remembered(folder)
+    quick = prepared.recall(str(folder), "cpu", None)
+    assert quick is not None
+    for path in cache.folder().iterdir():
+        if path.stat().st_size > 100_000:
+            path.write_bytes(path.read_bytes()[:-1])
+    x = torch.randn(1, *model.shape, dtype=torch.float64)
+    np.testing.assert_array_equal(quick.eps(x.numpy(), 1.0), model.eps(x, 1.0).numpy())
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "found"), [("cpu", True, True), ("auto", True, False), ("cuda", False, False)]
+)
+def test_not_where_a_gpu_may_be(
+    device: str, gpus: bool, found: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remembered(folder)
+    monkeypatch.setattr(prepared, "GPUS", (str(tmp_path),) if gpus else ())
+    assert (prepared.recall(str(folder), device, None) is not None) == found
+
+
+@pytest.mark.parametrize("reference", ["nothing", "", "owner/name", "model.pt"])
+def test_other_references(reference: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    remembered(folder)
+    assert prepared.recall(reference, "cpu", None) is None
+
+
+def test_reconstruct_without_torch(invoke: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = (
+        "reconstruct",
+        *sorted((folder / "held-out").glob("*.png")),
+        "-m",
+        folder,
+        "--steps",
+        "3",
+        "--device",
+        "cpu",
+    )
+    slow = invoke(*command, "--engine", "openvino", "--json").ok().out
+    real = load
+    monkeypatch.setattr("ddimctl.model.load", lambda *_: pytest.fail("torch was needed"))
+    quick = invoke(*command, "--json", "-v").ok()
+    assert "without torch" in quick.err
+    a, b = (json.loads(text)["results"][0] for text in (slow, quick.out))
+    assert a["each"].keys() == b["each"].keys()
+    for name, values in a["each"].items():
+        assert b["each"][name] == pytest.approx(values, rel=1e-9)
+    monkeypatch.setattr("ddimctl.model.load", real)
+    assert "without torch" not in invoke(*command, "--engine", "torch", "-v").ok().err
+    assert "without torch" not in invoke(*command, "-o", "sheet.png", "-v").ok().err
+
+
+WITHOUT = """
+import sys
+from ddimctl.cli.app import main
+sys.argv = ["ddimctl", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as e:
+    assert e.code == 0, e.code
+print("loaded:", *[m for m in ("torch", "openvino", "safetensors", "matplotlib", "rich") if m in sys.modules])
+"""
+
+
+def test_torch_is_not_imported(ddimctl: Any, folder: Path, tmp_path: Path) -> None:
+    image = folder / "held-out" / "000.png"
+    env = isolated(tmp_path, {"XDG_CACHE_HOME": str(tmp_path / "cache")})
+    command = ("-m", str(folder), "--steps", "3", "--device", "cpu")
+    ddimctl("reconstruct", image, *command, "--engine", "openvino", env=env).ok()
+    script = [sys.executable, "-c", WITHOUT, "reconstruct", str(image), *command]
+    done = subprocess.run(script, env=env, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded: openvino"
