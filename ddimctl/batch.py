@@ -283,6 +283,7 @@ class Encoding:
     how: Preprocessing
     about: Callable[[Solution, list[dict[str, Any]]], dict[str, Any]]
     lossless: bool = False  # checked, and tightened until every 8-bit value comes back
+    tensors: bool = True  # whether the model computes on tensors; else on numpy arrays
 
 
 def identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -321,7 +322,7 @@ def encode(
     With `force` an output that is there and not the same is overwritten; without, its item fails. `dry_run` writes
     nothing and encodes nothing. Raises `DDIMError` where the system refuses to write.
     """
-    from ddimctl import images, latent, lossless
+    from ddimctl import ddim, images, latent, lossless
 
     model, how = encoding.model, encoding.how
 
@@ -372,7 +373,7 @@ def encode(
                 clean(image.target.parent)
                 cleaned.add(image.target.parent)
             try:
-                latent.save(image.target, latent.Latent(part.x.float(), encoding.about(part, [image.record])))
+                latent.save(image.target, latent.Latent(ddim.as_stored(part.x), encoding.about(part, [image.record])))
             except FileError as e:  # not finite
                 yield Outcome(b.item, FAILED, failure=e)
                 continue
@@ -385,7 +386,8 @@ def solve(pixels: Sequence[np.ndarray], encoding: Encoding) -> Solution:
 
     from ddimctl import ddim, images, lossless
 
-    x0 = images.to_tensor(np.stack(pixels))
+    convert: Callable[[np.ndarray], Any] = images.to_tensor if encoding.tensors else images.to_array
+    x0 = convert(np.stack(pixels))
     if encoding.lossless:
         return lossless.encode(encoding.model, x0, encoding.path, encoding.tolerance, len(x0))
     return ddim.encode(encoding.model, x0, encoding.path, encoding.solver, encoding.tolerance, len(x0))
@@ -449,7 +451,7 @@ def pack(
     killed goes on. Images that cannot be read are left out. A `target` that is there must be what this would make,
     unless `force`: else `UsageError`. Raises `DDIMError` where the system refuses to write.
     """
-    from ddimctl import images, latent, lossless
+    from ddimctl import ddim, images, latent, lossless
 
     model = encoding.model
     differs = UsageError(f"{target} exists already and is not what this would make", hint="add --force to overwrite it")
@@ -493,7 +495,7 @@ def pack(
                 if rows:
                     kept, records = solution.select(rows), [_record(good[i]) for i in rows]
                     make_folder(folder)
-                    latent.save(part, latent.Latent(kept.x.float(), encoding.about(kept, records)))
+                    latent.save(part, latent.Latent(ddim.as_stored(kept.x), encoding.about(kept, records)))
             if any(b.failure is None for b in good):
                 parts.append(part)
         for b in batch:

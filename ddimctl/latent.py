@@ -1,8 +1,9 @@
 """The latent file: x_T with everything that decoding it needs.
 
 Two containers with the same content, chosen by suffix: ``.pt`` (torch's zip, loadable with ``weights_only=True``) and
-``.safetensors``. The content is a format name and version, the float32 tensor x_T (N, C, H, W), a provenance as one JSON
-text, and a SHA-256 over all of these, since neither container notices a flipped byte itself.
+``.safetensors``. Both are written without torch, which takes longer to import than encoding an image does. The content is
+a format name and version, the float32 tensor x_T (N, C, H, W), a provenance as one JSON text, and a SHA-256 over all of
+these, since neither container notices a flipped byte itself.
 
 A file may come from anybody. Nothing in it is run, nothing is allocated that it does not hold, and what it says about
 itself is checked field by field, so that a command may rely on it.
@@ -23,13 +24,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ddimctl.errors import FileError, UsageError
 from ddimctl.files import atomic_file, read_bytes, write_bytes
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ddimctl.ddim import Solution
     from ddimctl.model import Model
 
@@ -43,12 +45,16 @@ GLOBALS = {
     "torch FloatStorage",
     "collections OrderedDict",
 }  # all that a tensor needs
+LAYOUT = "latent-1/"  # the folder in our zips: the same name means the same bytes for the same content
 NO_HINT = "make it again with: ddimctl encode"
 
 
 @dataclass(frozen=True)
 class Latent:
-    """x_T, float32 (N, C, H, W), and its provenance: what made it, from what, and how to decode it."""
+    """x_T, float32 (N, C, H, W), and its provenance: what made it, from what, and how to decode it.
+
+    x_T may be a numpy array where it is to be written; a file that was read gives a tensor.
+    """
 
     xT: Tensor
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -65,7 +71,7 @@ class Latent:
         return records
 
 
-def digest(xT: Tensor, provenance: str) -> str:
+def digest(xT: Any, provenance: str) -> str:
     """SHA-256 of format, shape, values and provenance."""
     h = _hash(tuple(xT.shape))
     h.update(_values(xT))
@@ -132,16 +138,14 @@ def to_bytes(latent: Latent, suffix: str) -> bytes:
 
     Raises `FileError` for NaN and infinities, and for a provenance that `load` would refuse.
     """
-    xT = latent.xT.detach().to("cpu", torch.float32).contiguous().clone()  # a view would save its whole storage
+    xT = _array(latent.xT)
     text = _text(latent.provenance, len(xT))
     text["sha256"] = digest(xT, text["provenance"])
-    if not torch.isfinite(xT).all():
+    if not np.isfinite(xT).all():
         raise FileError("the latent holds NaN or infinity and was not written")
     if suffix.lower() == ".safetensors":
-        return _safetensors_header(text, tuple(xT.shape)) + _values(xT)
-    out = io.BytesIO()
-    torch.save({**text, "xT": xT}, out)
-    return out.getvalue()
+        return _safetensors_header(text, xT.shape) + _values(xT)
+    return _zip(text, xT)
 
 
 def save(path: Path, latent: Latent) -> None:
@@ -158,13 +162,15 @@ def merge(parts: Sequence[Path], path: Path) -> None:
     check_suffix(path)
     if path.suffix.lower() == ".pt":
         latents = [load(p) for p in parts]
-        save(path, Latent(torch.cat([x.xT for x in latents]), _joined([x.provenance for x in latents])))
+        whole: Any = np.concatenate([_array(x.xT) for x in latents])
+        save(path, Latent(whole, _joined([x.provenance for x in latents])))
         return
-    provenances, n, shape = [], 0, torch.Size()
+    provenances, n = [], 0
+    shape: tuple[int, ...] = ()
     for part in parts:
         latent = load(part)
         provenances.append(latent.provenance)
-        n, shape = n + len(latent.xT), latent.xT.shape[1:]
+        n, shape = n + len(latent.xT), tuple(latent.xT.shape[1:])
     text = _text(_joined(provenances), n)
     with atomic_file(path) as f:
         f.write(_safetensors_header({**text, "sha256": "0" * 64}, (n, *shape)))
@@ -191,6 +197,8 @@ def load(path: Path) -> Latent:
 
 def from_bytes(data: bytes, name: str) -> Latent:
     """The latent in `data`; `name` is for messages. Raises `FileError` if it is not whole or not a latent."""
+    import torch
+
     _check_head(data[:8], len(data), name)
     text, xT = _read_zip(data, name) if data[:2] == b"PK" else _read_safetensors(data, name)
     if text.get("format") != FORMAT:
@@ -198,13 +206,17 @@ def from_bytes(data: bytes, name: str) -> Latent:
     if text.get("version") != str(VERSION):
         raise FileError(f"{name} has format version {text.get('version')!r}; this ddimctl knows {VERSION}")
     about = text.get("provenance")
-    if not isinstance(xT, Tensor) or xT.dtype != torch.float32 or xT.ndim != 4 or not isinstance(about, str):
+    if not isinstance(xT, torch.Tensor) or xT.dtype != torch.float32 or xT.ndim != 4 or not isinstance(about, str):
         raise FileError(f"{name} is damaged: its tensor is not float32 (N, C, H, W)", hint=NO_HINT)
     if not 0 < xT.numel() * 4 <= len(data):  # an expanded tensor announces more than there is
         raise FileError(f"{name} is damaged: its tensor has the shape {tuple(xT.shape)}", hint=NO_HINT)
     xT = xT.contiguous()
     if digest(xT, about) != text.get("sha256"):
         raise FileError(f"{name} is damaged: its checksum does not match", hint=NO_HINT)
+    if data[30 : 30 + len(LAYOUT)] == LAYOUT.encode():  # nor may anything differ that a zip holds twice, or for nothing
+        rest = {k: v for k, v in text.items() if isinstance(k, str) and isinstance(v, str)}
+        if _zip(rest, _array(xT)) != data:
+            raise FileError(f"{name} is damaged: it is not as it was written", hint=NO_HINT)
     if not torch.isfinite(xT).all():
         raise FileError(f"{name} holds NaN or infinity", hint=NO_HINT)
     try:
@@ -317,8 +329,53 @@ def _check_head(head: bytes, size: int, name: str) -> None:
         raise FileError(f"{name} is not a latent, or damaged", hint=NO_HINT)
 
 
-def _values(xT: Tensor) -> memoryview:
-    return xT.flatten().view(torch.uint8).numpy().data
+def _array(xT: Any) -> np.ndarray:
+    """x_T, a tensor or an array, as float32 in the order of memory."""
+    return np.ascontiguousarray(xT.detach().cpu().numpy() if hasattr(xT, "detach") else xT, "<f4")
+
+
+def _values(xT: Any) -> memoryview:
+    return _array(xT).reshape(-1).view(np.uint8).data
+
+
+def _zip(text: dict[str, str], xT: np.ndarray) -> bytes:
+    """What ``torch.save({**text, "xT": xT})`` makes: a zip of a pickle and the values; without its unchecked padding."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as z:
+        members = {
+            "data.pkl": _pickle(text, xT.shape),
+            "byteorder": b"little",
+            "data/0": _values(xT),
+            "version": b"3\n",
+        }
+        for name, content in members.items():
+            z.writestr(zipfile.ZipInfo(LAYOUT + name), bytes(content))  # a ZipInfo of its own has no date of today
+    return out.getvalue()
+
+
+def _pickle(text: dict[str, str], shape: tuple[int, ...]) -> bytes:
+    """The dictionary of `text` and of "xT", a tensor of that shape whose values are in ``data/0``: pickle protocol 2."""
+
+    def string(value: str) -> bytes:
+        data = value.encode("utf-8", "surrogatepass")
+        return b"X" + len(data).to_bytes(4, "little") + data
+
+    def integer(value: int) -> bytes:
+        return b"\x8a\x08" + value.to_bytes(8, "little")  # LONG1
+
+    def several(*parts: bytes) -> bytes:
+        return b"(" + b"".join(parts) + b"t"
+
+    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    storage = several(
+        string("storage"), b"ctorch\nFloatStorage\n", string("0"), string("cpu"), integer(math.prod(shape))
+    )
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n" + several(
+        storage + b"Q", integer(0), several(*map(integer, shape)), several(*map(integer, strides)),
+        b"\x89", b"ccollections\nOrderedDict\n)R",
+    )  # fmt: skip
+    items = b"".join(string(k) + string(v) for k, v in text.items())
+    return b"\x80\x02}(" + items + string("xT") + tensor + b"Ru."
 
 
 def _safetensors_header(text: dict[str, str], shape: tuple[int, ...]) -> bytes:
@@ -350,6 +407,8 @@ def _read_zip(data: bytes, name: str) -> tuple[dict[str, Any], Any]:
     Python's zip reader checks sizes and checksums, the pickle may name nothing but what a tensor needs, and torch gets a
     fresh zip of just that: two readers may disagree about what a hostile zip holds.
     """
+    import torch
+
     try:
         clean = io.BytesIO()
         with zipfile.ZipFile(io.BytesIO(data)) as z, zipfile.ZipFile(clean, "w") as out:

@@ -8,6 +8,7 @@ PNG, exactly as they would be saved. All raise `ValueError` if the shapes differ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -68,14 +69,14 @@ def max_abs(a: Tensor, b: Tensor) -> Tensor:
     Below 0.5 an 8-bit original comes back exactly.
     """
     a, b = _pair(a, b)
-    far: Any = abs((a - b) * 127.5).reshape(len(a), -1)
+    far: Any = _flat(abs((a - b) * 127.5))
     return far.amax(1) if hasattr(far, "amax") else far.max(1)  # type: ignore[no-any-return]
 
 
 def wrong_pixels(a: Tensor, b: Tensor) -> Tensor:
     """How many 8-bit values differ, each channel counted by itself; 0 means that both save to the same PNG."""
     a, b = _pair(a, b)
-    wrong: Tensor = _double((_levels(a) != _levels(b)).reshape(len(a), -1).sum(1))
+    wrong: Tensor = _double(_flat(_levels(a) != _levels(b)).sum(1))
     return wrong
 
 
@@ -101,8 +102,13 @@ def _levels(images: Any) -> Any:
 
 
 def _mean(values: Any) -> Tensor:
-    out: Tensor = values.reshape(len(values), -1).mean(1)
+    out: Tensor = _flat(values).mean(1)
     return out
+
+
+def _flat(values: Any) -> Any:
+    """(B, …) → (B, d), also where B is 0."""
+    return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
 def _blur(images: Tensor) -> Tensor:

@@ -90,6 +90,26 @@ def test_other_tools_read_both_containers() -> None:
     assert torch.equal(content["xT"], whole.xT)
 
 
+def test_torchs_own_zip_holds_the_same(tmp_path: Path) -> None:
+    """`.pt` files are written by hand: torch reads them, mapped or not, and what torch would have written is read too."""
+    for whole in (some(3), Latent(some(2).xT.expand(2, 1, 4, 3), about(2))):
+        path = tmp_path / "a.pt"
+        latent.save(path, whole)
+        content = torch.load(path, weights_only=True)
+        assert torch.equal(torch.load(path, weights_only=True, mmap=True)["xT"], whole.xT)
+        assert content["xT"].is_contiguous()
+        torch.save(content, tmp_path / "b.pt")
+        assert torch.equal(latent.load(tmp_path / "b.pt").xT, whole.xT)
+        assert latent.to_bytes(Latent(whole.xT.numpy(), whole.provenance), ".pt") == path.read_bytes()
+
+
+def test_every_flipped_byte_of_our_zip_is_noticed() -> None:
+    data = latent.to_bytes(some(), ".pt")
+    for i in range(0, len(data), 3):
+        with pytest.raises(FileError):
+            latent.from_bytes(data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :], "x")
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_no_flipped_byte_and_no_truncation_is_silent(suffix: str) -> None:
     whole = some()

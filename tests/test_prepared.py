@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import isolated, write_tiny_model
 
-from ddimctl import cache, ddim, prepared
+from ddimctl import cache, ddim, latent, prepared
 from ddimctl.model import load
 
 pytest.importorskip("openvino")
@@ -162,11 +162,31 @@ print("loaded:", *[m for m in ("torch", "openvino", "safetensors", "matplotlib",
 """
 
 
-def test_torch_is_not_imported(ddimctl: Any, folder: Path, tmp_path: Path) -> None:
+def test_encode_without_torch(invoke: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same files, whether torch is there or not: what one run began the other goes on with."""
+    held_out = folder / "held-out"
+    command = ("encode", held_out, "-m", folder, "--device", "cpu", "--steps", "3", "--batch-size", "3")
+    invoke(*command, "-o", "with", "--engine", "openvino").ok()
+    assert invoke(*command, "-o", "without", "-v").ok().err.count("without torch") == 1
+    for path in sorted((tmp_path / "with").glob("*.pt")):
+        one, other = latent.load(path), latent.load(tmp_path / "without" / path.name)
+        np.testing.assert_allclose(one.xT, other.xT, rtol=1e-6, atol=1e-6)
+        assert one.provenance == other.provenance
+    assert "there already: 4" in invoke(*command, "-o", "with").ok().err
+    invoke(*command, "-o", "packed.safetensors").ok()
+    assert len(latent.load(tmp_path / "packed.safetensors").xT) == 4
+    # Lossless is checked with tensors, and so with torch.
+    image = held_out / "000.png"
+    assert "without torch" not in invoke("encode", image, "-m", folder, "-o", "x.pt", "--lossless", "-v").err
+
+
+@pytest.mark.parametrize("command", ["reconstruct", "encode"])
+def test_torch_is_not_imported(command: str, ddimctl: Any, folder: Path, tmp_path: Path) -> None:
     image = folder / "held-out" / "000.png"
     env = isolated(tmp_path, {"XDG_CACHE_HOME": str(tmp_path / "cache")})
-    command = ("-m", str(folder), "--steps", "3", "--device", "cpu")
-    ddimctl("reconstruct", image, *command, "--engine", "openvino", env=env).ok()
-    script = [sys.executable, "-c", WITHOUT, "reconstruct", str(image), *command]
+    words = (command, str(image), "-m", str(folder), "--steps", "3", "--device", "cpu")
+    ddimctl(*words, "--engine", "openvino", env=env).ok()
+    (tmp_path / "000.pt").unlink(missing_ok=True)
+    script = [sys.executable, "-c", WITHOUT, *words]
     done = subprocess.run(script, env=env, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "loaded: openvino"

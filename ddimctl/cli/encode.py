@@ -88,11 +88,15 @@ def encode(
             raise UsageError("--lossless needs --precision float32", hint="what decodes the file will use that")
     bind(solver, tolerance)  # wrong names are found before anything is done
 
-    net = inputs.open_model(model, device, console, class_label, config)
+    quick = None if lossless else inputs.recall(model, device, engine, precision, class_label, config)
+    net: Any = quick or inputs.open_model(model, device, console, class_label, config)
     path = net.schedule.path(steps, spacing)
-    inputs.start_engine(net, engine, precision, inputs.evaluations(len(items), steps, solver), console)
+    if quick is not None:
+        console.detail(f"{net.name} from the cache, without torch; engine {net.engine}, {precision}")
+    else:
+        inputs.start_engine(net, engine, precision, inputs.evaluations(len(items), steps, solver), console)
     about = partial(latent.provenance, net, model, path, spacing, solver, config=config)
-    encoding = batch.Encoding(net, path, solver, tolerance, how, about, lossless)
+    encoding = batch.Encoding(net, path, solver, tolerance, how, about, lossless, tensors=quick is None)
     settings: dict[str, Any] = {"steps": steps, "solver": solver, "spacing": spacing}
     if single and not dry_run:
         if output is not None and not one_file:
@@ -119,7 +123,7 @@ def encode_one(item: Item, target: Path, encoding: Encoding, settings: dict[str,
     pixels, record = images.read(item.source, model.channels, model.size, encoding.how)
     if said := images.describe(record):
         console.notice(said)
-    x0 = images.to_tensor(pixels[None])
+    x0: Any = images.to_tensor(pixels[None]) if encoding.tensors else images.to_array(pixels[None])
     with console.bar(len(encoding.path) - 1, "encoding") as bar:
         if encoding.lossless:
             solution = lossless.encode(model, x0, encoding.path, encoding.tolerance, 1, bar)
@@ -130,7 +134,7 @@ def encode_one(item: Item, target: Path, encoding: Encoding, settings: dict[str,
     if solution.unconverged and solution.residuals:
         residual = solution.residuals[0]
         console.notice(f"warning: {item.source} did not converge: residual {residual:.1e} > {solution.tolerance:.1e}")
-    latent.save(target, latent.Latent(solution.x.float(), encoding.about(solution, [record])))
+    latent.save(target, latent.Latent(ddim.as_stored(solution.x), encoding.about(solution, [record])))
     console.data(
         str(target),
         {
