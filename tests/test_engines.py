@@ -297,7 +297,7 @@ def test_encode_says_what_it_picked(invoke: Any, model_folder: Path, tmp_path: P
     said, b = encode("b.pt", DDIMCTL_ENGINE="openvino")
     assert "engine openvino, float32 (asked for)" in said
     said, c = encode("c.pt", "--precision", "bf16")
-    assert "engine openvino, bf16 (converted before)" in said
+    assert "from the cache, without torch; engine openvino, bf16" in said
     assert [x.provenance["engine"] for x in (a, b, c)] == ["torch", "openvino", "openvino"]
     assert [x.provenance["dtype"] for x in (a, b, c)] == ["float32", "float32", "bfloat16"]
     assert apart(b.xT, a.xT) < 1e-3  # by an untrained network, which magnifies rounding
