@@ -128,9 +128,17 @@ def log(schedule: Schedule, steps: int) -> list[float]:
     return [schedule.sigma(1), *inner, schedule.sigma(schedule.T)]
 
 
+def arsinh(schedule: Schedule, steps: int) -> list[float]:
+    """arsinh(10 σ) evenly spaced from σ(1) to σ(T): linear where noise is invisible, logarithmic beyond."""
+    low, high = math.asinh(10 * schedule.sigma(1)), math.asinh(10 * schedule.sigma(schedule.T))
+    inner = [math.sinh(low + (high - low) * i / steps) / 10 for i in range(1, steps)]
+    return [schedule.sigma(1), *inner, schedule.sigma(schedule.T)]
+
+
 SPACINGS: dict[str, Callable[[Schedule, int], list[float]]] = {
     "karras": karras,
     "linear": linear,
     "quadratic": quadratic,
     "log": log,
+    "arsinh": arsinh,
 }

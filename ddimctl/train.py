@@ -338,10 +338,13 @@ class LossLog:
 
 
 def split(data: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """(training, held out): a random `fraction` of the images, at least one, is never trained on."""
+    """(training, held out): a random `fraction` of the images, at least one, is never trained on.
+
+    Those held out stay in the order they were drawn in, so that the first of them stand for all.
+    """
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(ddim.mix(seed, 0)))
     n = max(1, round(fraction * len(data)))
-    return data[order[n:].sort().values], data[order[:n].sort().values]
+    return data[order[n:].sort().values], data[order[:n]]
 
 
 def shared(data: Tensor, held_out: Tensor) -> int:

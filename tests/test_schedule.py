@@ -104,7 +104,7 @@ def test_every_path_has_exactly_s_rising_steps_up_to_the_noisiest_level(
 ) -> None:
     S = data.draw(st.integers(1, T))
     schedule = short(T)
-    if T == 1 and spacing in ("karras", "log"):  # there is only one trained level, and no way up from it
+    if T == 1 and spacing in ("karras", "log", "arsinh"):  # there is only one trained level, and no way up from it
         with pytest.raises(UsageError, match="1 steps are not possible"):
             schedule.path(S, spacing)
         return
@@ -151,6 +151,14 @@ def test_karras_is_even_in_the_seventh_root(S: int) -> None:
     assert path[0] == LINEAR.sigma(1)
     roots = path ** (1 / 7)
     np.testing.assert_allclose(np.diff(roots), (roots[-1] - roots[0]) / S, rtol=1e-9)
+
+
+@pytest.mark.parametrize("S", [2, 20, 1000])
+def test_arsinh_is_even_in_arsinh_of_ten_sigma(S: int) -> None:
+    path = np.array(LINEAR.path(S, "arsinh"))
+    assert (path[0], path[-1]) == (LINEAR.sigma(1), LINEAR.sigma(1000))
+    u = np.arcsinh(10 * path)
+    np.testing.assert_allclose(np.diff(u), (u[-1] - u[0]) / S, rtol=1e-9)
 
 
 def test_digest_names_the_schedule() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddimctl.cli.console import Console
+from ddimctl.cli.inputs import tell_of
 from ddimctl.errors import DDIMError, SomeFailed, UsageError
 
 if TYPE_CHECKING:
@@ -57,9 +58,7 @@ def stacked(
     """
     import numpy as np
 
-    from ddimctl import images
-
-    good = []
+    good, records = [], []
     for loaded in group:
         if loaded.value is None:
             if single and loaded.failure is not None:
@@ -68,8 +67,9 @@ def stacked(
             continue
         pixels, record = loaded.value
         good.append(pixels)
-        if said := images.describe(record) if tell or console.verbose else "":
-            console.notice(said)
+        records.append(record)
+    if tell or console.verbose:
+        tell_of(records, console)
     return convert(np.stack(good)) if good else []
 
 

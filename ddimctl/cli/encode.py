@@ -121,8 +121,7 @@ def encode_one(item: Item, target: Path, encoding: Encoding, settings: dict[str,
 
     model = encoding.model
     pixels, record = images.read(item.source, model.channels, model.size, encoding.how)
-    if said := images.describe(record):
-        console.notice(said)
+    inputs.tell_of([record], console)
     x0: Any = images.to_tensor(pixels[None]) if encoding.tensors else images.to_array(pixels[None])
     with console.bar(len(encoding.path) - 1, "encoding") as bar:
         if encoding.lossless:

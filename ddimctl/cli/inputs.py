@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,10 +149,21 @@ def read_images(files: list[str], model: Model, console: Console) -> tuple[Tenso
     from ddimctl import images
 
     arrays, records = zip(*(images.read(f, model.channels, model.size) for f in files), strict=True)
-    for record in records:
-        if said := images.describe(record):
-            console.notice(said)
+    tell_of(records, console)
     return images.to_tensor(np.stack(arrays)), list(records)
+
+
+def tell_of(records: Iterable[dict[str, Any]], console: Console) -> None:
+    """Says what was done to images to fit the model; and where colour was lost, which model keeps it."""
+    from ddimctl.images import describe
+
+    lost = False
+    for record in records:
+        if said := describe(record):
+            console.notice(said)
+        lost = lost or "colour to grey" in record["colour"]
+    if lost:
+        console.notice(f"this model is grey; -m {options.COLOUR_MODEL} is a model of colour images")
 
 
 def held_out_folder(model: Model) -> Path:

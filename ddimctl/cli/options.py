@@ -11,14 +11,15 @@ import typer
 from ddimctl.errors import UsageError
 
 DEFAULT_MODEL = "fashion-mnist"
+COLOUR_MODEL = "emoji"  # the bundled one that keeps colour
 DEFAULT_STEPS = 20
 DEFAULT_SOLVER = "ab2"
 DEFAULT_SPACING = "karras"
 DEFAULT_BATCH = 64
 
 MODEL_HELP = "A bundled model's name, a model folder, a checkpoint file, or a hub id (OWNER/NAME)."
-SOLVER_HELP = "How the ODE is integrated: ab2, ddim, heun, exact, adaptive."
-SPACING_HELP = "Where the noise levels lie: karras, linear, quadratic, log."
+SOLVER_HELP = "How the ODE is integrated: ab2, ab2mix, ddim, heun, exact, adaptive."
+SPACING_HELP = "Where the noise levels lie: karras, linear, quadratic, log, arsinh."
 STEPS_HELP = "Steps along the path, each way."
 
 Model = Annotated[str, typer.Option("-m", "--model", envvar="DDIMCTL_MODEL", help=MODEL_HELP, metavar="MODEL")]
