@@ -20,9 +20,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Measures the figures in docs/ again, on the bundled held-out images (or on IMAGES=folder or IDX file).
+# Measures the figures in docs/ again, on the bundled held-out images (or on IMAGES=folder or IDX file). An hour or so.
 docs: $(READY)
 	$(BIN)/python benchmarks/inversion.py $(IMAGES)
+	$(BIN)/python benchmarks/paper.py
 
 # Measures docs/performance.md and the README's table of speed again. Ten minutes, on a machine that does nothing else.
 bench: $(READY)

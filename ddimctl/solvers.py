@@ -49,36 +49,41 @@ def ab2(eps: Eps, xbar: Array, path: Sequence[float]) -> States:
     ε is extrapolated linearly in log σ through the last two levels r and s, and integrated exactly against dσ:
     x̄_t = x̄_s + (t−s) ε_s + (ε_s−ε_r)/log(s/r) · ∫_s^t log(σ/s) dσ. The first step has no r and is DDIM's.
     """
-    r, eps_r = 0.0, None
-    for s, t in pairwise(path):
-        eps_s = eps(xbar, s)
-        xbar = xbar + (t - s) * eps_s
-        if r > 0 and s > 0:  # log 0 = −∞: the extrapolation's slope is zero
-            xbar = xbar + (integral_log(s, t) / math.log(s / r)) * (eps_s - eps_r)
-        r, eps_r = s, eps_s
-        yield xbar
-    return None
+    return two_step(eps, xbar, path, by_log)
 
 
 def ab2mix(eps: Eps, xbar: Array, path: Sequence[float]) -> States:
     """`ab2` with ε extrapolated in two variables at once: 0.3 parts in log σ, 0.7 in √(1−α) = σ/√(1+σ²). Order 2.
 
     Along the exact flow of Gaussian data of variance 1, ε is proportional to √(1−α); and ∫ √(1−α) dσ = √(1+σ²). The
-    weight is the one that lost fewest images at S = 20, with `arsinh` spacing (docs/inversion.md).
+    parts are those that lost fewest images at S = 20, with `arsinh` spacing (docs/inversion.md).
     """
+    return two_step(eps, xbar, path, by_mix)
+
+
+def two_step(eps: Eps, xbar: Array, path: Sequence[float], weight: Callable[[float, float, float], float]) -> States:
+    """Euler's method, and from the second step on weight(r, s, t) (ε_s − ε_r) for the slope of ε from s to t."""
     r, eps_r = 0.0, None
     for s, t in pairwise(path):
         eps_s = eps(xbar, s)
         xbar = xbar + (t - s) * eps_s
         if eps_r is not None:
-            R, S, T = math.sqrt(1 + r * r), math.sqrt(1 + s * s), math.sqrt(1 + t * t)
-            weight = (T - S - (t - s) * s / S) / (s / S - r / R)
-            if r > 0 and s > 0:
-                weight = MIX * weight + (1 - MIX) * integral_log(s, t) / math.log(s / r)
-            xbar = xbar + weight * (eps_s - eps_r)
+            xbar = xbar + weight(r, s, t) * (eps_s - eps_r)
         r, eps_r = s, eps_s
         yield xbar
     return None
+
+
+def by_log(r: float, s: float, t: float) -> float:
+    """∫_s^t log(σ/s) dσ / log(s/r); 0 from σ = 0, where log 0 = −∞ leaves no slope."""
+    return integral_log(s, t) / math.log(s / r) if r > 0 and s > 0 else 0.0
+
+
+def by_mix(r: float, s: float, t: float) -> float:
+    """The same for v = σ/√(1+σ²), ∫_s^t (v(σ)−v(s)) dσ / (v(s)−v(r)), mixed with `by_log` where that is defined."""
+    R, S, T = math.sqrt(1 + r * r), math.sqrt(1 + s * s), math.sqrt(1 + t * t)
+    by_v = (T - S - (t - s) * s / S) / (s / S - r / R)
+    return MIX * by_v + (1 - MIX) * by_log(r, s, t) if r > 0 and s > 0 else by_v
 
 
 MIX = 0.7

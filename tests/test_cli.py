@@ -16,6 +16,7 @@ from ddimctl import ddim, images, latent
 from ddimctl import interpolate as slerps
 from ddimctl import model as model_module
 from ddimctl.animation import count_frames
+from ddimctl.cli import options
 from ddimctl.metrics import METRICS
 from ddimctl.model import bundled, load
 from ddimctl.paper import TABLE_2
@@ -775,3 +776,25 @@ def test_quiet_says_nothing_but_the_data(tiny: Invoke, latents: list[str]) -> No
         done = tiny(*command, "-q").ok()
         assert done.err == ""
         assert done.out
+
+
+def test_a_colour_image_for_a_grey_model_is_told_which_model_keeps_colour(
+    tiny: Invoke, pictures: list[str], tmp_path: Path
+) -> None:
+    """Once, however many images lose their colour; not for grey ones, not with -q."""
+    from PIL import Image
+
+    for name in ("red.png", "blue.png"):
+        Image.new("RGB", (16, 16), name.removesuffix(".png")).save(tmp_path / name)
+    for words in (("encode", "red.png", "-o", "x.pt"), ("reconstruct", "red.png", "blue.png")):
+        told = tiny(*words, "--steps", 2).ok().err
+        assert told.count("-m emoji") == 1, told
+    for words in (("encode", pictures[0], "-o", "y.pt"), ("encode", "red.png", "-o", "z.pt", "-q")):
+        assert "emoji" not in tiny(*words, "--steps", 2).ok().err
+
+
+@pytest.mark.skipif(options.COLOUR_MODEL not in bundled(), reason="the colour model is not here")
+def test_the_colour_model_is_of_colour() -> None:
+    from ddimctl.model import read
+
+    assert read(options.COLOUR_MODEL)[0].config.in_channels == 3
