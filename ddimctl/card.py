@@ -27,7 +27,9 @@ OPTIONS = {
     "clip": "--clip", "seed": "--seed",
 }  # fmt: skip
 # Licences that model hubs know by these names.
-HUB_LICENSES = {"mit", "apache-2.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "bsd-3-clause", "openrail"}
+HUB_LICENSES = {
+    "mit", "apache-2.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "bsd-3-clause", "ofl-1.1", "openrail"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
