@@ -116,22 +116,23 @@ def karras(schedule: Schedule, steps: int) -> list[float]:
 
     It starts at the lowest noise the network was trained on, invisible at 8 bits, and so has no singular last step.
     """
-    low, high = schedule.sigma(1) ** (1 / RHO), schedule.sigma(schedule.T) ** (1 / RHO)
-    inner = [(low + (high - low) * i / steps) ** RHO for i in range(1, steps)]
-    return [schedule.sigma(1), *inner, schedule.sigma(schedule.T)]
+    return _even(schedule, steps, lambda sigma: sigma ** (1 / RHO), lambda u: u**RHO)
 
 
 def log(schedule: Schedule, steps: int) -> list[float]:
     """log σ evenly spaced from σ(1) to σ(T): no step is much harder than another for the implicit solver `exact`."""
-    low, high = math.log(schedule.sigma(1)), math.log(schedule.sigma(schedule.T))
-    inner = [math.exp(low + (high - low) * i / steps) for i in range(1, steps)]
-    return [schedule.sigma(1), *inner, schedule.sigma(schedule.T)]
+    return _even(schedule, steps, math.log, math.exp)
 
 
 def arsinh(schedule: Schedule, steps: int) -> list[float]:
     """arsinh(10 σ) evenly spaced from σ(1) to σ(T): linear where noise is invisible, logarithmic beyond."""
-    low, high = math.asinh(10 * schedule.sigma(1)), math.asinh(10 * schedule.sigma(schedule.T))
-    inner = [math.sinh(low + (high - low) * i / steps) / 10 for i in range(1, steps)]
+    return _even(schedule, steps, lambda sigma: math.asinh(10 * sigma), lambda u: math.sinh(u) / 10)
+
+
+def _even(schedule: Schedule, steps: int, to: Callable[[float], float], back: Callable[[float], float]) -> list[float]:
+    """Evenly spaced in to(σ), from σ(1) to σ(T); `back` is its inverse."""
+    low, high = to(schedule.sigma(1)), to(schedule.sigma(schedule.T))
+    inner = [back(low + (high - low) * i / steps) for i in range(1, steps)]
     return [schedule.sigma(1), *inner, schedule.sigma(schedule.T)]
 
 
