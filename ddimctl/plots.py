@@ -111,7 +111,7 @@ def speed(
     left.set_xticks(batches, [f"{b:g}" for b in batches])
     left.xaxis.set_minor_locator(NullLocator())
     for i, (label, (timed, fixed, step)) in enumerate(lines.items()):
-        right.plot(*zip(*timed, strict=True), f"C{i}o", label=f"{label}: {fixed:.2f} s + {1000 * step:.1f} ms · S")
+        right.plot(*zip(*timed, strict=True), f"C{i}o", label=f"{label}: {fixed:z.2f} s + {1000 * step:.1f} ms · S")
         end = max(s for s, _ in timed)
         right.plot([0, end], [fixed, fixed + end * step], f"C{i}-", linewidth=1)
     right.set(xlabel="steps S", ylabel="seconds to decode a batch", xlim=(0, None), ylim=(0, None))
