@@ -20,10 +20,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Measures the figures in docs/ again, on the bundled held-out images (or on IMAGES=folder or IDX file). An hour or so.
+# Measures the figures in docs/ again, on the bundled held-out images. An hour or so. With IMAGES=folder or IDX file (a test
+# set) on those, and table 2 on all of them: hours, which may be interrupted.
 docs: $(READY)
 	$(BIN)/python benchmarks/inversion.py $(IMAGES)
 	$(BIN)/python benchmarks/paper.py
+	$(if $(IMAGES),$(BIN)/python benchmarks/table_2.py $(IMAGES))
 
 # Measures docs/performance.md and the README's table of speed again. Ten minutes, on a machine that does nothing else.
 bench: $(READY)

@@ -9,6 +9,7 @@ import json
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from ddimctl.train import HELD_OUT_FOLDER, N_HELD_OUT_FILES, Settings, Trainer
 SAMPLES = "samples.png"
 ROUND_TRIPS = (("ddim", "linear"), ("ab2", "karras"))  # the paper's way, and ours
 ROUND_TRIP_STEPS = (10, 20, 50, 100)
+TITLES = ("Data", "Training", "Round trip", "Use")  # of the sections written here
 # The options of `ddimctl train` that set a number of the same meaning in `Settings`.
 OPTIONS = {
     "layers": "--layers", "groups": "--groups", "head_dim": "--head-dim", "dropout": "--dropout", "steps": "--steps",
@@ -71,7 +73,7 @@ def round_trip_steps() -> int:
 
 
 def write(trainer: Trainer, about: About, held_out_loss: float | None, measured: Sequence[RoundTrip] = ()) -> str:
-    """The card, in Markdown. What has not been measured is left out."""
+    """The card, in Markdown. What has not been measured is left out; sections that were added to the last one are kept."""
     s, config = trainer.settings, trainer.network.config
     name = trainer.folder.resolve().name
     quoted = shlex.quote(name)
@@ -129,6 +131,7 @@ def write(trainer: Trainer, about: About, held_out_loss: float | None, measured:
             "and decoded with S steps each way:",
             _table(measured),
         ]
+    parts += _added(trainer.folder / "README.md")
     parts += [
         "## Use",
         f"```sh\nddimctl reconstruct -m {quoted}\nddimctl encode image.png -o latent.pt -m {quoted}\n```",
@@ -140,6 +143,21 @@ def write(trainer: Trainer, about: About, held_out_loss: float | None, measured:
         "It draws what its training images show, at their size, and nothing else; it has no notion of text or classes.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _added(readme: Path) -> list[str]:
+    """The sections that somebody added to the card that is there: those with a title that `write` does not use."""
+    if not readme.is_file():
+        return []
+    sections: list[str] = []
+    fenced = False
+    for line in readme.read_text(encoding="utf-8", errors="replace").splitlines():
+        fenced ^= line.startswith("```")
+        if line.startswith("## ") and not fenced:
+            sections.append(line)
+        elif sections:
+            sections[-1] += f"\n{line}"
+    return [s.rstrip() for s in sections if s.split("\n")[0].removeprefix("## ").strip() not in TITLES]
 
 
 def command(settings: Settings, about: About, name: str) -> str:

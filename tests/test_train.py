@@ -371,6 +371,17 @@ def test_the_card_states_everything(run: tuple[Path, Result]) -> None:
     assert float(loss[1]) == pytest.approx(float(rows(folder)[-1]["held_out_loss"]), abs=1e-4)
 
 
+def test_what_was_added_to_a_card_stays(tmp_path: Path) -> None:
+    trainer = Trainer(settings(), pixels(), pixels(2, seed=9), tmp_path, CPU)
+    about = card.About("squares.gz", "0.1", "Squares", "MIT")
+    first = card.write(trainer, about, None)
+    mine = "## Features\n\nA classifier's.\n\n```sh\n## not a title\n## Data\n```"
+    (tmp_path / "README.md").write_text(first.replace("## Use", f"{mine}\n\n## Use").replace("1 step", "another"))
+    assert card.write(trainer, about, None) == first.replace("## Use", f"{mine}\n\n## Use")
+    trainer.export(card.write(trainer, about, None))
+    assert card.write(trainer, about, None) == (tmp_path / "README.md").read_text()  # and once only
+
+
 def test_the_cards_round_trips_are_true(run: tuple[Path, Result]) -> None:
     """The table's numbers, measured again from the published folder."""
     from ddimctl import ddim
