@@ -22,6 +22,7 @@ from ddimctl.files import make_folder, write_bytes
 from ddimctl.images import as_image, save_image, sheet
 
 ANIMATED = (".gif", ".webp", ".apng", ".mp4")
+MERGING = (".gif", ".webp")
 STILL = (".png", ".jpg", ".jpeg")
 VIDEO_HINT = "install it with: pip install 'ddimctl[video]'"
 

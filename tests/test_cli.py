@@ -430,6 +430,13 @@ def test_interpolate_a_file_of_several(tiny: Invoke, pictures: list[str], tmp_pa
     assert count_frames(tmp_path / "x.gif") == (9, 900)
 
 
+def test_interpolate_tells_of_merged_frames(tiny: Invoke, latents: list[str], tmp_path: Path) -> None:
+    done = tiny("interpolate", "a.pt", "a.pt", "--frames", 5, "-o", "x.gif").ok()
+    assert "x.gif holds 1 of the 5 frames" in done.err
+    assert count_frames(tmp_path / "x.gif") == (1, 500)
+    assert "holds" not in tiny("interpolate", "a.pt", "a.pt", "--frames", 5, "-o", "x.apng").ok().err
+
+
 @pytest.mark.parametrize("fps", [30, 12.5])
 def test_interpolate_fps(tiny: Invoke, latents: list[str], tmp_path: Path, fps: float) -> None:
     tiny("interpolate", "a.pt", "b.pt", "--fps", fps, "-o", "x.gif").ok()
