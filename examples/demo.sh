@@ -6,8 +6,13 @@ here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 pictures="$here/../models/fashion-mnist/held-out"
 folder="${1:-demo}"
 
+if [[ -e "$folder" && ! -e "$folder/.ddimctl-demo" ]]; then
+    echo "$folder exists and was not made by this: name another folder" >&2
+    exit 2
+fi
 rm -rf "$folder"
 mkdir -p "$folder"
+touch "$folder/.ddimctl-demo"
 cp "$pictures/000.png" "$folder/img.png"
 cp "$pictures/001.png" "$folder/a.png"
 cp "$pictures/002.png" "$folder/b.png"

@@ -1,9 +1,10 @@
-"""examples/emoji.py; `demo.sh` is run by `make demo`, features.py by tests/test_features.py."""
+"""examples/emoji.py, and what demo.sh refuses; `make demo` runs it, features.py is run by tests/test_features.py."""
 
 from __future__ import annotations
 
 import importlib.util
 import io
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -53,6 +54,14 @@ def test_each_glyph_is_written_once(emoji: ModuleType, tmp_path: Path, monkeypat
         assert picture.size == (32, 32)
         assert picture.mode == "RGB"
         assert picture.getpixel((16, 16)) == (255, 0, 0)
+
+
+def test_the_demo_removes_no_folder_but_its_own(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    done = subprocess.run(["bash", SCRIPT.with_name("demo.sh"), tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "name another folder" in done.stderr
+    assert (tmp_path / "precious").read_text() == "mine"
 
 
 @pytest.mark.skipif(

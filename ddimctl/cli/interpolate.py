@@ -99,7 +99,9 @@ def interpolate(
     else:
         animation.save_frames(output, pixels, fps)
         if output.suffix.lower() in animation.MERGING and (held := animation.count_frames(output)[0]) < len(xT):
-            console.notice(f"{output} holds {held} of the {len(xT)} frames: equal neighbours are one there, shown for longer")
+            console.notice(
+                f"{output} holds {held} of the {len(xT)} frames: equal neighbours are one there, shown for longer"
+            )
     steps_apart = ((images[1:] - images[:-1]) / 2).flatten(1).square().mean(1).sqrt().tolist()
     text = str(output)
     if distances:
