@@ -20,6 +20,7 @@ from typer.exceptions import TyperException
 
 from ddimctl import __version__
 from ddimctl.cli import bench, decode, encode, evaluate, info, interpolate, models, reconstruct, sample, train
+from ddimctl.cli.console import plain
 from ddimctl.errors import FAILED, USAGE, DDIMError
 
 app = typer.Typer(
@@ -123,15 +124,9 @@ def _prepare_streams() -> None:
 def _complain(message: str, hint: str = "") -> None:
     """One line, and perhaps a second one that says what to do."""
     with contextlib.suppress(OSError, ValueError):
-        print(f"error: {_plain(message)}", file=sys.stderr)
+        print(f"error: {plain(message)}", file=sys.stderr)
         if hint:
-            print(f"hint: {_plain(hint)}", file=sys.stderr)
-
-
-def _plain(text: str) -> str:
-    """One line that steers no terminal, whatever a file is called."""
-    one_line = " ".join(text[:2000].split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in one_line)
+            print(f"hint: {plain(hint)}", file=sys.stderr)
 
 
 def _exit(code: int) -> NoReturn:

@@ -55,6 +55,12 @@ class Console:
             yield advance
 
 
+def plain(text: str) -> str:
+    """One line that steers no terminal, whatever a file is called."""
+    one_line = " ".join(text[:2000].split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in one_line)
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Plain text: columns aligned, the first to the left, the others to the right. Pipes and greps well."""
     lines = [list(header), *map(list, rows)]
