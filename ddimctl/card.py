@@ -14,9 +14,10 @@ from pathlib import Path
 from torch import Tensor
 
 from ddimctl import ddim
+from ddimctl.checkpoints.diffusers import HELD_OUT_FOLDER
 from ddimctl.metrics import mse
 from ddimctl.model import Model
-from ddimctl.train import HELD_OUT_FOLDER, N_HELD_OUT_FILES, Settings, Trainer
+from ddimctl.train import N_HELD_OUT_FILES, Settings, Trainer
 
 SAMPLES = "samples.png"
 ROUND_TRIPS = (("ddim", "linear"), ("ab2", "karras"))  # the paper's way, and ours

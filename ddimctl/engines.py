@@ -101,14 +101,9 @@ def openvino(model: Model) -> Run:
     """OpenVINO (extra ``openvino``), on CPUs. What it makes of the network is cached, by weights and shape."""
     if model.device.type != "cpu":
         raise UsageError(f"the engine openvino runs on CPUs, not on {model.device.type}", hint="add --device cpu")
-    if importlib.util.find_spec("openvino") is None:
-        raise UsageError(
-            "the engine openvino needs the extra 'openvino'", hint="install it with: pip install 'ddimctl[openvino]'"
-        )
     import numpy as np
 
-    ov: Any = importlib.import_module("openvino")
-    core = ov.Core()
+    core = import_openvino().Core()
     settings = {
         "INFERENCE_PRECISION_HINT": "bf16" if model.precision == "bf16" else "f32",
         "PERFORMANCE_HINT": "LATENCY",
@@ -148,6 +143,19 @@ def openvino(model: Model) -> Run:
         return x.new_tensor(out) if hasattr(x, "new_tensor") else out.astype(x.dtype)
 
     return run
+
+
+def import_openvino() -> Any:
+    """OpenVINO's module. Raises `UsageError` if it is not installed, or cannot be loaded."""
+    if importlib.util.find_spec("openvino") is None:
+        raise UsageError(
+            "the engine openvino needs the extra 'openvino'", hint="install it with: pip install 'ddimctl[openvino]'"
+        )
+    try:
+        return importlib.import_module("openvino")
+    except Exception as e:  # a broken installation fails in ways of its own
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        raise UsageError(f"the engine openvino cannot be loaded: {reason}", hint="--engine torch needs nothing") from e
 
 
 def threads() -> int:
@@ -244,9 +252,15 @@ def pick(model: Model, evaluations: float) -> tuple[str, str]:
         return "torch", f"on {model.device.type}"
     if importlib.util.find_spec("openvino") is None:
         return "torch", "the extra 'openvino' would be faster on a CPU"
-    if model.config.image_size is not None and cache.has(graph_name(model, model.shape)):
-        return "openvino", "converted before"
-    work = evaluations * model.flops
-    if work < PAYS:
-        return "torch", f"{work:.1e} operations do not pay for a conversion"
-    return "openvino", f"{work:.1e} operations pay for a conversion"
+    if cache.has(graph_name(model, model.shape)):
+        why = "converted before"
+    else:
+        work = evaluations * model.flops
+        if work < PAYS:
+            return "torch", f"{work:.1e} operations do not pay for a conversion"
+        why = f"{work:.1e} operations pay for a conversion"
+    try:
+        import_openvino()
+    except UsageError as e:
+        return "torch", str(e)
+    return "openvino", why

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ddimctl import engines, files
 from ddimctl.checkpoints import Checkpoint, diffusers, formats, hub
-from ddimctl.errors import DDIMError, FileError, UsageError
+from ddimctl.errors import DDIMError, FileError, UsageError, choose
 from ddimctl.files import bundled_folder
 from ddimctl.implicit import Array
 from ddimctl.schedule import Schedule
@@ -77,6 +77,7 @@ class Model:
 
     def use(self, engine: str, precision: str = "float32") -> Model:
         """Itself, from now on evaluated by the engine of that name. Raises `UsageError` where that is not possible."""
+        choose(engines.ENGINES, engine, "engine")
         engines.check(engine, precision)
         self.engine, self.precision = engine, precision
         self.__dict__.pop("run", None)
@@ -111,7 +112,8 @@ class Model:
 
     @cached_property
     def flops(self) -> int:
-        """Floating-point operations of one evaluation for one image, see `flops`."""
+        """Floating-point operations of one evaluation for one image, see `flops`. Raises as `size` does."""
+        _ = self.size
         return flops(self.config)
 
 

@@ -65,11 +65,10 @@ def distance_against_steps(
     figure = Figure(figsize=(13, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     ours, theirs, cost = figure.subplots(1, 3)
-    published = TABLE_1["CIFAR-10"]
     for i, (label, points) in enumerate(lines.items()):
         ours.plot(*zip(*sorted(points.items()), strict=True), f"C{i}o-", label=label)
-        if label in published:
-            theirs.plot(*zip(*sorted(published[label].items()), strict=True), f"C{i}s:", label=label)
+        if label in TABLE_1:
+            theirs.plot(*zip(*sorted(TABLE_1[label].items()), strict=True), f"C{i}s:", label=label)
     if floor is not None:
         ours.axhline(floor, color="k", linestyle="--", linewidth=1, label="real test images")
     ours.set(title=title, ylabel=f"Fréchet distance ({what})")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddimctl import cache, engines
+from ddimctl.errors import UsageError
 from ddimctl.files import bundled_folder
 from ddimctl.implicit import Array
 from ddimctl.schedule import Schedule
@@ -102,7 +103,7 @@ def recall(reference: str, device: str, class_label: int | None) -> Prepared | N
     if find_spec("openvino") is None or not (device == "cpu" or (device == "auto" and _has_no_gpu())):
         return None
     folder = next((p for p in (bundled_folder() / reference, Path(reference)) if p.is_dir()), None)
-    if not reference or folder is None or not cache.folder().is_dir():
+    if not reference or folder is None or not cache.is_there():
         return None
     found = cache.load(_name(folder, class_label))
     if found is None:
@@ -113,7 +114,13 @@ def recall(reference: str, device: str, class_label: int | None) -> Prepared | N
         about[name] = tuple(about[name])
     prepared = Prepared(folder=folder, name=folder.resolve().name, schedule=schedule, **about)
     like: Any = prepared
-    return prepared if cache.has(engines.graph_name(like, prepared.shape)) else None
+    if not cache.has(engines.graph_name(like, prepared.shape)):
+        return None
+    try:
+        engines.import_openvino()
+    except UsageError:  # the model itself will say so, or take another engine
+        return None
+    return prepared
 
 
 def _has_no_gpu() -> bool:
@@ -125,9 +132,11 @@ def _name(folder: Path, class_label: int | None) -> str:
     from ddimctl import __version__
 
     h = sha256()
-    files = [p for sub in (".", "unet", "unet_ema", "scheduler") for p in (folder / sub).glob("*")]
-    for path in sorted(p for p in files if p.suffix in SUFFIXES and p.is_file()):
-        h.update(f"{path.relative_to(folder)} {path.stat().st_size} ".encode())
+    places = [folder / sub for sub in (".", "unet", "unet_ema", "scheduler")]
+    if folder.name in ("unet", "unet_ema"):  # the network's own folder: its scheduler is beside it
+        places.append(folder.absolute().parent / "scheduler")
+    for path in (p for place in places for p in sorted(place.glob("*")) if p.suffix in SUFFIXES and p.is_file()):
+        h.update(f"{path.parent.name}/{path.name} {path.stat().st_size} ".encode())
         with path.open("rb") as f:
             while block := f.read(1 << 20):
                 h.update(block)

@@ -25,6 +25,11 @@ RHO = 7.0  # Karras et al. 2022, eq. 5
 DEFAULT_SPACING = "karras"
 
 
+def linear_betas(T: int, start: float, end: float) -> list[float]:
+    """β_1 … β_T of DDPM (Ho et al. 2020), evenly spaced."""
+    return [start + (end - start) * i / max(T - 1, 1) for i in range(T)]
+
+
 @dataclass(frozen=True)
 class Schedule:
     """`alpha[t]` for t = 0 … T: starts at 1, falls strictly, stays above 0.
@@ -47,7 +52,7 @@ class Schedule:
     @classmethod
     def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
         """DDPM's and the paper's: β rises linearly."""
-        return cls.from_betas([beta_start + (beta_end - beta_start) * i / max(T - 1, 1) for i in range(T)])
+        return cls.from_betas(linear_betas(T, beta_start, beta_end))
 
     @property
     def T(self) -> int:

@@ -12,7 +12,6 @@ import csv
 import io
 import math
 import pickle
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -27,13 +26,13 @@ from torch.optim.swa_utils import AveragedModel
 
 from ddimctl import ddim, images
 from ddimctl.checkpoints import Checkpoint, diffusers
+from ddimctl.checkpoints.diffusers import HELD_OUT_FOLDER
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.files import atomic_file, make_folder, sha256, write_bytes
 from ddimctl.model import from_checkpoint
 from ddimctl.schedule import Schedule
 from ddimctl.unet import UNet2DModel, UNetConfig
 
-HELD_OUT_FOLDER = "held-out"  # inside a model folder: images it was not trained on
 N_HELD_OUT_FILES = 64
 N_VALIDATION = 1024
 # What `torch.load` and the `load_state_dict` raise on a file that is not what `Trainer.save` wrote.
@@ -238,7 +237,7 @@ class Trainer:
         return x
 
     def save(self) -> None:
-        """Writes what `resume` needs, atomically."""
+        """Writes what `resume` needs, atomically. Raises `DDIMError` where the system refuses."""
         make_folder(self.work)
         state = {
             "settings": asdict(self.settings),
@@ -250,8 +249,12 @@ class Trainer:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        with atomic_file(self.work / "checkpoint.pt") as f:
-            torch.save(state, f)
+        path = self.work / "checkpoint.pt"
+        with atomic_file(path) as f:
+            try:
+                torch.save(state, f)
+            except RuntimeError as e:  # torch's word for what the system refused, which it keeps as the cause
+                raise DDIMError(f"cannot write {path}: {getattr(e.__context__, 'strerror', None) or e}") from e
 
     def resume(self) -> None:
         """Continues from the last `save`. Raises `UsageError` if there is none or it was made with other settings."""
@@ -289,10 +292,6 @@ class Trainer:
         shown = self.held_out[:N_HELD_OUT_FILES].permute(0, 2, 3, 1).numpy()
         for i, pixels in enumerate(shown):
             images.save_image(target / f"{i:03}.png", pixels)
-        # An earlier run may have held out more; it did not promise not to train on what this one trains on.
-        for path in target.iterdir():
-            if re.fullmatch(r"\d{3}\.png", path.name) and int(path.stem) >= len(shown):
-                path.unlink()
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int) -> float:

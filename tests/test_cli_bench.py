@@ -69,6 +69,12 @@ def test_usage(invoke: Any, model_folder: Path) -> None:
         assert said in invoke("bench", "-m", model_folder, *wrong).failed(2)
 
 
+def test_auto_means_what_is_there(invoke: Any, model_folder: Path) -> None:
+    few = ("--batch-size", "1", "--steps", "2", "--seconds", "0", "--device", "cpu", "--json")
+    record = json.loads(invoke("bench", "-m", model_folder, "--engine", "auto", *few).ok().out)
+    assert [r["engine"] for r in record["rates"]] == HERE
+
+
 def test_the_share_of_the_network_is_put_back(model: Model) -> None:
     run = model.run
     assert 0 < bench.network_share(model, 2, steps=3) < 1

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddimctl import cache, ddim, engines, images, latent, lossless
 from ddimctl import model as model_module
 from ddimctl.engines import ENGINES, PARTS
-from ddimctl.errors import UsageError
+from ddimctl.errors import DDIMError, UsageError
 from ddimctl.model import Model, load
 from ddimctl.unet import UNet2DModel
 
@@ -228,6 +228,49 @@ def test_a_missing_extra_is_one_line(model: Model, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UsageError, match="needs the extra 'openvino'") as e:
         model.use("openvino")
     assert e.value.hint == "install it with: pip install 'ddimctl[openvino]'"
+
+
+@needs_openvino
+def test_an_openvino_that_cannot_be_loaded_is_one_line_and_auto_does_without(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(name: str) -> Any:
+        raise ImportError("libopenvino.so: cannot open shared object file\nand more")
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    with pytest.raises(UsageError, match=r"cannot be loaded: libopenvino.so: .* file$"):
+        model.use("openvino")
+    engine, why = engines.pick(model, 1e12)
+    assert engine == "torch"
+    assert "cannot be loaded" in why
+
+
+def test_auto_is_a_choice_and_no_engine(model: Model) -> None:
+    with pytest.raises(UsageError, match="unknown engine 'auto'"):
+        model.use("auto")
+
+
+def test_everything_works_without_a_home(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(DDIMError, match="no home folder"):
+        cache.folder()
+    assert not cache.is_there()
+    assert not cache.has("x")
+    assert cache.load("x") is None
+    assert cache.fetch("x", lambda: b"made") == b"made"
+    assert engines.pick(model, 1)[0] == "torch"
+
+
+def test_the_cache_removes_what_killed_writers_left() -> None:
+    cache.fetch("a" * 64, lambda: b"")
+    left = cache.folder() / f".{'b' * 64}.0.tmp"
+    left.write_bytes(b"half")
+    cache.fetch("c" * 64, lambda: b"")
+    assert not left.exists()
 
 
 def test_a_missing_compiler_is_one_line(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ import pytest
 import torch
 from conftest import isolated, write_tiny_model
 
-from ddimctl import cache, ddim, latent, prepared
+from ddimctl import cache, ddim, engines, latent, prepared
+from ddimctl.errors import UsageError
 from ddimctl.model import load
 
 pytest.importorskip("openvino")
@@ -86,6 +87,24 @@ def test_forgotten_when_a_file_changes(folder: Path) -> None:
         assert prepared.recall(str(folder), "cpu", None) is None
         path.write_bytes(kept)
     assert prepared.recall(str(folder), "cpu", None) is not None
+
+
+def test_a_network_named_by_itself_has_its_scheduler_beside_it(folder: Path) -> None:
+    remembered(folder / "unet")
+    assert prepared.recall(str(folder / "unet"), "cpu", None) is not None
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(path.read_text().replace("0.02", "0.03"))
+    assert prepared.recall(str(folder / "unet"), "cpu", None) is None
+
+
+def test_not_where_openvino_cannot_be_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remembered(folder)
+
+    def broken() -> Any:
+        raise UsageError("the engine openvino cannot be loaded")
+
+    monkeypatch.setattr(engines, "import_openvino", broken)
+    assert prepared.recall(str(folder), "cpu", None) is None
 
 
 def test_not_without_the_network_in_the_cache(folder: Path) -> None:

@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 import re
+import resource
 import shlex
 import signal
 import struct
@@ -238,14 +239,38 @@ def test_the_training_set_never_contains_a_held_out_image(tmp_path: Path) -> Non
     assert not drawn & published
 
 
-def test_held_out_files_of_an_earlier_run_are_removed(tmp_path: Path) -> None:
-    """It may have held out what this run trains on."""
-    (tmp_path / "held-out").mkdir()
-    for name in ("001.png", "007.png", "mine.png"):
-        (tmp_path / "held-out" / name).write_bytes(b"old")
-    Trainer(settings(), pixels(), pixels(2, seed=9), tmp_path, CPU).export("card")
-    assert sorted(p.name for p in (tmp_path / "held-out").iterdir()) == ["000.png", "001.png", "mine.png"]
-    assert images.read(tmp_path / "held-out" / "001.png", 1, (8, 8)) is not None
+def test_what_an_earlier_model_left_goes_with_force_alone(idx: Path, tmp_path: Path, invoke: Any) -> None:
+    """It may have held out what this run trains on, and its averaged weights or features are another model's."""
+    m = tmp_path / "m"
+    for name in ("held-out/001.png", "held-out/700.png", "held-out/mine.png", "unet_ema/config.json", "README.md",
+                 "features.safetensors", "notes.txt"):  # fmt: skip
+        (m / name).parent.mkdir(parents=True, exist_ok=True)
+        (m / name).write_text("old")
+    assert "something in it" in train(invoke, idx, "--steps", "2").failed(2)
+    assert sum(p.is_file() for p in m.rglob("*")) == 7
+    train(invoke, idx, "--steps", "2", "--force").ok()
+    assert not (m / "unet_ema").exists()
+    assert not (m / "features.safetensors").exists()
+    assert not (m / "held-out" / "700.png").exists()
+    assert {(m / "notes.txt").read_text(), (m / "held-out" / "mine.png").read_text()} == {"old"}
+    assert images.read(m / "held-out" / "001.png", 1, (8, 8)) is not None
+    assert "# m\n" in (m / "README.md").read_text()
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limit of the size of files")
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(idx: Path, tmp_path: Path, ddimctl: Any) -> None:
+    words = ["train", idx.name, "-o", "m", "--held-out", "0.2", *OPTIONS, "--batch-size", "4", "--steps", "2"]
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); from ddimctl.cli.app import main;"
+        f"sys.argv = ['ddimctl', *{words!r}]; main()"
+    )
+    done = subprocess.run([sys.executable, "-B", "-c", code], cwd=tmp_path, env=isolated(tmp_path), capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "File too large" in done.stderr.splitlines()[-1]
+    assert not list((tmp_path / "m").rglob("*.safetensors"))
 
 
 def test_shared_counts_equal_images() -> None:
@@ -441,7 +466,7 @@ def test_an_existing_model_is_kept(run: tuple[Path, Result], tmp_path: Path, inv
     folder, _ = run
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     message = invoke("train", folder.parent / "squares.gz", "-o", folder, *OPTIONS).failed(2)
-    assert "holds a model already" in message
+    assert "is a folder with something in it" in message
     assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 

@@ -7,19 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from ddimctl.errors import FileError
-from ddimctl.schedule import Schedule
+from ddimctl.schedule import Schedule, linear_betas
 
 MAX_T = 100_000
 
 
-def linear(T: int, start: float, end: float) -> list[float]:
-    """DDPM's (Ho et al. 2020)."""
-    return [start + (end - start) * i / max(T - 1, 1) for i in range(T)]
-
-
 def scaled_linear(T: int, start: float, end: float) -> list[float]:
     """√β rises linearly (latent diffusion); ermongroup/ddim call it quad."""
-    return [b * b for b in linear(T, math.sqrt(start), math.sqrt(end))]
+    return [b * b for b in linear_betas(T, math.sqrt(start), math.sqrt(end))]
 
 
 def cosine(T: int, start: float, end: float) -> list[float]:
@@ -30,7 +25,7 @@ def cosine(T: int, start: float, end: float) -> list[float]:
 
 def sigmoid(T: int, start: float, end: float) -> list[float]:
     """β rises as a logistic function from −6 to 6 (GeoDiff)."""
-    return [start + (end - start) / (1 + math.exp(-x)) for x in linear(T, -6.0, 6.0)]
+    return [start + (end - start) / (1 + math.exp(-x)) for x in linear_betas(T, -6.0, 6.0)]
 
 
 def schedule(kind: Any, T: Any = 1000, start: Any = 1e-4, end: Any = 0.02) -> Schedule:
@@ -53,7 +48,7 @@ def checked(betas: list[float]) -> Schedule:
 
 
 BETAS: dict[str, Callable[[int, float, float], list[float]]] = {
-    "linear": linear,
+    "linear": linear_betas,
     "scaled_linear": scaled_linear,
     "squaredcos_cap_v2": cosine,
     "sigmoid": sigmoid,

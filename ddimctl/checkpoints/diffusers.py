@@ -7,21 +7,24 @@ out means diffusers' default. The weights may be safetensors or torch's, one fil
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint, betas, identify, weights
-from ddimctl.errors import FileError
-from ddimctl.files import atomic_path, make_folder, write_bytes
+from ddimctl.errors import DDIMError, FileError
+from ddimctl.files import make_folder, write_bytes
 from ddimctl.schedule import Schedule
 from ddimctl.unet import UNetConfig
 
 STEM = "diffusion_pytorch_model"
 WEIGHTS = f"{STEM}.safetensors"
+HELD_OUT_FOLDER = "held-out"  # beside the network: images it was not trained on
 VERSION = "0.36.0"  # of the diffusers whose layout we write
 # Old diffusers named the attention's weights so.
 LEGACY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -295,8 +298,9 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
     }
     make_folder(folder / "unet")
     make_folder(folder / "scheduler")
-    with atomic_path(folder / "unet" / WEIGHTS) as path:
-        save_file({k: _own(w) for k, w in checkpoint.weights.items()}, path, metadata={"format": "pt"})
+    # Not safetensors' own `save_file`: it puts another file in the place of a locked temporary one.
+    tensors = {k: _own(w) for k, w in checkpoint.weights.items()}
+    write_bytes(folder / "unet" / WEIGHTS, save(tensors, metadata={"format": "pt"}))
     files = {
         folder / "unet" / "config.json": {**config.to_dict(), "_diffusers_version": VERSION},
         folder / "scheduler" / "scheduler_config.json": scheduler,
@@ -307,6 +311,19 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
         (folder / "model_index.json").unlink(missing_ok=True)
     for path, value in files.items():
         write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def clear(folder: Path) -> None:
+    """Removes what an earlier model left in its folder and would pass for the next one's: averaged weights, the card,
+    features, samples, held-out images. Raises `DDIMError` where that is not possible."""
+    shutil.rmtree(folder / "unet_ema", ignore_errors=True)
+    names = ["README.md", "features.safetensors", "samples.png"]
+    held_out = [p for p in (folder / HELD_OUT_FOLDER).glob("*.png") if re.fullmatch(r"\d{3}", p.stem)]
+    try:
+        for path in (*(folder / name for name in names), *held_out):
+            path.unlink(missing_ok=True)
+    except OSError as e:
+        raise DDIMError(f"cannot remove {path}: {e.strerror or e}") from e
 
 
 def _own(w: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def bench(
     net = inputs.open_model(model, device, console, class_label, config)
     for s in path_steps:
         net.schedule.path(s)
-    if engine is not None:
+    if engine is not None and engine != "auto":
         wanted = options.parse_list(engine)
     else:
         there = net.device.type == "cpu" and importlib.util.find_spec("openvino") is not None

@@ -211,6 +211,7 @@ def open_reference(
     """The statistics to compare with, and how far real images are apart: what no sampler can be expected to beat."""
     from ddimctl import frechet
     from ddimctl.evaluate import reference_images
+    from ddimctl.features import BATCH
 
     if path is None:
         if extractor.reference is None:
@@ -228,7 +229,7 @@ def open_reference(
         console.notice(f"{path}: {note}")
     if len(pixels) < 4:
         raise UsageError(f"{path} holds {len(pixels)} images, too few to compare with")
-    with console.bar(-(-len(pixels) // 250), "reference") as bar:
+    with console.bar(-(-len(pixels) // BATCH), "reference") as bar:
         known = frechet.statistics(bar(extractor.parts(pixels)))
     halves = [frechet.statistics(extractor.parts(pixels[i::2])) for i in (0, 1)]
     floor = {"halves": frechet.distance(*halves)}

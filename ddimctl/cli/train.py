@@ -68,6 +68,7 @@ def train(
     Example: ddimctl train photos/ -o my-model --size 32 --steps 20000
     """
     from ddimctl import card, model
+    from ddimctl.checkpoints import diffusers
     from ddimctl.files import make_folder
     from ddimctl.images import to_tensor
     from ddimctl.train import N_HELD_OUT_FILES, LossLog, Settings, Trainer, shared
@@ -83,14 +84,17 @@ def train(
     )  # fmt: skip
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is a file", hint="-o names a folder")
-    begun = (output / "unet").exists() or (output / "training" / "checkpoint.pt").exists()
-    if begun and not (resume or force):
-        raise UsageError(f"{output} holds a model already", hint="--resume continues it, --force starts again")
+    if output.exists() and any(output.iterdir()) and not (resume or force):
+        raise UsageError(
+            f"{output} is a folder with something in it", hint="--resume continues a run, --force starts again there"
+        )
     target = model.torch_device(device)
     data, held = _load(images, held_out, settings.channels, settings.size, seed)
     trainer = Trainer(settings, data, held, output, target)
     if resume:
         trainer.resume()
+    elif force:
+        diffusers.clear(output)
     trainer.about |= {k: v for k, v in (("data_name", data_name), ("license", license_)) if v}
     about = card.About(
         images.resolve().name,
