@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
+from pages import put, table
 from torch import Tensor
 
 from ddimctl import ddim, images, lossless, plots
@@ -22,7 +22,6 @@ from ddimctl.paper import TABLE_2
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "inversion.md"
-BEGIN, END = "<!-- measured by benchmarks/inversion.py: begin -->", "<!-- measured: end -->"
 GRID = [
     *(("ddim", "linear", S) for S in (10, 20, 50, 100)),
     *(("ddim", "quadratic", S) for S in (10, 20, 50, 100)),
@@ -91,12 +90,7 @@ def held_out(model: Model) -> Tensor:
     return images.load_dataset(model.folder / "held-out", model.channels, model.size).float() / 127.5 - 1
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(r) + " |" for r in [header, ["---"] * len(header), *rows])
-
-
 def main(source: Path | None) -> None:
-    torch.set_num_threads(torch.get_num_threads())
     model = load("fashion-mnist", "cpu")
     if source is None:
         x0 = held_out(model)
@@ -148,10 +142,7 @@ def main(source: Path | None) -> None:
     for r in rows:
         lines.setdefault(f"{r.solver}, {r.spacing}", []).append((r.encode + r.decode, max(r.mse, 1e-14)))
     plots.error_against_evaluations(ROOT / "docs" / "inversion.png", lines, f"fashion-mnist, {n} images")
-    page = PAGE.read_text()
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n\n" + "\n\n".join(body) + f"\n\n{END}{after}")
+    put(PAGE, __file__, "\n\n".join(body))
     assert all(math.isfinite(r.mse) for r in rows)
 
 

@@ -6,11 +6,14 @@ when this ran last. The pictures are those that the commands write. ONLY is a wo
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+from pages import write
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "paper.md"
@@ -25,20 +28,21 @@ def commands(page: str) -> list[str]:
 def run(command: str) -> str:
     print(command, flush=True)
     words = [sys.executable, "-m", *shlex.split(command)]
-    return subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    env = {k: v for k, v in os.environ.items() if not k.startswith("DDIMCTL_")}
+    return subprocess.run(words, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-def again(block: re.Match[str], only: str) -> str:
-    parts = re.split(r"^\$ ", block[1], flags=re.MULTILINE)[1:]
-    out = ""
-    for part in parts:
-        command, _, before = part.partition("\n")
-        out += f"$ {command}\n{run(command) if only in command else before}"
-    return f"```console\n{out}```"
+def put(page: str, command: str, printed: str) -> str:
+    """The page with what that command printed below it, up to the next command or the end of the block."""
+    below = re.compile(rf"(?<=^\$ {re.escape(command)}\n).*?(?=^\$ |^```)", re.DOTALL | re.MULTILINE)
+    return below.sub(lambda _: printed, page, count=1)
 
 
 def main(only: str) -> None:
-    PAGE.write_text(BLOCK.sub(lambda block: again(block, only), PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for command in commands(PAGE.read_text(encoding="utf-8")):
+        if only in command:
+            printed = run(command)
+            write(PAGE, put(PAGE.read_text(encoding="utf-8"), command, printed))  # each as soon as it is there
 
 
 if __name__ == "__main__":

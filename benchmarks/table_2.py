@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pages import put, table
 
 from ddimctl import ddim, engines
 from ddimctl.files import make_folder, sha256, write_bytes
@@ -26,7 +27,6 @@ from ddimctl.paper import TABLE_2
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "paper.md"
-BEGIN, END = "<!-- measured by benchmarks/table_2.py: begin -->", "<!-- measured: end -->"
 KEPT = ROOT / "runs" / "table_2"
 ROWS = (("ddim", "linear"), ("ddim", "quadratic"), ("ab2", "karras"))
 FEW, MANY = (10, 20), (50, 100)
@@ -89,9 +89,7 @@ def main() -> None:
     header = ["solver", "spacing", *(f"S = {s}" for s in (*FEW, *MANY))]
     rows = [[f"`{a}`", f"`{b}`", *(cell(files[a, b, s]) for s in (*FEW, *MANY))] for a, b in ROWS]
     rows.append(["paper (CIFAR-10)", "", *(f"{TABLE_2[s]:g}" for s in (*FEW, *MANY))])
-    table = "\n".join("| " + " | ".join(r) + " |" for r in [header, ["---"] * len(header), *rows])
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+    put(PAGE, __file__, table(header, rows))
 
 
 if __name__ == "__main__":

@@ -20,9 +20,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pages import put, table
+
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "models" / "fashion-mnist"
-BEGIN, END = "<!-- measured by benchmarks/versus_diffusers.py: begin -->", "<!-- measured: end -->"
 THEIRS = [sys.executable, str(ROOT / "benchmarks" / "diffusers_round_trip.py"), str(MODEL)]
 OURS = [sys.executable, "-m", "ddimctl", "reconstruct", "-m", "fashion-mnist", "--report", "mse", "--json", "-q"]
 
@@ -84,17 +85,6 @@ def smallest(images: Sequence[str], error: float, env: dict[str, str]) -> tuple[
         if best["mse"] <= error:
             return best["spacing"], steps
     raise SystemExit(f"no number of steps comes down to {error}")
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(r) + " |" for r in [header, ["---"] * len(header), *rows])
-
-
-def put(page: Path, body: str) -> None:
-    """Replaces what stands between the markers of a page."""
-    text = page.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
 
 
 def main() -> None:
@@ -184,9 +174,9 @@ def measure(pairs: int, quick: bool, threads: int, env: dict[str, str]) -> None:
     ))  # fmt: skip
     print(body)
     if not quick:
-        put(ROOT / "docs" / "performance.md", body)
+        put(ROOT / "docs" / "performance.md", __file__, body)
         short = [[*r.cells()[:4], *r.cells()[5:7]] for r in rows]
-        put(ROOT / "README.md", table([*header[:4], *header[5:7]], short))
+        put(ROOT / "README.md", __file__, table([*header[:4], *header[5:7]], short))
 
 
 if __name__ == "__main__":

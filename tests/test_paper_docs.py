@@ -1,4 +1,5 @@
-"""docs/paper.md: its commands are valid, and what it points at is there. `make docs` runs the commands themselves."""
+"""docs/paper.md: its commands are valid, and what it points at is there. `make docs` runs the commands themselves; what
+they print is put where it belongs."""
 
 from __future__ import annotations
 
@@ -54,3 +55,47 @@ def test_functions_named_exist(module: str, names: list[str]) -> None:
     for name in names:
         assert hasattr(found, name)
         assert f"`{name}" in PAGE
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOCS.parent / "benchmarks"))
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_what_a_command_prints_replaces_what_it_printed() -> None:
+    paper = importlib.import_module("paper")
+    page = "a\n\n```console\n$ ddimctl x\nold\nold\n$ ddimctl x y\n```\n\nb\n\n```console\n$ ddimctl z\n```\n"
+    once = paper.put(page, "ddimctl x", "new\n")
+    assert once == page.replace("old\nold\n", "new\n")
+    assert paper.put(once, "ddimctl x y", "1\\2\n") == once.replace("x y\n", "x y\n1\\2\n")
+    assert paper.put(once, "ddimctl z", "3\n") == once.replace("z\n```", "z\n3\n```")
+    assert paper.commands(page) == ["ddimctl x", "ddimctl x y", "ddimctl z"]
+    assert paper.commands(PAGE) == COMMANDS
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_a_part_of_a_page_is_replaced_between_its_markers(tmp_path: Path) -> None:
+    pages = importlib.import_module("pages")
+    page = tmp_path / "page.md"
+    begin, end = "<!-- measured by benchmarks/x.py: begin -->", pages.END
+    page.write_text(f"a\n{begin}\n\nold\n\n{end}\nb\n<!-- measured by benchmarks/y.py: begin -->{end}\n")
+    pages.put(page, "/somewhere/x.py", pages.table(["h"], [["σ"]]))
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith(f"a\n{begin}\n\n| h |\n| --- |\n| σ |\n\n{end}\nb\n")
+    assert text.endswith(f"y.py: begin -->{end}\n")
+
+
+@pytest.mark.usefixtures("benchmarks")
+@pytest.mark.parametrize(
+    ("page", "script"),
+    [("inversion.md", "inversion"), ("performance.md", "versus_diffusers"), ("../README.md", "versus_diffusers"),
+     ("paper.md", "table_2")],
+)  # fmt: skip
+def test_every_page_has_the_markers_of_its_script(page: str, script: str, tmp_path: Path) -> None:
+    pages = importlib.import_module("pages")
+    copy = tmp_path / "page.md"
+    copy.write_bytes((DOCS / page).read_bytes())
+    pages.put(copy, f"{script}.py", "NEW")
+    assert "NEW" in copy.read_text(encoding="utf-8")
+    assert (DOCS.parent / "benchmarks" / f"{script}.py").is_file()
