@@ -17,6 +17,7 @@ import json
 import math
 import os
 import pickletools
+import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,7 @@ import numpy as np
 
 from ddimctl.errors import FileError, UsageError
 from ddimctl.files import atomic_file, read_bytes, write_bytes
+from ddimctl.solvers import decoder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,7 +119,7 @@ def provenance(
         },
         "schedule": model.schedule.digest,
         "solver": solver,
-        "decoder": "ddim" if solver == "exact" else solver,
+        "decoder": decoder(solver),
         "spacing": spacing,
         "steps": len(path) - 1,
         "path": list(path),
@@ -211,7 +213,7 @@ def from_bytes(data: bytes, name: str) -> Latent:
     if not 0 < xT.numel() * 4 <= len(data):  # an expanded tensor announces more than there is
         raise FileError(f"{name} is damaged: its tensor has the shape {tuple(xT.shape)}", hint=NO_HINT)
     xT = xT.contiguous()
-    if digest(xT, about) != text.get("sha256"):
+    if not _is_unicode(about) or digest(xT, about) != text.get("sha256"):
         raise FileError(f"{name} is damaged: its checksum does not match", hint=NO_HINT)
     if data[30 : 30 + len(LAYOUT)] == LAYOUT.encode():  # nor may anything differ that a zip holds twice, or for nothing
         rest = {k: v for k, v in text.items() if isinstance(k, str) and isinstance(v, str)}
@@ -250,8 +252,18 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and len(value) < 4096 and value.isprintable()
 
 
+def _is_unicode(text: str) -> bool:
+    """Half a surrogate pair, which a pickle can hold, is no text that could be hashed."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """A finite float, or an integer that can become one."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_count(value: Any) -> bool:
@@ -272,7 +284,7 @@ FIELDS: dict[str, Callable[[Any], bool]] = {  # of a provenance, and what each m
         isinstance(v, dict)
         and all(_is_name(v.get(k)) for k in ("name", "reference", "digest"))
         and (v.get("config") is None or _is_name(v["config"]))
-        and (v.get("class") is None or type(v["class"]) is int)
+        and (v.get("class") is None or _is_count(v["class"]))
     ),
     "schedule": _is_name,
     "solver": _is_name,
@@ -395,7 +407,7 @@ def _read_safetensors(data: bytes, name: str) -> tuple[dict[str, Any], Any]:
     try:
         tensors = load_safetensors(data)
         length = int.from_bytes(data[:8], "little")
-        text = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+        text = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
         raise FileError(f"{name} is not a latent, or damaged", hint=NO_HINT) from e
     return text, tensors.get("xT")

@@ -177,6 +177,10 @@ def without(name: str) -> Callable[[dict[str, Any]], object]:
         lambda r: r.update(residuals=[math.nan]),
         lambda r: r.update(unconverged=[-1]),
         lambda r: r.update(decoder=None),
+        lambda r: r.update(path=[0, 1, 10**400]),
+        lambda r: r.update(tolerance=10**400),
+        lambda r: r.update(residuals=[-(10**400)]),
+        lambda r: r["model"].update({"class": 10**400}),
     ],
 )
 def test_a_provenance_that_makes_no_sense_is_refused(wrong: Callable[[dict[str, Any]], object]) -> None:
@@ -192,6 +196,23 @@ def test_a_provenance_that_makes_no_sense_is_refused(wrong: Callable[[dict[str, 
 def test_a_provenance_is_an_object(record: object) -> None:
     with pytest.raises(FileError, match="makes no sense"):
         latent.from_bytes(signed(record, torch.zeros(1, 1, 2, 2)), "x")
+
+
+@pytest.mark.parametrize("odd", ["\ud800", '{"name": "\udcff"}'])
+def test_half_a_surrogate_pair_is_no_provenance(odd: str) -> None:
+    """A pickle can hold one, and nothing can hash it."""
+    content = {"format": latent.FORMAT, "version": "1", "provenance": odd, "sha256": "", "xT": torch.zeros(1, 1, 2, 2)}
+    out = io.BytesIO()
+    torch.save(content, out)
+    with pytest.raises(FileError, match="damaged"):
+        latent.from_bytes(out.getvalue(), "x")
+
+
+@pytest.mark.parametrize("metadata", ["null", "[]", "3"])
+def test_metadata_that_is_no_object(metadata: str) -> None:
+    header = f'{{"__metadata__":{metadata},"xT":{{"dtype":"F32","shape":[1,1,1,1],"data_offsets":[0,4]}}}}'.encode()
+    with pytest.raises(FileError, match="not a"):
+        latent.from_bytes(len(header).to_bytes(8, "little") + header + bytes(4), "x")
 
 
 class Call:
