@@ -46,6 +46,7 @@ ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "gelu": F.gelu,
     "relu": F.relu,
 }
+LARGEST = 1 << 31  # number in a configuration; none that makes sense comes near
 
 
 @dataclass(frozen=True)
@@ -228,14 +229,14 @@ class UNetConfig:
 
 
 def _is(value: object, kind: str) -> bool:
-    """Whether `value` is of the type that a field's annotation names. A bool is not an int here."""
+    """Whether `value` is of the type that a field's annotation names, and no absurd number. A bool is not an int here."""
     if kind.startswith("tuple"):
         inner = kind[len("tuple[") :].split(",")[0]
         return isinstance(value, tuple) and all(_is(v, inner) for v in value)
     if kind == "bool" or isinstance(value, bool):
         return kind == "bool" and isinstance(value, bool)
     types: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "None": type(None)}
-    return isinstance(value, types[kind]) and (not isinstance(value, float) or math.isfinite(value))
+    return isinstance(value, types[kind]) and (not isinstance(value, int | float) or abs(value) <= LARGEST)
 
 
 def timestep_embedding(label: Tensor, config: UNetConfig) -> Tensor:

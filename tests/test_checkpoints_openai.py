@@ -176,6 +176,7 @@ def test_a_published_file_is_known_by_its_name_and_says_so(tmp_path: Path) -> No
         ({"num_heads_upsample": 1}, "num_heads_upsample"),
         ({"diffusion_steps": 4000}, "must say rescale_timesteps"),
         ({"noise_schedule": "sqrt"}, "'sqrt' is not one of OpenAI's"),
+        ({"noise_schedule": []}, "is not one of OpenAI's"),
         ({"use_new_attention_order": "yes"}, "neither true nor false"),
         ({"guidance": 3}, "unknown flags: guidance"),
         ({"image_size": -1}, "sample_size = -1"),
@@ -201,6 +202,37 @@ def test_incomplete_files_are_refused_by_name() -> None:
     assert "conv_resample" in e.value.hint
     with pytest.raises(UsageError, match="unknown configuration 'nonsense'"):
         formats.read_config("nonsense")
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3,)])
+def test_tensors_of_any_shape_are_one_line(shape: tuple[int, ...]) -> None:
+    """Each in turn, and all of them: refused here, or when the weights are fitted to the network."""
+    state = layouts.openai_state()
+    for changed in [[k] for k in state] + [list(state)]:
+        odd = {k: torch.zeros(shape) if k in changed else w for k, w in state.items()}
+        if not {k for k in changed if odd[k].shape != state[k].shape}:
+            continue
+        with pytest.raises(FileError):
+            from_checkpoint(openai.read(odd, CONFIG, "x"), "x", "cpu")
+
+
+def test_a_published_name_does_not_help_odd_tensors(tmp_path: Path) -> None:
+    torch.save({k: torch.tensor(1.0) for k in layouts.openai_state()}, tmp_path / "lsun_cat.pt")
+    with pytest.raises(FileError, match=r"does not fit OpenAI's U-Net: .* has shape \(\)"):
+        formats.read(tmp_path / "lsun_cat.pt")
+
+
+@pytest.mark.parametrize(
+    "stem",
+    ["input_blocks.999.1.qkv", "output_blocks.999.1.qkv", f"input_blocks.{'9' * 5000}.0.op"],
+    ids=lambda s: s[:18],
+)
+def test_blocks_that_are_not_there_are_refused(stem: str) -> None:
+    state = layouts.openai_state()
+    gone = "input_blocks.2" if stem.startswith("input") else "output_blocks.2"
+    moved = {k.replace(f"{gone}.", f"{stem.rpartition('.')[0].rpartition('.')[0]}."): w for k, w in state.items()}
+    with pytest.raises(FileError):
+        openai.read({**moved, f"{stem}.weight": torch.zeros(96, 32, 1)}, CONFIG, "x")
 
 
 def test_an_upsampler_is_not_a_denoiser(tmp_path: Path) -> None:

@@ -265,6 +265,14 @@ def test_corrupt_safetensors_header(tmp_path: Path) -> None:
         formats.read(path)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pt")
+    for path in (tmp_path / "pipe.pt", Path(os.devnull)):
+        with pytest.raises(FileError, match="a pipe or a device"):
+            formats.read(path)
+
+
 def test_integer_weights_are_refused(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path / "m")
     checkpoint = formats.read(folder)

@@ -225,6 +225,10 @@ def test_refuses_by_name(change: dict[str, Any], named: str) -> None:
         {"freq_shift": 4},
         {"mid_block_scale_factor": 0},
         {"num_class_embeds": -1},
+        {"mid_block_scale_factor": 10**400},
+        {"freq_shift": -(10**400)},
+        {"norm_eps": 10**400},
+        {"num_train_timesteps": 10**400},
     ],
 )
 def test_refuses_nonsense(change: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ddimctl.errors import FileError
+from ddimctl.files import is_special
 
 HEAD = 4096
 MAX_PICKLE = 64_000_000  # bytes of a pickle, without the tensors, that are loaded
@@ -55,7 +56,9 @@ SUFFIXES = {
 
 
 def file(path: Path) -> None:
-    """Raises `FileError` if `path` is a file that is plainly not a checkpoint."""
+    """Raises `FileError` if `path` is plainly not a checkpoint. Nothing is read from pipes, which would be waited for."""
+    if is_special(path):
+        raise FileError(f"{path} is a pipe or a device, not a file", hint="name a file or a folder")
     try:
         with path.open("rb") as f:
             head = f.read(HEAD)

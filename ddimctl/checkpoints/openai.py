@@ -122,7 +122,7 @@ def read(content: Any, config: Mapping[str, Any] | None = None, name: str = "the
             renamed[new] = part
     T = flags["diffusion_steps"]
     kind = flags["noise_schedule"]
-    if kind not in SCHEDULES:
+    if kind not in list(SCHEDULES):  # a list: JSON may hold what cannot be a key
         raise FileError(f"the schedule {kind!r} is not one of OpenAI's", hint=f"known: {', '.join(SCHEDULES)}")
     scale = 1000 / T if isinstance(T, int) and T > 0 else 1.0  # their linear β keep the total noise whatever T is
     schedule = betas.schedule(SCHEDULES[kind], T, scale * 1e-4, scale * 0.02)
@@ -203,8 +203,11 @@ class Layout:
         return self._tensor(key).shape[0]
 
     def _tensor(self, key: str) -> Tensor:
+        """A convolution's, a linear layer's or an embedding's weight."""
         if key not in self.state:
             raise FileError(f"{self.name} lacks a tensor of OpenAI's U-Net: {key}")
+        if self.state[key].ndim < 2:
+            raise FileError(f"{self.name} does not fit OpenAI's U-Net: {key} has shape {tuple(self.state[key].shape)}")
         return self.state[key]
 
     def flag(self, field: str) -> Any:
@@ -254,7 +257,7 @@ class Layout:
         stem, _, leaf = key.rpartition(".")
         if stem in NAMES:
             return [(f"{NAMES[stem]}.{leaf}", w)]
-        m = re.fullmatch(r"(input_blocks|output_blocks)\.(\d+)\.(\d+)\.(.+)", stem)
+        m = re.fullmatch(r"(input_blocks|output_blocks)\.(\d{1,4})\.(\d{1,4})\.(.+)", stem)
         middle = re.fullmatch(r"middle_block\.(\d)\.(.+)", stem)
         if middle:
             level, part = self.levels - 1, int(middle[1])
@@ -273,6 +276,8 @@ class Layout:
                 level = self.levels - 1 - level
         else:
             raise FileError(f"{self.name} has a tensor that OpenAI's U-Net does not: {key}")
+        if not 0 <= level < self.levels:
+            raise FileError(f"{self.name} has a tensor that OpenAI's U-Net does not: {key}")
         if rest in ("op", "conv"):
             return [(f"{where}.conv.{leaf}", w)]
         if rest in RESNET:
@@ -289,8 +294,9 @@ class Layout:
 
 def split_qkv(w: Tensor, head_dim: int, new_order: bool) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v from one tensor of 3·C rows: all q, all k, all v in the new order; in the old, those of each head."""
-    if w.shape[0] % 3 or (w.shape[0] // 3) % head_dim:
-        raise FileError(f"heads of {head_dim} channels do not fit {w.shape[0]} rows of q, k and v")
+    rows = w.shape[0] if w.ndim else 0
+    if not rows or head_dim < 1 or rows % (3 * head_dim):
+        raise FileError(f"heads of {head_dim} channels do not fit {rows} rows of q, k and v")
     if new_order:
         q, k, v = w.chunk(3)
     else:
