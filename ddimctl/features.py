@@ -27,6 +27,7 @@ from ddimctl.frechet import Statistics
 
 FILE = "features.safetensors"
 MAX_BYTES = 64 << 20
+MAX_LAYERS, MAX_WIDTH = 12, 4096  # of a classifier in a file
 BATCH = 250
 KINDS = ("classifier", "inception")
 INCEPTION_SIZE = 2048
@@ -91,26 +92,50 @@ def load_classifier(path: Path, device: str | torch.device = "cpu") -> Extractor
         with safe_open(path, "pt") as f:
             about = json.loads((f.metadata() or {})["ddimctl"])
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+        check(about)
         mean, cov = tensors.pop("mean").double().numpy(), tensors.pop("cov").double().numpy()
         with torch.device("meta"):  # whatever sizes it claims, nothing is allocated for them
             network = Classifier(about["channels"], tuple(about["widths"]), about["classes"])
+        known = network.state_dict()
         network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items()}, assign=True)
+        for name, w in network.state_dict().items():
+            if w.dtype != known[name].dtype or not torch.isfinite(w).all():
+                raise ValueError(f"{name} is not finite {str(known[name].dtype).removeprefix('torch.')}")
         d = about["widths"][-1]
         if mean.shape != (d,) or cov.shape != (d, d) or not (np.isfinite(mean).all() and np.isfinite(cov).all()):
             raise ValueError("its mean and covariance do not fit")
-        reference = Statistics(mean, cov, int(about["reference_images"]))
-        height, width = map(int, about["size"])
+        reference = Statistics(mean, cov, about["reference_images"])
         given = about.get("floor", {})
         floor = {k: float(given[k]) for k in given if k == "halves"}
         about["floor"] = {**floor, "test": {str(int(k)): float(v) for k, v in given.get("test", {}).items()}}
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
+        json.dumps(about, allow_nan=False)  # as a report will repeat it
+    except (
+        SafetensorError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RuntimeError
+    ) as e:  # fmt: skip
         raise FileError(f"{path} is not a file of features, or damaged: {e}") from e
     network.to(device).eval().requires_grad_(False)
 
     def call(pixels: Tensor) -> Tensor:
         return network.features(pixels.to(device).float() / 127.5 - 1)
 
-    return Extractor("classifier", d, call, {**about, "size": [height, width], "digest": digest}, reference)
+    return Extractor("classifier", d, call, {**about, "digest": digest}, reference)
+
+
+def check(about: Any) -> None:
+    """Raises `ValueError` unless what a file says of its classifier makes sense; values from JSON can be anything."""
+
+    def is_count(value: Any, limit: int) -> bool:
+        return type(value) is int and 0 < value <= limit
+
+    widths, size = about["widths"], about["size"]
+    if not isinstance(widths, list) or not 0 < len(widths) <= MAX_LAYERS:
+        raise ValueError(f"it has no 1 to {MAX_LAYERS} widths")
+    if not all(is_count(n, MAX_WIDTH) for n in (*widths, about["channels"], about["classes"])):
+        raise ValueError(f"a width, or its channels or classes, is no number from 1 to {MAX_WIDTH}")
+    if not isinstance(size, list) or len(size) != 2 or not all(is_count(n, MAX_WIDTH) for n in size):
+        raise ValueError("its size is no height and width")
+    if not is_count(about["reference_images"], 1 << 53):
+        raise ValueError("its reference_images is no number of images")
 
 
 def load_inception(device: str | torch.device = "cpu") -> Extractor:

@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ddimctl import features, frechet, images
@@ -125,6 +126,67 @@ def test_a_file_that_claims_another_architecture_is_refused(tmp_path: Path, widt
     about = {"channels": 1, "size": [16, 16], "widths": widths, "classes": 3, "reference_images": 100}
     save_file(tensors, path, {"ddimctl": json.dumps(about)})
     with pytest.raises(FileError, match="not a file of features"):
+        features.load_classifier(path)
+
+
+def changed(path: Path, dtype: torch.dtype = torch.float32, **about: object) -> Path:
+    """The file of `small`, which says something else of itself."""
+    small(path)
+    tensors = {k: v.to(dtype) if k == "network.head.weight" else v for k, v in load_file(path).items()}
+    said = {"channels": 1, "size": [16, 16], "widths": [4, 6], "classes": 3, "reference_images": 100}
+    save_file(tensors, path, {"ddimctl": json.dumps({**said, **about})})
+    return path
+
+
+def test_an_unchanged_file_is_read(tmp_path: Path) -> None:
+    """So the tests below can fail."""
+    assert features.load_classifier(changed(tmp_path / "f.safetensors", floor={"halves": 1})).dimension == 6
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"widths": []},
+        {"widths": [4] * 13},
+        {"widths": [5000, 6]},
+        {"widths": [4.0, 6]},
+        {"channels": 10**400},
+        {"channels": True},
+        {"classes": None},
+        {"size": [16]},
+        {"size": [16, float("inf")]},
+        {"size": [16, 10**400]},
+        {"reference_images": float("inf")},
+        {"reference_images": -1},
+        {"floor": {"halves": 10**400}},
+        {"floor": {"test": {"500": 10**400}}},
+        {"floor": {"halves": float("nan")}},
+        {"test_accuracy": float("nan")},
+    ],
+    ids=lambda about: f"{about}"[:40],
+)
+def test_what_a_file_says_of_itself_is_checked(tmp_path: Path, about: dict[str, object]) -> None:
+    with pytest.raises(FileError, match="not a file of features"):
+        features.load_classifier(changed(tmp_path / "f.safetensors", **about))
+
+
+def test_millions_of_widths_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = changed(tmp_path / "f.safetensors", widths=[1] * 1_000_000)
+    monkeypatch.setattr(features, "Classifier", lambda *a: pytest.fail("it was built"))
+    with pytest.raises(FileError, match="1 to 12 widths"):
+        features.load_classifier(path)
+
+
+def test_weights_are_finite_float32(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"head\.weight is not finite float32"):
+        features.load_classifier(changed(tmp_path / "f.safetensors", torch.float16))
+    path = changed(tmp_path / "f.safetensors")
+    tensors = load_file(path)
+    with safe_open(path, "pt") as f:
+        said = f.metadata()
+    tensors["network.head.bias"][0] = float("nan")
+    save_file(tensors, path, said)
+    with pytest.raises(FileError, match=r"head\.bias is not finite float32"):
         features.load_classifier(path)
 
 
