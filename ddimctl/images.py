@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from ddimctl.errors import FileError, UsageError, choose
+from ddimctl.errors import DDIMError, FileError, UsageError, choose
 from ddimctl.files import find, read_bytes, sha256, write_bytes
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ LOSSLESS: dict[str, dict[str, Any]] = {  # as far as the format can
     "WEBP": {"lossless": True},
     "TIFF": {"compression": "tiff_deflate"},
 }
+LARGEST = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}  # pixels a side that a format can hold; the others, 2³¹ − 1
 MAX_BYTES = 1 << 29  # an image file larger than this is refused
+MAX_IDX = 1 << 30  # bytes that an IDX file may unpack to
 MAX_PIXELS = 100_000_000
 LARGE = 16_000_000  # pixels: of images above, one at a time is decoded, to bound memory
 
@@ -109,6 +111,28 @@ def check_suffix(path: Path) -> None:
         raise UsageError(f"{path} has no suffix of a known image format", hint=f"use one of {' '.join(SUFFIXES)}")
 
 
+def check_side(path: Path, height: int, width: int) -> None:
+    """Raises `UsageError` if no file called `path` can hold an image of that size."""
+    format_ = SUFFIXES.get(path.suffix.lower(), "")
+    if max(height, width) > LARGEST.get(format_, sys.maxsize):
+        raise UsageError(
+            f"{path} would have {width} × {height} pixels; {format_} holds at most {LARGEST[format_]} a side",
+            hint="make it smaller, or name a .png",
+        )
+
+
+def check_channels(name: str, channels: int) -> None:
+    """Raises `FileError` if an image called `name` cannot have so many channels."""
+    if channels not in (1, 3):
+        raise FileError(f"{name} would have {channels} channels", hint="images have 1 (grey) or 3 (colour)")
+
+
+def check_finite(images: Any, name: str) -> None:
+    """Raises `DDIMError` if what the model `name` made, of torch or of numpy, holds NaN or infinity."""
+    if not bool((abs(images) < math.inf).all()):
+        raise DDIMError(f"the model {name} gives values that are not finite")
+
+
 def read(
     source: str | PathLike[str] | bytes, channels: int, size: tuple[int, int], how: Preprocessing | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -119,6 +143,9 @@ def read(
     """
     how = how or Preprocessing()
     name, data = _content(source)
+    check_channels(name, channels)
+    if Image.MAX_IMAGE_PIXELS is not None:  # Pillow's bound, which alone sees tiles and the frames before how.frame
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, how.max_pixels)
     with _decoding(name), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
         if width * height > how.max_pixels:
@@ -183,10 +210,17 @@ def _content(source: str | PathLike[str] | bytes) -> tuple[str, bytes]:
     name = fsdecode(source)
     if name != "-":
         return name, read_bytes(Path(name), MAX_BYTES)
-    data = sys.stdin.buffer.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise FileError("standard input holds more than an image")
-    return "-", data
+    return "-", read_stdin(MAX_BYTES)
+
+
+def read_stdin(limit: int) -> bytes:
+    """All of standard input. Raises `UsageError` if it is closed, `FileError` if it holds more than `limit` bytes."""
+    if sys.stdin is None:
+        raise UsageError("standard input is closed", hint="name a file, or pipe one in")
+    data = sys.stdin.buffer.read(limit + 1)
+    if len(data) > limit:
+        raise FileError(f"standard input holds more than {limit:,} bytes")
+    return data
 
 
 @contextlib.contextmanager
@@ -405,15 +439,21 @@ def to_pixels(images: Tensor) -> np.ndarray:
 
 
 def as_image(pixels: np.ndarray) -> Image.Image:
-    """uint8 (H, W, C) → a grey or RGB image."""
+    """uint8 (H, W, C) → a grey or RGB image. Raises `FileError` for other channels."""
+    check_channels("the image", pixels.shape[-1])
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def sheet_size(n: int, size: tuple[int, int], columns: int, gap: int = 2, factor: int = 1) -> tuple[int, int]:
+    """(height, width) of the `sheet` of so many images of that size, each enlarged `factor` times."""
+    height, width = size
+    return math.ceil(n / columns) * (factor * height + gap) - gap, columns * (factor * width + gap) - gap
 
 
 def sheet(pixels: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
     """uint8 (N, H, W, C) → one contact sheet (H', W', C), row by row on white."""
     n, height, width, channels = pixels.shape
-    rows = math.ceil(n / columns)
-    out = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, np.uint8)
+    out = np.full((*sheet_size(n, (height, width), columns, gap), channels), 255, np.uint8)
     for i, image in enumerate(pixels):
         y, x = (i // columns) * (height + gap), (i % columns) * (width + gap)
         out[y : y + height, x : x + width] = image
@@ -425,20 +465,29 @@ def enlarge(pixels: np.ndarray, factor: int) -> np.ndarray:
     return pixels.repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
+def factor_to_see(size: tuple[int, int], side: int = 112) -> int:
+    """How many times images of that size are enlarged to be seen: to about `side` pixels."""
+    return max(1, side // max(size))
+
+
 def save_image(path: Path, pixels: np.ndarray) -> None:
     """Writes uint8 (H, W, C) as `path`'s suffix says, without loss where the format can, whole or not at all.
 
-    Raises `UsageError` for an unknown suffix, `DDIMError` where the system refuses.
+    Raises `UsageError` for an unknown suffix or a size that its format cannot hold, `DDIMError` where the system refuses.
     """
     check_suffix(path)
+    check_side(path, *pixels.shape[:2])
     write_bytes(path, to_bytes(pixels, path.suffix))
 
 
 def to_bytes(pixels: np.ndarray, suffix: str) -> bytes:
-    """uint8 (H, W, C) as the content of a file with that suffix (one of `SUFFIXES`)."""
+    """uint8 (H, W, C) as the content of a file with that suffix (one of `SUFFIXES`). Raises `DDIMError` if it cannot be."""
     format_ = SUFFIXES[suffix.lower()]
-    out = io.BytesIO()
-    as_image(pixels).save(out, format_, **LOSSLESS.get(format_, {}))
+    image, out = as_image(pixels), io.BytesIO()
+    try:
+        image.save(out, format_, **LOSSLESS.get(format_, {}))
+    except (OSError, ValueError, OverflowError, RuntimeError, struct.error) as e:  # each format has its own
+        raise DDIMError(f"cannot make a {format_} of {image.width} × {image.height} pixels: {e}") from e
     return out.getvalue()
 
 
@@ -446,6 +495,7 @@ def load_dataset(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
     """All images of a folder or an IDX file (perhaps gzipped), as uint8 (N, C, H, W), held in memory."""
     import torch
 
+    check_channels(str(path), channels)
     if path.is_dir():
         arrays: Iterator[np.ndarray] | Sequence[np.ndarray] = (read(p, channels, size)[0] for p in find_images(path))
     else:
@@ -468,13 +518,16 @@ def read_idx(path: Path) -> np.ndarray:
             magic, n, height, width = struct.unpack(">iiii", header)
             if magic != 0x803 or n <= 0 or not 0 < height <= 4096 or not 0 < width <= 4096:
                 raise FileError(f"{path} is not an IDX file of images")
-            if n * height * width > 1 << 33:
-                raise FileError(f"{path} announces more images than fit into memory")
-            data = f.read(n * height * width + 1)  # one more, so that gzip gets to its checksum
+            size = n * height * width
+            if size > MAX_IDX:
+                raise FileError(f"{path} announces {size:,} bytes of images, more than {MAX_IDX:,}")
+            data = bytearray()  # grows with what there is, and needs no second copy to be written to
+            while part := f.read(min(1 << 20, size + 1 - len(data))):  # one more, so that gzip gets to its checksum
+                data += part
     except FileNotFoundError as e:
         raise UsageError(f"there is no file {path}") from e
     except (OSError, EOFError, struct.error, zlib.error) as e:
         raise FileError(f"{path} is not an IDX file of images: {e}") from e
-    if len(data) != n * height * width:
+    if len(data) != size:
         raise FileError(f"{path} does not hold the {n} images that it announces")
-    return np.frombuffer(bytearray(data), np.uint8).reshape(n, height, width)
+    return np.frombuffer(data, np.uint8).reshape(n, height, width)

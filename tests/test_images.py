@@ -8,6 +8,7 @@ import os
 import struct
 import threading
 import time
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -516,6 +517,51 @@ def test_tensors_and_pixels_are_inverse() -> None:
     assert images.to_pixels(torch.full((1, 1, 1, 1), 3.0)).item() == 255
 
 
+@pytest.mark.parametrize(("suffix", "side"), [(".webp", 16383), (".gif", 65535), (".jpg", 65500), (".png", 70000)])
+def test_the_largest_side_of_each_format(suffix: str, side: int, tmp_path: Path) -> None:
+    path = tmp_path / f"x{suffix}"
+    images.save_image(path, np.zeros((1, side, 1), np.uint8))
+    with Image.open(path) as image:
+        assert image.size == (side, 1)
+    if images.SUFFIXES[suffix] in images.LARGEST:
+        for shape in ((1, side + 1, 1), (side + 1, 1, 1)):
+            with pytest.raises(UsageError, match=f"holds at most {side} a side"):
+                images.save_image(path, np.zeros(shape, np.uint8))
+            with pytest.raises(DDIMError, match="cannot make a"):
+                images.to_bytes(np.zeros(shape, np.uint8), suffix)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_images_have_one_or_three_channels(channels: int, tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=f"image would have {channels} channels"):
+        read(encoded(Image.fromarray(GREY)), channels, SIZE)
+    with pytest.raises(FileError, match=f"would have {channels} channels"):
+        images.save_image(tmp_path / "x.png", np.zeros((*SIZE, channels), np.uint8))
+    with pytest.raises(FileError, match=f"would have {channels} channels"):
+        images.load_dataset(tmp_path, channels, SIZE)
+
+
+def test_what_is_not_finite_is_found_of_torch_and_of_numpy() -> None:
+    for value in (np.nan, np.inf, -np.inf):
+        array = np.array([0, value, 1])
+        for images_ in (array, torch.from_numpy(array)):
+            with pytest.raises(DDIMError, match="the model m gives values that are not finite"):
+                images.check_finite(images_, "m")
+    images.check_finite(np.array([-3.0, 1e300]), "m")
+
+
+def test_pillow_bounds_the_frames_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert (grey_of(encoded(Image.new("L", (40, 40))), max_pixels=1600) == 0).all()
+    small = encoded(Image.new("L", (2, 2)), "GIF")
+    start = small.index(b",")
+    frame = small[start:-1]
+    cleared = b"!\xf9\x04\x08\0\0\0\0"  # to the background, for which Pillow takes memory at once
+    huge = cleared + frame[:5] + b"\xff\xff\xff\xff" + frame[9:]
+    with pytest.raises(FileError, match="too many pixels"):
+        grey_of(small[:start] + frame + huge + frame + b";", frame=2)
+
+
 def test_idx(tmp_path: Path) -> None:
     data = RNG.integers(0, 256, (5, 4, 6), dtype=np.uint8)
     raw = struct.pack(">iiii", 0x803, 5, 4, 6) + data.tobytes()
@@ -539,6 +585,22 @@ def test_idx(tmp_path: Path) -> None:
         plain.write_bytes(wrong)
         with pytest.raises(FileError):
             images.read_idx(plain)
+
+
+def test_an_idx_takes_its_own_size_and_no_more_than_the_bound(tmp_path: Path) -> None:
+    path = tmp_path / "images.gz"
+    raw = struct.pack(">iiii", 0x803, 1600, 100, 100) + bytes(16_000_000)
+    path.write_bytes(gzip.compress(raw))
+    tracemalloc.start()
+    data = images.read_idx(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert data.shape == (1600, 100, 100)
+    assert data.flags.writeable  # torch wants that
+    assert peak < 1.5 * len(raw)
+    path.write_bytes(gzip.compress(struct.pack(">iiii", 0x803, 1025, 1024, 1024)))
+    with pytest.raises(FileError, match="more than 1,073,741,824"):
+        images.read_idx(path)
 
 
 def png(header: tuple[int, int, int, int], rows: bytes) -> bytes:
