@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddimctl.cli.console import Console
+from ddimctl.cli.console import Console, printable
 from ddimctl.cli.inputs import tell_of
 from ddimctl.errors import DDIMError, SomeFailed, UsageError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FLUSH = 16  # outcomes between two writes to the manifest
 SHOWN = 20  # failures that get a line of their own on stderr
+MAX_LIST = 1 << 30  # bytes of a list of files
 EVERY = 60  # seconds between two lines of progress where there is no terminal
 
 
@@ -30,11 +31,12 @@ def items_of(
     """
     from ddimctl import batch
     from ddimctl.files import read_bytes
+    from ddimctl.images import read_stdin
 
     items = batch.gather(arguments, tuple(suffixes))
     if from_file is not None:
-        data = sys.stdin.buffer.read() if from_file == "-" else read_bytes(Path(from_file), 1 << 30)
-        items += batch.listed(data.decode("utf-8", "surrogateescape").splitlines())
+        data = read_stdin(MAX_LIST) if from_file == "-" else read_bytes(Path(from_file), MAX_LIST)
+        items += batch.listed(line.decode("utf-8", "surrogateescape") for line in data.split(b"\n"))
     if not items:
         raise UsageError("nothing to work on", hint="name files or folders, or a list with --from-file")
     if len(items) > 1 and any(item.source == "-" for item in items):
@@ -46,7 +48,8 @@ def items_of(
 
 def is_single(arguments: Sequence[str], items: Sequence[Item], from_file: str | None, shard: str | None) -> bool:
     """Whether the command line names one file, rather than something that happens to hold one."""
-    return len(items) == 1 and from_file is None and shard is None and arguments[0] == items[0].source
+    one = len(arguments) == len(items) == 1 and from_file is None and shard is None
+    return one and arguments[0] == items[0].source
 
 
 def stacked(
@@ -194,7 +197,7 @@ def _bar(total: int, verb: str, console: Console) -> Iterator[Callable[..., None
 
         def show(text: str | None, failed: int = 0) -> None:
             if text is not None:
-                progress.console.print(text, markup=False, highlight=False)
+                progress.console.print(printable(text), markup=False, highlight=False)
                 return
             progress.advance(task)
             rate = progress.tasks[0].completed / (time.monotonic() - begin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,16 +25,16 @@ class Console:
     def notice(self, text: str) -> None:
         """Something the user should know; not with -q."""
         if not self.quiet:
-            print(text, file=sys.stderr)
+            print(printable(text), file=sys.stderr)
 
     def detail(self, text: str) -> None:
         """Something for the curious; with -v."""
         if self.verbose and not self.quiet:
-            print(text, file=sys.stderr)
+            print(printable(text), file=sys.stderr)
 
     def data(self, text: str, record: dict[str, Any]) -> None:
-        """The result: `text`, or `record` as one JSON object with --json."""
-        print(json.dumps(record, allow_nan=False) if self.json else text)
+        """The result: `text`, or `record` as one JSON object with --json, null where it is not finite."""
+        print(json.dumps(_finite(record), allow_nan=False) if self.json else text)
 
     @contextmanager
     def bar(self, total: int, label: str) -> Iterator[Callable[[Iterable[T]], Iterator[T]]]:
@@ -57,8 +58,24 @@ class Console:
 
 def plain(text: str) -> str:
     """One line that steers no terminal, whatever a file is called."""
-    one_line = " ".join(text[:2000].split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in one_line)
+    return printable(" ".join(text[:2000].split()))
+
+
+def printable(text: str) -> str:
+    """The same lines, with what could steer a terminal, or is no Unicode, escaped."""
+    seen = (
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "backslashreplace").decode() for c in text
+    )
+    return "".join(seen)
+
+
+def _finite(value: Any) -> Any:
+    """As JSON can say it: NaN and infinity are None."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
