@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import struct
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from PIL import Image
 
 from ddimctl.errors import DDIMError, UsageError
 from ddimctl.files import make_folder, write_bytes
-from ddimctl.images import as_image, save_image, sheet
+from ddimctl.images import as_image, check_side, save_image, sheet, sheet_size
 
 ANIMATED = (".gif", ".webp", ".apng", ".mp4")
 MERGING = (".gif", ".webp")
@@ -37,9 +38,16 @@ def check_target(path: Path) -> None:
         raise UsageError(f"{path} has no suffix that frames can be written to", hint=f"{known}, or a folder")
 
 
+def check_frames(path: Path, n: int, height: int, width: int) -> None:
+    """Raises `UsageError` if `path` cannot hold `n` frames of that size."""
+    strip = path.suffix.lower() in STILL
+    check_side(path, *(sheet_size(n, (height, width), n) if strip else (height, width)))
+
+
 def save_frames(path: Path, frames: np.ndarray, fps: float) -> None:
     """Writes uint8 (N, H, W, C): an animation, a strip (``.png``), or, without a suffix, a folder of PNG files."""
     check_target(path)
+    check_frames(path, *frames.shape[:3])
     suffix = path.suffix.lower()
     if not suffix:
         make_folder(path)
@@ -66,6 +74,8 @@ def save_frames(path: Path, frames: np.ndarray, fps: float) -> None:
             raise DDIMError(
                 f"cannot write {path}: a frame would be shown for too long", hint="choose more --fps, or .apng"
             ) from e
+        except (OSError, ValueError, RuntimeError, struct.error) as e:  # each format has its own
+            raise DDIMError(f"cannot write {path}: {e}") from e
         write_bytes(path, out.getvalue())
 
 

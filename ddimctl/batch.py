@@ -544,7 +544,7 @@ def decode(
 
     `way(latent, name)` gives model, levels and solver, or raises `FileError`. `before` is what `read_manifest` says of
     earlier runs: outputs that it vouches for, and that are still the same, are skipped. Any other output that is there
-    is compared with what is decoded; if it differs, its item fails unless `force`.
+    is compared with what is decoded; if it differs, its item fails unless `force`. So does one of values not finite.
     """
     from ddimctl import ddim, images, latent
 
@@ -591,9 +591,16 @@ def decode(
         failures: dict[int, DDIMError] = {}
         targets = [t for _, v in group for t in v.targets]
         for part in torch.cat([v.file.xT for _, v in group]).split(batch_size):
-            for pixels in images.to_pixels(ddim.decode(v.model, part, v.path, v.solver, tolerance, len(part)).x):
+            for x0 in ddim.decode(v.model, part, v.path, v.solver, tolerance, len(part)).x:
                 try:
-                    digests.append(write(targets[len(digests)], images.to_bytes(pixels, suffix)))
+                    images.check_finite(x0, v.model.name)
+                    data = images.to_bytes(images.to_pixels(x0), suffix)
+                except DDIMError as e:  # not a disk that is full, which stops the run
+                    failures[len(digests)] = e
+                    digests.append("")
+                    continue
+                try:
+                    digests.append(write(targets[len(digests)], data))
                 except UsageError as e:
                     failures[len(digests)] = e
                     digests.append("")

@@ -73,7 +73,7 @@ def decode(
     if one_image:
         target = target or (output or Path()) / f"{items[0].name}.png"
         refuse_existing(target, force)
-        if target.parent == output:
+        if target.parent == output and not dry_run:
             make_folder(output)
 
     net: Model | None = None
@@ -82,6 +82,8 @@ def decode(
         net = inputs.model_of(first, name, model, device, console, force, class_label, config)
     elif model is not None:
         net = inputs.open_model(model, device, console, class_label, config)
+    if net is not None:
+        images.check_channels(f"an image of the model {net.name}", net.channels)
     if net is not None and first is not None:
         how = solver or first.provenance["decoder"]
         work = inputs.evaluations(len(items) * len(first.xT), steps or len(first.path) - 1, how)
@@ -93,13 +95,17 @@ def decode(
         inputs.check_model(file, name, net, console, force)
         return (net, *inputs.way_back(file, net, steps, spacing, solver))
 
-    if one_image and first is not None and target is not None and not dry_run:
-        decode_one(first, items[0].source, target, way, tolerance, console)
-        return
     folder = output or Path()
     manifest = batches.manifest_path(folder, shard)
-    before = batch.read_manifest(manifest)
-    outcomes = batch.decode(items, folder, ".png", way, tolerance, batch_size, before, force, dry_run)
+    if one_image and first is not None and target is not None:
+        if not dry_run:
+            decode_one(first, items[0].source, target, way, tolerance, console)
+            return
+        way(first, items[0].source)
+        outcomes = iter([batch.Outcome(items[0], batch.DONE, (target,))])
+    else:
+        before = batch.read_manifest(manifest)
+        outcomes = batch.decode(items, folder, ".png", way, tolerance, batch_size, before, force, dry_run)
     run: dict[str, Any] = {"command": "decode", "model": net.digest if net else None, "tolerance": tolerance}
     run |= {"engine": net.engine if net else None, "precision": precision}
     batches.run(outcomes, len(items), manifest, run, "decoded", console, dry_run)
@@ -112,6 +118,7 @@ def decode_one(file: Latent, name: str, target: Path, way: Any, tolerance: float
     net, path, how = way(file, name)
     with console.bar(len(path) - 1, "decoding") as bar:
         solution = ddim.decode(net, file.xT, path, how, tolerance, 1, bar)
+    images.check_finite(solution.x, net.name)
     images.save_image(target, images.to_pixels(solution.x)[0])
     console.data(str(target), {"files": [str(target)], "images": 1})
 

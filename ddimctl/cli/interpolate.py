@@ -83,17 +83,21 @@ def interpolate(
         latents, model, steps, solver, spacing, tolerance, device, batch_size, console, force, class_label, config,
         engine, precision, rows * columns if grid else frames,
     )  # fmt: skip
+    pictures.check_channels(f"an image of the model {net.name}", net.channels)
+    as_files = not grid and not output.suffix
+    zoom = zoom or (1 if as_files else pictures.factor_to_see(net.size, 224))
     if grid:
         xT = make_grid(list(keys), rows, columns, interpolant)
+        pictures.check_side(output, *pictures.sheet_size(len(xT), net.size, columns, factor=zoom))
     else:
         xT = keyframes(list(keys), frames, loop, ease, interpolant)
+        animation.check_frames(output, len(xT), zoom * net.size[0], zoom * net.size[1])
     batches = -(-len(xT) // batch_size)
     with console.bar(batches * (len(path) - 1), "decoding") as bar:
         # One tolerance for both ways, where both take one: what `exact` encodes, `ddim` decodes.
         images = ddim.decode(net, xT, path, how, tolerance if how in TOLERANCES else None, batch_size, bar).x
-    pixels = pictures.to_pixels(images)
-    as_files = not grid and not output.suffix
-    pixels = pictures.enlarge(pixels, zoom or (1 if as_files else max(1, 224 // max(pixels.shape[1:3]))))
+    pictures.check_finite(images, net.name)
+    pixels = pictures.enlarge(pictures.to_pixels(images), zoom)
     if grid:
         pictures.save_image(output, pictures.sheet(pixels, columns))
     else:

@@ -28,6 +28,7 @@ OF_LATENTS = ("norm", "latent_error", "xT_error")  # reports beside the metrics 
 ON_ARRAYS = {"mse", "mse_8bit", "psnr", "max_abs", "wrong_pixels"}  # reports that need no torch
 REFERENCE = 1e-5  # the adaptive solver's tolerance for latent_error
 SHEET_IMAGES = 8
+GAP = 4  # pixels between them
 SHOWN = 20  # of more images than that, what was done to each is not told without -v
 
 
@@ -152,6 +153,9 @@ def reconstruct(
     else:
         work = sum(2 * inputs.evaluations(len(items), c.steps, c.solver) for c in cells)
         inputs.start_engine(net, engine, precision, work, console)
+    if output is not None:
+        shown, factor = min(len(items), SHEET_IMAGES), pictures.factor_to_see(net.size)
+        pictures.check_side(output, *pictures.sheet_size(shown, net.size, 1 + 2 * len(cells), GAP, factor))
     count = failed = 0
     single = batches.is_single(images or [], items, from_file, None)
     originals: list[Any] = []
@@ -218,12 +222,14 @@ def measure(
 ) -> None:
     """Encodes and decodes one batch and adds what it comes to. `reference` is x_T by the adaptive solver."""
     from ddimctl import ddim
+    from ddimctl.images import check_finite
     from ddimctl.metrics import METRICS
 
     begin = time.perf_counter()
     encoded = ddim.encode(model, x0, cell.path, cell.solver, tolerance, len(x0), bar)
     xT = ddim.as_stored(encoded.x)
     decoded = ddim.decode(model, xT, cell.path, cell.solver, tolerance, len(x0), bar)
+    check_finite(decoded.x, model.name)
     cell.seconds += time.perf_counter() - begin
     cell.encode_evaluations += encoded.evaluations
     cell.decode_evaluations += decoded.evaluations
@@ -264,11 +270,8 @@ def as_table(cells: Sequence[Cell], reports: Sequence[str]) -> str:
 
 
 def as_record(cells: Sequence[Cell], reports: Sequence[str], model: Model, n: int) -> dict[str, Any]:
-    """The same for machines, with each image's values. What is not finite (the PSNR of equal images) is null."""
+    """The same for machines, with each image's values."""
     from ddimctl.paper import TABLE_2
-
-    def finite(value: float) -> float | None:
-        return value if math.isfinite(value) else None
 
     return {
         "model": {"name": model.name, "digest": model.digest},
@@ -280,12 +283,12 @@ def as_record(cells: Sequence[Cell], reports: Sequence[str], model: Model, n: in
                 "steps": c.steps,
                 "encode_evaluations": sum(c.encode_evaluations) / n,
                 "decode_evaluations": sum(c.decode_evaluations) / n,
-                **{r: finite(c.total(r)) for r in reports},
+                **{r: c.total(r) for r in reports},
                 "paper": TABLE_2.get(c.steps),
                 "unconverged": c.unconverged,
                 "residuals": c.residuals,
                 "seconds": c.seconds,
-                "each": {r: [finite(v) for v in c.values[r]] for r in reports},
+                "each": {r: c.values[r] for r in reports},
             }
             for c in cells
         ],
@@ -297,7 +300,7 @@ def save_sheet(path: Path, originals: Sequence[Tensor], cells: Sequence[Cell]) -
     import numpy as np
     import torch
 
-    from ddimctl.images import enlarge, save_image, sheet, to_pixels
+    from ddimctl.images import enlarge, factor_to_see, save_image, sheet, to_pixels
 
     x0 = torch.stack(list(originals)).double()
     backs = [torch.stack(c.shown).cpu() for c in cells]
@@ -305,6 +308,6 @@ def save_sheet(path: Path, originals: Sequence[Tensor], cells: Sequence[Cell]) -
     gain = 10 ** max(0, min(6, math.floor(math.log10(1 / worst)))) if worst else 1
     columns = [x0, *(t for b in backs for t in (b, (b - x0) * gain))]
     pixels = np.stack([to_pixels(c) for c in columns], axis=1)  # (images, columns, H, W, C)
-    factor = max(1, 112 // max(pixels.shape[2:4]))
-    save_image(path, sheet(enlarge(pixels.reshape(-1, *pixels.shape[2:]), factor), len(columns), gap=4))
+    factor = factor_to_see(pixels.shape[2:4])
+    save_image(path, sheet(enlarge(pixels.reshape(-1, *pixels.shape[2:]), factor), len(columns), GAP))
     return int(gain)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ddimctl.model import Model
 
 COLUMNS = 8  # of a sheet, or a square where that is wider
+GAP = 4  # pixels between its images
 
 
 @dataclass
@@ -115,6 +116,11 @@ def sample(
         console.notice(f"writing {files[0]}")
 
     net = inputs.open_model(model, device, console, class_label, config)
+    images.check_channels(f"an image of the model {net.name}", net.channels)
+    columns = n if len(lengths) > 1 else min(n, max(COLUMNS, math.isqrt(n - 1) + 1))
+    factor = images.factor_to_see(net.size)
+    if folder is None:
+        images.check_side(files[0], *images.sheet_size(n * len(lengths), net.size, columns, GAP, factor))
     rows = [Row(s, net.schedule.path(s, spacing)) for s in lengths]
     longest = max(rows, key=lambda row: row.steps)
     inputs.start_engine(net, engine, precision, inputs.evaluations(n, sum(lengths), how), console)
@@ -127,6 +133,7 @@ def sample(
                 solution = sampling.sample(
                     net, m, row.path, seed, eta, sigma_hat, how, start, batch_size, bar, tolerance
                 )
+                images.check_finite(solution.x, net.name)
                 row.add(solution)
                 xs[row.steps] = solution.x
                 pixels = images.to_pixels(solution.x)
@@ -146,7 +153,7 @@ def sample(
                 f"warning: {row.unconverged} of {n} images did not converge (residual at most {max(row.residuals):.1e})"
             )
     if folder is None:
-        save_sheet(files[0], rows)
+        save_sheet(files[0], rows, columns, factor)
     if noise is not None:
         save_noise(noise, net, n, seed, longest.path, spacing, how, tolerance, model, config)
         if sampling.is_random(eta, sigma_hat):
@@ -186,17 +193,14 @@ def targets(output: Path | None, n: int, lengths: Sequence[int]) -> tuple[Path |
     return output, [folder / f"{k:0{width}}.png" for folder in folders for k in range(n)]
 
 
-def save_sheet(path: Path, rows: Sequence[Row]) -> None:
+def save_sheet(path: Path, rows: Sequence[Row], columns: int, factor: int) -> None:
     """Writes one sheet: a row for each number of steps, or all images of the only one, enlarged to be seen."""
     import numpy as np
 
     from ddimctl import images
 
     pixels = np.concatenate([p for row in rows for p in row.pixels])
-    n = len(pixels) // len(rows)
-    columns = n if len(rows) > 1 else min(n, max(COLUMNS, math.isqrt(n - 1) + 1))
-    factor = max(1, 112 // max(pixels.shape[1:3]))
-    images.save_image(path, images.sheet(images.enlarge(pixels, factor), columns, gap=4))
+    images.save_image(path, images.sheet(images.enlarge(pixels, factor), columns, GAP))
 
 
 def save_noise(
