@@ -6,6 +6,7 @@ help, version and completion answer at once.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import os
@@ -112,13 +113,18 @@ def main() -> NoReturn:
 
 
 def _prepare_streams() -> None:
-    """A stream that the shell closed swallows what it gets; a file name that is no Unicode goes out as it came in."""
+    """No character can break a command, and a stream that the shell closed swallows what it gets.
+
+    On stdout a file name that is no Unicode goes out as it came in, and a σ in latin-1 as an escape.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        with contextlib.suppress(OSError):
-            sys.stdout.reconfigure(errors="surrogateescape")
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            as_it_came = name == "stdout" and codecs.lookup(stream.encoding).name == "utf-8"
+            with contextlib.suppress(OSError):
+                stream.reconfigure(errors="surrogateescape" if as_it_came else "backslashreplace")
 
 
 def _complain(message: str, hint: str = "") -> None:

@@ -88,7 +88,7 @@ def encode(
             raise UsageError("--lossless needs --precision float32", hint="what decodes the file will use that")
     bind(solver, tolerance)  # wrong names are found before anything is done
 
-    quick = None if lossless else inputs.recall(model, device, engine, precision, class_label, config)
+    quick = None if lossless else inputs.recall(model, device, engine, precision, console, class_label, config)
     net: Any = quick or inputs.open_model(model, device, console, class_label, config)
     path = net.schedule.path(steps, spacing)
     if quick is not None:

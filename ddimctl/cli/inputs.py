@@ -28,24 +28,36 @@ def open_model(
     from ddimctl.model import load
 
     model = load(reference, device, class_label, config)
-    for guess in model.guesses:
-        console.notice(f"{model.name}: {guess}")
+    tell_guesses(model, console)
     console.detail(f"{model.name}: {model.parameters:,} parameters on {model.device}")
     for note in model.notes:
         console.detail(f"{model.name}: {note}")
     return model
 
 
+def tell_guesses(model: Model | Prepared, console: Console) -> None:
+    """What was assumed because the model does not say, however it was opened."""
+    for guess in model.guesses:
+        console.notice(f"{model.name}: {guess}")
+
+
 def recall(
-    reference: str, device: str, engine: str, precision: str, class_label: int | None, config: str | None
+    reference: str,
+    device: str,
+    engine: str,
+    precision: str,
+    console: Console,
+    class_label: int | None,
+    config: str | None,
 ) -> Prepared | None:
-    """The model without torch, where that is possible and no other engine is wanted."""
+    """The model without torch, where that is possible and no other engine is wanted; with notices as `open_model`."""
     from ddimctl import engines, prepared
 
     engines.check(engine, precision)
     found = prepared.recall(reference, device, class_label) if engine in ("auto", "openvino") and not config else None
     if found is not None:
         found.precision = precision
+        tell_guesses(found, console)
     return found
 
 
@@ -81,19 +93,23 @@ def model_of(
 
     Raises `FileError` if that is not the model that encoded it, unless `force`.
     """
-    from ddimctl.files import exists
+    from ddimctl.files import exists, is_special
     from ddimctl.model import bundled
 
     about = latent.provenance["model"]
     recorded = about["reference"]
     class_label = about.get("class") if class_label is None else class_label
     if reference is None:
-        # A file from a stranger may name anything; only what is already here is opened.
+        config = about.get("config") if config is None else config
+        # A file from a stranger may name anything; only what is already here is opened, and no pipe is waited for.
+        for said in (recorded, config):
+            if said is not None and is_special(Path(said)):
+                raise FileError(f"{name} names {said!r}, which is a pipe or a device", hint="name the model with -m")
         if recorded not in bundled() and not exists(Path(recorded)):
             raise UsageError(
                 f"{name} was encoded with the model {recorded!r}, which is not here", hint="name it with -m"
             )
-        reference, config = recorded, about.get("config") if config is None else config
+        reference = recorded
     model = open_model(reference, device, console, class_label, config)
     check_model(latent, name, model, console, force)
     return model
@@ -131,17 +147,6 @@ def way_back(
     return path, solver or about["decoder"]
 
 
-def image_files(paths: list[str], model: Model, console: Console) -> list[str]:
-    """The image files meant: those named, those in folders named, or the model's held-out ones if none is."""
-    from ddimctl.images import find_images
-
-    if not paths:
-        found = [str(p) for p in find_images(held_out_folder(model))]
-        console.notice(f"{len(found)} held-out images of {model.name}")
-        return found
-    return expand(paths)
-
-
 def read_images(files: list[str], model: Model, console: Console) -> tuple[Tensor, list[dict[str, Any]]]:
     """Images as the model takes them, (N, C, H, W) in [−1, 1], and a record of what was done to each."""
     import numpy as np
@@ -172,13 +177,6 @@ def held_out_folder(model: Model) -> Path:
     if folder is None or not folder.is_dir():
         raise UsageError(f"the model {model.name} came without held-out images", hint="name images on the command line")
     return folder
-
-
-def expand(paths: list[str]) -> list[str]:
-    """Folders become the images in them."""
-    from ddimctl.images import find_images
-
-    return [str(f) for p in paths for f in (find_images(Path(p)) if Path(p).is_dir() else [p])]
 
 
 def is_latent(path: str) -> bool:
@@ -221,8 +219,8 @@ def gather_latents(
             net = model_of(file, name, model, device, console, force, class_label, config)
             path, how = way_back(file, net, steps, spacing, solver)
             way_in = solver or (file.provenance["solver"] if file.provenance["solver"] in SOLVERS else how)
-        elif file.provenance.get("model", {}).get("digest") != next(iter(files.values())).provenance["model"]["digest"]:
-            raise FileError(f"{name} and {next(iter(files))} were encoded with different models")
+        else:
+            check_model(file, name, net, console, force)
     net = net or open_model(model or options.default_model(), device, console, class_label, config)
     if path is None:
         s = options.DEFAULT_STEPS if steps is None else steps

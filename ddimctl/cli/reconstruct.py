@@ -135,7 +135,7 @@ def reconstruct(
         raise UsageError(f"the solver {solver} takes no tolerance", hint=f"these do: {', '.join(TOLERANCES)}")
     quick = None
     if output is None and set(reports) <= ON_ARRAYS:
-        quick = inputs.recall(model, device, engine, precision, class_label, config)
+        quick = inputs.recall(model, device, engine, precision, console, class_label, config)
     net: Any = quick or inputs.open_model(model, device, console, class_label, config)
     cells = [
         Cell(how, levels, s, net.schedule.path(s, levels))
