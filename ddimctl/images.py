@@ -144,8 +144,7 @@ def read(
     how = how or Preprocessing()
     name, data = _content(source)
     check_channels(name, channels)
-    if Image.MAX_IMAGE_PIXELS is not None:  # Pillow's bound, which alone sees tiles and the frames before how.frame
-        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, how.max_pixels)
+    allow_pixels(how.max_pixels)
     with _decoding(name), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
         if width * height > how.max_pixels:
@@ -171,6 +170,12 @@ def read(
             picture, done = FITS[how.fit](picture, (size[1], size[0]), how)
             record |= {"colour": notes, **choices(how), **done, "pixels": [*size, channels]}
             return np.array(picture).reshape(*size, channels), record
+
+
+def allow_pixels(n: int) -> None:
+    """Has Pillow open images of so many pixels. Its bound stays: it alone sees tiles, and the frames before the wanted."""
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, n)
 
 
 def choices(how: Preprocessing) -> dict[str, Any]:

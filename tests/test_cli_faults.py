@@ -16,8 +16,9 @@ from conftest import Result, isolated, write_tiny_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ddimctl import images
+from ddimctl import animation, images
 from ddimctl.cli.console import Console
+from ddimctl.errors import DDIMError
 
 Invoke = Callable[..., Result]
 
@@ -175,6 +176,23 @@ def test_more_pixels_than_pillow_allows(tiny: Invoke, tmp_path: Path, monkeypatc
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     images.save_image(tmp_path / "a.png", np.zeros((40, 40, 1), np.uint8))
     tiny("encode", "a.png", "--steps", 1, "--max-pixels", 1600).ok()
+
+
+def test_frames_of_more_pixels_than_pillow_allows(
+    tiny: Invoke, latents: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    tiny("interpolate", *latents, "--frames", 2, "-o", "i.webp").ok()
+
+
+@pytest.mark.parametrize(("name", "side"), [("i.webp", 16384), ("i.gif", 65536)])
+def test_what_a_writer_of_frames_refuses_is_one_line(
+    name: str, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "LARGEST", {})  # as if the limit were not known
+    with pytest.raises(DDIMError, match="cannot write"):
+        animation.save_frames(tmp_path / name, np.zeros((2, 1, side, 1), np.uint8), 10)
+    assert list(tmp_path.iterdir()) == []
 
 
 # What is said

@@ -102,6 +102,7 @@ def interpolate(
         pictures.save_image(output, pictures.sheet(pixels, columns))
     else:
         animation.save_frames(output, pixels, fps)
+        pictures.allow_pixels(pixels.shape[1] * pixels.shape[2])  # to count what was just written
         if output.suffix.lower() in animation.MERGING and (held := animation.count_frames(output)[0]) < len(xT):
             console.notice(
                 f"{output} holds {held} of the {len(xT)} frames: equal neighbours are one there, shown for longer"
