@@ -308,7 +308,7 @@ def test_info(tiny: Invoke, latents: list[str], model_folder: Path, tmp_path: Pa
     assert health["figures"]["mean"]["value"] == pytest.approx(float(xT.double().mean()))
     assert health["verdict"] in text
     record = json.loads(tiny("info", str(model_folder), "--json").ok().out)
-    assert (record["kind"], record["shape"], record["T"]) == ("model", [1, 16, 16], 1000)
+    assert (record["kind"], record["image_size"], record["schedule"]["T"]) == ("model", [16, 16], 1000)
     assert f"digest      {record['digest']}" in tiny("info", str(model_folder)).ok().out
 
 
@@ -474,7 +474,7 @@ def test_interpolate_latents_of_different_models(
 ) -> None:
     invoke("encode", "a.png", "-o", "a.pt", "--steps", 2, "-m", model_folder).ok()
     invoke("encode", "b.png", "-o", "b.pt", "--steps", 2, "-m", other_model).ok()
-    assert "different models" in invoke("interpolate", "a.pt", "b.pt").failed(3)
+    assert "another model" in invoke("interpolate", "a.pt", "b.pt").failed(3)
     assert not (tmp_path / "interpolation.gif").exists()
 
 

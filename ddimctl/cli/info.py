@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddimctl.cli import inputs, options
-from ddimctl.cli.console import Console, figure, table
+from ddimctl.cli import inputs, models, options
+from ddimctl.cli.console import Console, figure, plain, table
 from ddimctl.errors import DDIMError, FileError
 
 if TYPE_CHECKING:
     from ddimctl.latent import Latent
-    from ddimctl.model import Model
 
 MANY = 8  # latents in one file whose figures are all printed
 
@@ -22,6 +21,7 @@ MANY = 8  # latents in one file whose figures are all printed
 def info(
     file: Annotated[str, typer.Argument(help="A latent file, or a model.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="PNG", help="Also draw x_T.")] = None,
+    config: options.Config = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     force: options.Force = False,
@@ -33,8 +33,8 @@ def info(
     Example: ddimctl info latent.pt
     """
     console = Console(quiet, json=json)
-    if not inputs.is_latent(file):
-        console.data(*about_model(inputs.open_model(file, "cpu", console)))
+    if config is not None or not inputs.is_latent(file):
+        console.data(*models.describe(file, config, console))
         return
     from ddimctl import images, latent
     from ddimctl.files import refuse_existing
@@ -43,41 +43,18 @@ def info(
         found = latent.load(Path(file))
     except FileError as e:  # checkpoints have the same suffixes
         try:
-            net = inputs.open_model(file, "cpu", console)
+            described = models.describe(file, config, console)
         except DDIMError:
             raise e from None
-        console.data(*about_model(net))
+        console.data(*described)
         return
     if output is not None:
         images.check_suffix(output)
         refuse_existing(output, force)
     console.data(*about_latent(found))
     if output is not None:
-        draw(output, found)
-        console.notice(f"{output}: x_T, black at -3 and white at 3")
-
-
-def about_model(model: Model) -> tuple[str, dict[str, Any]]:
-    record: dict[str, Any] = {
-        "kind": "model",
-        "name": model.name,
-        "digest": model.digest,
-        "shape": list(model.shape),
-        "parameters": model.parameters,
-        "prediction": model.prediction,
-        "T": model.schedule.T,
-        "sigma_1": model.schedule.sigma(1),
-        "sigma_T": model.schedule.sigma(model.schedule.T),
-        "config": {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")},
-    }
-    text = (
-        f"model {model.name}\n"
-        f"  images      {' × '.join(map(str, model.shape))} (channels, height, width)\n"
-        f"  network     {model.parameters:,} parameters, predicts {model.prediction}\n"
-        f"  schedule    T = {model.schedule.T}, σ from {figure(record['sigma_1'])} to {figure(record['sigma_T'])}\n"
-        f"  digest      {model.digest}"
-    )
-    return text, record
+        drawn = draw(output, found)
+        console.notice(f"{output}: {drawn}, black at -3 and white at 3")
 
 
 def about_latent(found: Latent) -> tuple[str, dict[str, Any]]:
@@ -112,7 +89,7 @@ def about_latent(found: Latent) -> tuple[str, dict[str, Any]]:
             [f.name, figure(finite(f.value)), figure(f.expected), f"{figure(f.low)} … {figure(f.high)}"]
             for f in figures
         ]
-        lines += ["", f"{image.get('name', i)}: {health.verdict(figures)}"]
+        lines += ["", f"{plain(image['name'])}: {health.verdict(figures)}"]
         lines.append(table(["figure", "x_T", "noise", "98 % of noise"], rows))
     record = {
         "kind": "latent",
@@ -135,10 +112,16 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def draw(path: Path, found: Latent) -> None:
-    """x_T as an image, −3 … 3 from black to white, a contact sheet if there are several."""
+def draw(path: Path, found: Latent) -> str:
+    """x_T as an image, −3 … 3 from black to white, a contact sheet if there are several. Says what was drawn.
+
+    An image has one channel or three: of other numbers only the first ones are drawn.
+    """
     from ddimctl import images
 
-    pixels = images.to_pixels(found.xT / 3)
+    channels = found.xT.shape[1]
+    shown = 1 if channels < 3 else 3
+    pixels = images.to_pixels(found.xT[:, :shown] / 3)
     pixels = images.enlarge(pixels, max(1, 112 // max(pixels.shape[1:3])))
     images.save_image(path, images.sheet(pixels, columns=min(8, len(pixels))))
+    return "x_T" if shown == channels else f"the first {shown} of {channels} channels of x_T"

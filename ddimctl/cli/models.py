@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddimctl.cli import options
-from ddimctl.cli.console import Console
+from ddimctl.cli.console import Console, plain
 from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,14 +50,8 @@ def show(
 
     Example: ddimctl models show fashion-mnist
     """
-    from ddimctl.checkpoints import diffusers
-    from ddimctl.model import from_checkpoint, read
-
     console = Console(quiet, verbose, json)
-    checkpoint, name, folder = read(model, config)
-    net = from_checkpoint(checkpoint, name, "cpu")
-    report(console, net)
-    console.data(*about(net, diffusers.licence(folder) if folder else None))
+    console.data(*describe(model, config, console))
 
 
 @app.command()
@@ -122,6 +116,17 @@ def pull(
     console.data(str(folder), {"id": model, "folder": str(folder)})
 
 
+def describe(reference: str, config: str | None, console: Console) -> tuple[str, dict[str, Any]]:
+    """What a model is, as text and as a record; what was guessed, as notices. It is not asked for any class."""
+    from ddimctl.checkpoints import diffusers
+    from ddimctl.model import from_checkpoint, read
+
+    checkpoint, name, folder = read(reference, config)
+    net = from_checkpoint(checkpoint, name, "cpu")
+    report(console, net)
+    return about(net, diffusers.licence(folder) if folder else None)
+
+
 def report(console: Console, model: Model) -> None:
     """What was guessed while loading, as notices; what was chosen, with -v."""
     for guess in model.guesses:
@@ -138,6 +143,7 @@ def about(model: Model, licence: str | None) -> tuple[str, dict[str, Any]]:
     size = c.image_size
     needs = memory(c) if size else None
     record: dict[str, Any] = {
+        "kind": "model",
         "name": model.name,
         "image_size": list(size) if size else None,
         "channels": c.in_channels,
@@ -179,7 +185,7 @@ def about(model: Model, licence: str | None) -> tuple[str, dict[str, Any]]:
         rows.insert(5, ("labels", f"times {model.label_scale:g}"))
     if c.num_class_embeds:
         rows.insert(1, ("classes", f"{c.num_class_embeds}, chosen with --class"))
-    return "\n".join([model.name, *(f"  {k:<11} {v}" for k, v in rows)]), record
+    return "\n".join([plain(model.name), *(f"  {k:<11} {plain(v)}" for k, v in rows)]), record
 
 
 def card(checkpoint: Checkpoint, name: str, digest: str, licence: str | None) -> str:
