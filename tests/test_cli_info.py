@@ -112,6 +112,7 @@ def test_a_model_is_described_as_models_show_does(invoke: Invoke, tmp_path: Path
 def test_a_checkpoint_with_its_configuration(invoke: Invoke, tmp_path: Path) -> None:
     torch.save(layouts.openai_state(classes=2), tmp_path / "ema.pt")
     (tmp_path / "flags.json").write_text(json.dumps({"image_size": 16, "num_heads": 2}))
+    assert "does not tell its heads" in invoke("info", "ema.pt").failed(3)
     words = ("ema.pt", "--config", "flags.json")
     assert invoke("info", *words).ok() == invoke("models", "show", *words).ok()
 

@@ -44,8 +44,8 @@ def info(
     except FileError as e:  # checkpoints have the same suffixes
         try:
             described = models.describe(file, config, console)
-        except DDIMError:
-            raise e from None
+        except DDIMError as f:
+            raise (f if "--config" in f.hint else e) from None  # what lacks only that is a model
         console.data(*described)
         return
     if output is not None:
