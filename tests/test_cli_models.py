@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -137,7 +138,12 @@ def test_convert_never_overwrites_unasked(invoke: Invoke, authors: Path, tmp_pat
     assert load(str(target), "cpu").digest == before
     assert "is the model itself" in invoke("models", "convert", target, "-o", target, "--force").failed(2)
     assert "is a file" in invoke("models", "convert", authors, "-o", authors).failed(2)
+    for name in ("unet_ema/config.json", "features.safetensors"):  # averaged weights would be taken before the new ones
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copy(target / "unet" / "config.json", target / name)
     invoke("models", "convert", authors, "-o", target, "--force").ok()
+    assert not (target / "unet_ema").exists()
+    assert not (target / "features.safetensors").exists()
     assert load(str(target), "cpu").digest == load(str(tmp_path / "known"), "cpu").digest
 
 

@@ -86,6 +86,8 @@ def convert(
     model = from_checkpoint(found, name, "cpu")  # refuses what does not fit together, before anything is written
     report(console, model)
     licence = license_ or (diffusers.licence(folder) if folder else None)
+    if force:
+        diffusers.clear(output)
     diffusers.write(output, found)
     write_bytes(output / "README.md", card(found, name, model.digest, licence).encode())
     if found.label_scale != 1:
