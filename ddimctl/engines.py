@@ -8,6 +8,7 @@ one for all, and the result an array of the same kind as x_t. All engines comput
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import io
@@ -103,7 +104,7 @@ def openvino(model: Model) -> Run:
         raise UsageError(f"the engine openvino runs on CPUs, not on {model.device.type}", hint="add --device cpu")
     import numpy as np
 
-    core = import_openvino().Core()
+    core = _core(import_openvino())
     settings = {
         "INFERENCE_PRECISION_HINT": "bf16" if model.precision == "bf16" else "f32",
         "PERFORMANCE_HINT": "LATENCY",
@@ -156,6 +157,13 @@ def import_openvino() -> Any:
     except Exception as e:  # a broken installation fails in ways of its own
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise UsageError(f"the engine openvino cannot be loaded: {reason}", hint="--engine torch needs nothing") from e
+
+
+@functools.cache
+def _core(ov: Any) -> Any:
+    """The process's one core, never freed. OpenVINO's CPU plugin gives the thread that makes it a stack for its signal
+    handlers; freed in another thread, the memory goes and the stack stays, and the next Ctrl-C is a segmentation fault."""
+    return ov.Core()
 
 
 def threads() -> int:

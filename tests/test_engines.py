@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import importlib.util
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import write_tiny_model
+from conftest import isolated, write_tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddimctl import cache, ddim, engines, images, latent, lossless
@@ -243,6 +246,24 @@ def test_an_openvino_that_cannot_be_loaded_is_one_line_and_auto_does_without(
     engine, why = engines.pick(model, 1e12)
     assert engine == "torch"
     assert "cannot be loaded" in why
+
+
+@needs_openvino
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="signals as on Unix")
+def test_a_signal_is_handled_after_an_engine_went_in_another_thread(model_folder: Path, tmp_path: Path) -> None:
+    code = f"""
+import gc, os, signal, threading, torch
+from ddimctl.model import load
+signal.signal(signal.SIGUSR1, lambda *_: print("alive"))
+models = [load({str(model_folder)!r}, "cpu").use("openvino")]
+models[0].eps(torch.zeros(1, *models[0].shape).double(), 1.0)
+thread = threading.Thread(target=lambda: (models.clear(), gc.collect()))
+thread.start()
+thread.join()
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=isolated(tmp_path), capture_output=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, b"alive")
 
 
 def test_auto_is_a_choice_and_no_engine(model: Model) -> None:
