@@ -29,15 +29,19 @@ except ImportError:  # Windows: nothing is ever taken for stale there
 TEMPORARY = re.compile(r"\..*\.\d+\.tmp", re.DOTALL)  # what `atomic_path` names its files
 
 
-def refuse_existing(path: Path, force: bool) -> None:
+def refuse_existing(path: Path, force: bool, makes_folder: bool = False) -> None:
     """Raises `UsageError` if `path` exists and `force` is false, or if no file can be put there.
 
     A pipe or a device such as /dev/null may always be written to. A link counts as existing even if it leads nowhere.
+    Its folder has to be there, unless the command makes it.
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder", hint="name a file")
     if os.path.lexists(path) and not force and not is_special(path):
         raise UsageError(f"{path} exists already", hint="add --force to overwrite it")
+    if not makes_folder and not path.parent.is_dir():
+        hint = "a file is called that" if exists(path.parent) else f"make it first: mkdir -p {path.parent}"
+        raise UsageError(f"there is no folder {path.parent}", hint=hint)
 
 
 def bundled_folder() -> Path:

@@ -271,7 +271,7 @@ def test_force_overwrites(tiny: Invoke, tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made(tiny: Invoke, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     assert "file" in tiny("sample", "-n", 1, "--steps", 1, "-o", "file/inside").failed(1)
-    assert "nowhere" in tiny("sample", "-n", 1, "--steps", 1, "-o", "nowhere/s.png").failed(1)
+    assert "nowhere" in tiny("sample", "-n", 1, "--steps", 1, "-o", "nowhere/s.png").failed(2)
     assert names(tmp_path) == ["file"]
 
 

@@ -77,9 +77,6 @@ def bench(
         measuring.start(model, str(net.device), name, precision, class_label, config, max(batches)) for name in wanted
     ]
     lines = [measuring.line(net.use(name, precision), max(batches), path_steps) for name in wanted]
-    if plot is not None:
-        plots.speed(plot, *curves(rates, lines), title=f"{net.name}, {measuring.processor()}")
-        console.notice(f"{plot}: images a second by batch size, and time against steps")
     record: dict[str, Any] = {
         "model": {"name": net.name, "digest": net.digest, "flops": net.flops},
         "processor": measuring.processor(),
@@ -89,6 +86,9 @@ def bench(
         "lines": [asdict(x) for x in lines],
     }
     console.data(as_text(rates, starts, lines), record)
+    if plot is not None:
+        plots.speed(plot, *curves(rates, lines), title=f"{net.name}, {measuring.processor()}")
+        console.notice(f"{plot}: images a second by batch size, and time against steps")
 
 
 def as_text(rates: list[Rate], starts: list[Start], lines: list[Line]) -> str:

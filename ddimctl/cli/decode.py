@@ -72,7 +72,7 @@ def decode(
     target = output if output is not None and output.suffix and not output.is_dir() else None
     if one_image:
         target = target or (output or Path()) / f"{items[0].name}.png"
-        refuse_existing(target, force)
+        refuse_existing(target, force, makes_folder=target.parent == output)
         if target.parent == output and not dry_run:
             make_folder(output)
 

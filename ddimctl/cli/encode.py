@@ -79,7 +79,7 @@ def encode(
     if single and not one_file:
         target = (output or Path()) / f"{'latent' if items[0].source == '-' else items[0].name}.pt"
     if single:
-        refuse_existing(target, force)
+        refuse_existing(target, force, makes_folder=not one_file)
     if lossless:
         if solver not in (options.DEFAULT_SOLVER, "exact"):
             raise UsageError(f"--lossless goes with the solver exact, not {solver}")

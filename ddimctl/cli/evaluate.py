@@ -124,13 +124,6 @@ def evaluate(
     if old := sum(n - c.made for c in cells):
         console.notice(f"{old:,} of {n * len(cells):,} images were in the cache, {folder}")
     seconds = seconds_per_image(cells, n)
-    if plot is not None:
-        lines: dict[str, dict[int, float]] = {}
-        for c in cells:
-            lines.setdefault(c.setting.row, {})[c.setting.steps] = c.distance
-        real = floor.get("test", {}).get(str(n))
-        plots.distance_against_steps(plot, lines, seconds, real, extractor.name, f"{net.name}, {n:,} images a cell")
-        console.notice(f"{plot}: distance and seconds against S")
     console.data(
         as_table(cells, seconds),
         {
@@ -162,6 +155,13 @@ def evaluate(
             "seconds_per_image": {str(s): t for s, t in seconds.items()},
         },
     )
+    if plot is not None:
+        lines: dict[str, dict[int, float]] = {}
+        for c in cells:
+            lines.setdefault(c.setting.row, {})[c.setting.steps] = c.distance
+        real = floor.get("test", {}).get(str(n))
+        plots.distance_against_steps(plot, lines, seconds, real, extractor.name, f"{net.name}, {n:,} images a cell")
+        console.notice(f"{plot}: distance and seconds against S")
 
 
 def warm_up(model: Model) -> None:

@@ -186,6 +186,7 @@ def reconstruct(
                 f"warning: {cell.solver} with {cell.steps} steps did not converge"
                 f" on {cell.unconverged} of {count} images (residual at most {max(cell.residuals):.1e})"
             )
+    console.data(as_table(cells, reports), as_record(cells, reports, net, count))
     if output is not None:
         gain = save_sheet(output, originals, cells)
         console.notice(f"{output}: original, then reconstruction and {gain} times its difference for each line")
@@ -195,7 +196,6 @@ def reconstruct(
             lines.setdefault(f"{c.solver}, {c.spacing}", []).append((c.evaluations, c.total("mse")))
         plots.error_against_evaluations(plot, lines, f"{net.name}, {count} images")
         console.notice(f"{plot}: error against evaluations")
-    console.data(as_table(cells, reports), as_record(cells, reports, net, count))
     worst = max((c.total("mse") for c in cells), default=0.0) if "mse" in reports else math.nan
     if fail_above is not None and not worst <= fail_above:
         raise AboveLimit(f"mse {worst:.3g} is above {fail_above:.3g}")

@@ -108,10 +108,11 @@ def sample(
     sampling.check(n, eta, sigma_hat, how, tolerance)
     folder, files = targets(output, n, lengths)
     for file in files:
-        refuse_existing(file, force)
+        refuse_existing(file, force, makes_folder=folder is not None)
     if noise is not None:
         latent.check_suffix(noise)
-        refuse_existing(noise, force)
+        made = folder is not None and noise.parent in (folder, *(f.parent for f in files))
+        refuse_existing(noise, force, makes_folder=made)
     if output is None:
         console.notice(f"writing {files[0]}")
 
