@@ -22,7 +22,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ddimctl.errors import DDIMError, FileError, UsageError
-from ddimctl.files import atomic_file, clean, find, make_folder, sha256, write_bytes
+from ddimctl.files import atomic_file, clean, find, is_special, make_folder, refuse_special, sha256, write_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,7 +66,7 @@ class Outcome:
 def gather(arguments: Sequence[str], suffixes: Collection[str]) -> list[Item]:
     """The items that files, folders and patterns stand for. What is in a folder keeps its place relative to it.
 
-    Raises `UsageError` where there is nothing.
+    A pattern matches no pipes and no devices. Raises `UsageError` where there is nothing, or if one is named.
     """
     items = []
     for argument in arguments:
@@ -79,11 +79,14 @@ def gather(arguments: Sequence[str], suffixes: Collection[str]) -> list[Item]:
         elif glob.has_magic(argument) and not os.path.lexists(path):
             fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
             pattern = str(PurePath(*path.parts[len(fixed.parts) :]))
-            found = sorted(p for p in fixed.glob(pattern) if p.suffix.lower() in suffixes and not p.is_dir())
+            matches = (p for p in fixed.glob(pattern) if p.suffix.lower() in suffixes)
+            found = sorted(p for p in matches if not p.is_dir() and not is_special(p))
             if not found:
                 raise UsageError(f"nothing matches {argument}", hint=f"looked for {' '.join(suffixes)}")
             items += [Item(str(p), _name(p.relative_to(fixed))) for p in found]
         else:
+            if argument != "-":
+                refuse_special(path)
             items.append(Item(argument, _name(PurePath(path.name))))
     return items
 
@@ -249,6 +252,8 @@ def read_ahead(
 
     def attempt(item: Item) -> Loaded[T]:
         try:
+            if item.source != "-":
+                refuse_special(Path(item.source))  # a thread that waits for a pipe could not be interrupted
             return Loaded(item, load(item))
         except (FileError, UsageError) as e:
             return Loaded(item, failure=e)
@@ -432,9 +437,11 @@ def is_whole_and_same(target: Path, records: list[dict[str, Any]], encoding: Enc
 
 
 def refuse_link(target: Path) -> None:
-    """In a folder that is filled by name, a link could lead a writer anywhere. Raises `UsageError`."""
+    """In a folder that is filled by name, a link could lead a writer anywhere, and a pipe stop it. Raises `UsageError`."""
     if target.is_symlink():
         raise UsageError(f"{target} is a link and is left alone", hint="remove it")
+    if is_special(target):
+        raise UsageError(f"{target} is a pipe or a device and is left alone", hint="remove it")
 
 
 def pack(

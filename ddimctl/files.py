@@ -26,6 +26,7 @@ try:
 except ImportError:  # Windows: nothing is ever taken for stale there
     fcntl = None  # type: ignore[assignment]
 
+OPEN = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")  # where what the process was given lies, such as a shell's <(…)
 TEMPORARY = re.compile(r"\..*\.\d+\.tmp", re.DOTALL)  # what `atomic_path` names its files
 
 
@@ -62,9 +63,22 @@ def is_special(path: Path) -> bool:
     """Whether `path` is a pipe, a terminal or a device: something that is written to, never replaced."""
     try:
         mode = path.stat().st_mode
-    except OSError:
+    except (OSError, ValueError):
         return False
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def refuse_special(path: Path) -> None:
+    """Raises `UsageError` if `path` is a device, which need never end, or a pipe, which opening may wait for for ever.
+
+    A pipe that is open already may be read: standard input, or what a shell makes of <(…).
+    """
+    if not is_special(path):
+        return
+    pipe = path.is_fifo()
+    if not (pipe and str(path).startswith(OPEN)):
+        hint = f"images are read from a pipe as standard input: - < {path}" if pipe else "name a file"
+        raise UsageError(f"{path} is a pipe or a device, not a file", hint=hint)
 
 
 @contextlib.contextmanager
@@ -113,9 +127,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 def read_bytes(path: Path, limit: int) -> bytes:
     """The whole of a file that may come from anybody.
 
-    Raises `UsageError` if there is none or it cannot be opened, `FileError` if it holds more than `limit` bytes or
-    reading fails.
+    Raises `UsageError` if there is none, it is a device or it cannot be opened, `FileError` if it holds more than
+    `limit` bytes or reading fails.
     """
+    refuse_special(path)
     try:
         with path.open("rb") as f:
             try:

@@ -64,6 +64,14 @@ def test_names_mirror_the_folder(photos: Path, monkeypatch: pytest.MonkeyPatch) 
             batch.gather([nothing], images.SUFFIXES)
 
 
+def test_pipes_are_neither_matched_nor_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "a.png").touch()
+    assert [i.name for i in batch.gather([str(tmp_path / "*.png")], images.SUFFIXES)] == ["a"]
+    with pytest.raises(UsageError, match="a pipe or a device"):
+        batch.gather([str(tmp_path / "pipe.png")], images.SUFFIXES)
+
+
 def test_lists_lead_nowhere_else() -> None:
     lines = ["a/b.png\n", "\n", "../../etc/x.png\r\n", "/abs/olute/y.tar.png", "c.png"]
     assert [(i.source, i.name) for i in batch.listed(lines)] == [
@@ -104,6 +112,23 @@ def test_a_folder_becomes_a_folder(encode: Invoke, photos: Path, tmp_path: Path)
     assert lines[0]["run"]["command"] == "encode"
     assert [line["status"] for line in lines[1:]] == ["done"] * N
     assert lines[1]["image"]["sha256"] == images.digest(photos / "0.png")
+
+
+@pytest.mark.parametrize("command", ["encode", "decode"])
+def test_pipes_in_a_list_or_among_the_outputs_stop_nothing(
+    command: str, encode: Invoke, invoke: Invoke, photos: Path, tmp_path: Path
+) -> None:
+    encode(photos, "-o", "latents").ok()
+    source, suffixes = ("photos", (".png", ".pt")) if command == "encode" else ("latents", (".pt", ".png"))
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / f"pipe{suffixes[0]}")
+    os.mkfifo(tmp_path / "out" / f"0{suffixes[1]}")
+    (tmp_path / "list").write_text(f"{source}/2{suffixes[0]}\npipe{suffixes[0]}\n")
+    run = encode if command == "encode" else lambda *args: invoke("decode", *args)
+    assert run("--from-file", "list", "-o", "listed").failed(4) == "1 of 2 failed"
+    done = run(source, "-o", "out", "--force")
+    assert done.failed(4) == "1 of 7 failed"
+    assert "a pipe or a device and is left alone" in done.err
 
 
 def test_the_same_command_again_does_only_what_is_missing(encode: Invoke, photos: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from conftest import write_tiny_model
 from PIL import Image
 from safetensors.torch import save_file
 
-from ddimctl.checkpoints import formats, identify, weights
+from ddimctl.checkpoints import diffusers, formats, identify, weights
 from ddimctl.errors import FileError
 
 
@@ -271,6 +271,12 @@ def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe.pt", Path(os.devnull)):
         with pytest.raises(FileError, match="a pipe or a device"):
             formats.read(path)
+    folder = write_tiny_model(tmp_path / "m")
+    os.mkfifo(folder / "README.md")
+    assert diffusers.licence(folder) is None
+    os.mkfifo(tmp_path / "c.json")
+    with pytest.raises(FileError, match="a pipe or a device"):
+        formats.read_config(str(tmp_path / "c.json"))
 
 
 def test_integer_weights_are_refused(tmp_path: Path) -> None:

@@ -221,3 +221,18 @@ def test_json_has_null_for_what_is_not_finite(capsys: pytest.CaptureFixture[str]
         "d": True,
         "e": 2,
     }
+
+
+# Pipes
+
+
+def test_training_waits_for_no_pipe(tiny: Invoke, model_folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert "a pipe or a device" in tiny("train", "pipe", "-o", "m").failed(2)
+    held_out = model_folder / "held-out"
+    assert "a pipe or a device" in tiny("train", held_out, "--held-out", "pipe", "--size", 16, "-o", "m").failed(2)
+
+
+def test_interpolation_waits_for_no_pipe(tiny: Invoke, latents: list[str], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pt")
+    assert "a pipe or a device" in tiny("interpolate", latents[0], "pipe.pt").failed(2)

@@ -193,8 +193,23 @@ def test_reading_is_bounded(tmp_path: Path) -> None:
     assert files.read_bytes(path, 100) == bytes(100)
     with pytest.raises(FileError, match="larger than"):
         files.read_bytes(path, 99)
-    with pytest.raises(FileError, match="larger than"):
-        files.read_bytes(Path("/dev/zero"), 1000)
     for missing in (tmp_path / "none", Path("a\0b"), path / "below", tmp_path):
         with pytest.raises(UsageError):
             files.read_bytes(missing, 100)
+
+
+def test_no_pipe_is_waited_for_and_no_device_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link", Path("/dev/zero"), Path(os.devnull)):
+        with pytest.raises(UsageError, match="a pipe or a device"):
+            files.read_bytes(path, 1000)
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="no such names here")
+def test_a_pipe_that_is_open_already_is_read() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"through")
+    os.close(writer)
+    assert files.read_bytes(Path(f"/dev/fd/{reader}"), 1000) == b"through"
+    os.close(reader)

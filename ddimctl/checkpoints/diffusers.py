@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint, betas, identify, weights
 from ddimctl.errors import DDIMError, FileError
-from ddimctl.files import make_folder, write_bytes
+from ddimctl.files import is_special, make_folder, write_bytes
 from ddimctl.schedule import Schedule
 from ddimctl.unet import UNetConfig
 
@@ -175,7 +175,9 @@ def modern(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_json(path: Path, limit: int = 1_000_000) -> dict[str, Any]:
-    """A JSON object from a file of at most `limit` bytes."""
+    """A JSON object from a file of at most `limit` bytes. Raises `FileError` if it is none; no pipe is waited for."""
+    if is_special(path):
+        raise FileError(f"{path} is a pipe or a device, not a file", hint="name a file")
     try:
         with path.open("rb") as f:
             data = f.read(limit + 1)
@@ -222,8 +224,11 @@ def read_scheduler(config: Mapping[str, Any]) -> tuple[Schedule, str]:
 
 def licence(folder: Path) -> str | None:
     """The licence that a folder's card (README.md) states at its top."""
+    path = folder / "README.md"
+    if is_special(path):
+        return None
     try:
-        with (folder / "README.md").open("rb") as f:
+        with path.open("rb") as f:
             text = f.read(100_000).decode("utf-8", "replace")
     except OSError:
         return None

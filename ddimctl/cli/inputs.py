@@ -210,8 +210,12 @@ def gather_latents(
 
     from ddimctl import ddim, latent
     from ddimctl.ddim import bind
+    from ddimctl.files import refuse_special
     from ddimctl.solvers import SOLVERS, decoder
 
+    for name in names:
+        if name != "-":
+            refuse_special(Path(name))
     files = {n: latent.load(Path(n)) for n in names if is_latent(n)}
     net, path, how, way_in = None, None, None, solver
     for name, file in files.items():

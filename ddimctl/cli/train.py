@@ -137,9 +137,12 @@ def train(
 
 
 def _load(images: Path, held_out: str, channels: int, size: tuple[int, int], seed: int) -> tuple[Tensor, Tensor]:
+    from ddimctl.files import refuse_special
     from ddimctl.images import load_dataset
     from ddimctl.train import split
 
+    for path in (images, Path(held_out)):
+        refuse_special(path)
     data = load_dataset(images, channels, size)
     try:
         fraction = float(held_out)
