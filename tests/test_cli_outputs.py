@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import Result
+
+from ddimctl import latent
+from ddimctl.checkpoints import diffusers
 
 Invoke = Callable[..., Result]
 
@@ -16,6 +21,15 @@ Invoke = Callable[..., Result]
 def image(model_folder: Path, tmp_path: Path) -> Path:
     """a.png, which the tiny model may take."""
     return Path(shutil.copy(model_folder / "held-out" / "000.png", tmp_path / "a.png"))
+
+
+def tame(model_folder: Path, out: Path) -> Path:
+    """The tiny model with a hundredth of its output: random weights alone make a flow that nothing inverts."""
+    checkpoint = diffusers.read(model_folder)
+    weights = {k: 0.01 * w if k.startswith("conv_out") else w for k, w in checkpoint.weights.items()}
+    diffusers.write(out, replace(checkpoint, weights=weights))
+    shutil.copytree(model_folder / "held-out", out / "held-out")
+    return out
 
 
 # Folders that are not there
@@ -77,3 +91,30 @@ def test_the_table_comes_before_the_plot(
     done = invoke("reconstruct", image, "-m", model_folder, "--steps", 2, "--plot", "p.png")
     assert done.failed(1) == "no ink"
     assert done.out.startswith("solver  spacing")
+
+
+# Lossless
+
+
+def test_lossless_says_so(image: Path, invoke: Invoke, model_folder: Path, tmp_path: Path) -> None:
+    """Of one image with its figures, of several in a line; the file says it again, unless what it says is no number."""
+    folder = tame(model_folder, tmp_path / "tame")
+    words = ("encode", "--lossless", "-m", folder, "--steps", 10)
+    done = invoke(*words, image).ok()
+    found = re.search(
+        r"^lossless: all 256 values of the 16 × 16 image come back \(worst (0\.\d\d) levels, \d+ evaluations\)$",
+        done.err,
+        re.M,
+    )
+    assert found, done.err
+    assert f"\n  lossless    yes, worst {found[1]} levels\n" in invoke("info", "a.pt").ok().out
+    assert "lossless" not in invoke(*words, image, "-o", "q.pt", "-q").ok().err
+    several = invoke(*words, folder / "held-out", "-o", "latents").ok()
+    assert several.err.endswith("lossless: every 8-bit value of all 4 images comes back\n")
+
+    known = latent.load(tmp_path / "a.pt")
+    for worst, line in ((0.75, "\n  lossless    no, worst 0.75 levels\n"), ("1", None), (10**400, None), (None, None)):
+        about = {**known.provenance, "lossless": [{"worst": worst}]}
+        latent.save(tmp_path / "odd.pt", latent.Latent(known.xT, about))
+        out = invoke("info", "odd.pt").ok().out
+        assert line in out if line else "  lossless" not in out

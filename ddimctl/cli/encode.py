@@ -51,8 +51,8 @@ def encode(
     names a file, else one file each, in the folder that -o names, where they keep their places. The file knows how to
     decode itself.
 
-    --lossless encodes with the solver exact, decodes, and tightens until every 8-bit value of the image comes back; where
-    that cannot be reached nothing is written (exit code 1).
+    --lossless encodes with the solver exact, decodes, and tightens until every 8-bit value comes back, of the image as it
+    was made to fit the model (its size, grey or colour); where that cannot be reached nothing is written (exit code 1).
 
     With several images, the same command again does only what is not done yet, a bad image does not stop the others
     (exit code 4), and a manifest beside the output says what became of each.
@@ -113,6 +113,8 @@ def encode(
     run: dict[str, Any] = {"command": "encode", "model": net.digest, **settings, "tolerance": tolerance}
     run |= {"engine": net.engine, "precision": precision}
     batches.run(outcomes, len(items), manifest, run, "encoded", console, dry_run)
+    if lossless and not dry_run:
+        console.notice(f"lossless: every 8-bit value of all {len(items)} images comes back")
 
 
 def encode_one(item: Item, target: Path, encoding: Encoding, settings: dict[str, Any], console: Console) -> None:
@@ -134,6 +136,11 @@ def encode_one(item: Item, target: Path, encoding: Encoding, settings: dict[str,
         residual = solution.residuals[0]
         console.notice(f"warning: {item.source} did not converge: residual {residual:.1e} > {solution.tolerance:.1e}")
     latent.save(target, latent.Latent(ddim.as_stored(solution.x), encoding.about(solution, [record])))
+    if solution.checks:
+        console.notice(
+            f"lossless: all {pixels.size:,} values of the {model.size[1]} × {model.size[0]} image come back"
+            f" (worst {solution.checks[0].worst:.2f} levels, {solution.evaluations[0]} evaluations)"
+        )
     console.data(
         str(target),
         {

@@ -81,6 +81,10 @@ def about_latent(found: Latent) -> tuple[str, dict[str, Any]]:
         if about["unconverged"]:
             said = f"{len(about['unconverged'])} did not converge to {figure(about['tolerance'])}"
         lines.append(f"  residual    at most {figure(max(about['residuals']))}; {said}")
+    worst = [check.get("worst") for check in about.get("lossless") or []]
+    if worst and all(isinstance(w, float) for w in worst):
+        said = "yes" if max(worst) < 0.5 else "no"
+        lines.append(f"  lossless    {said}, worst {max(worst):.2f} levels")
     for i, (image, figures) in enumerate(zip(found.images, examined, strict=False)):
         if i == MANY:
             lines.append(f"… and {len(examined) - MANY} more")
