@@ -323,7 +323,8 @@ def test_a_model_without_a_classifier(invoke: Run, model_folder: Path, rated: Pa
     assert "came without a classifier" in invoke(*few, "--features", "classifier").failed(2)
     invoke(*few, "--features", rated / features.FILE).ok()
     if not _has_fidelity():
-        assert "extra 'fid'" in invoke(*few).failed(2)
+        assert "came without a classifier" in invoke(*few).failed(2)
+        assert "extra 'fid'" in invoke(*few, "--features", "inception").failed(2)
 
 
 def _has_fidelity() -> bool:

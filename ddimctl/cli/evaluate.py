@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +182,7 @@ def parse_etas(text: str) -> list[float]:
 
 
 def open_features(wanted: str | None, model: Model) -> Extractor:
-    """What --features asks for; without, the classifier that came with the model, or else Inception."""
+    """What --features asks for; without, the classifier that came with the model, or Inception if that is here."""
     from ddimctl import features
     from ddimctl.errors import choose
 
@@ -190,19 +191,24 @@ def open_features(wanted: str | None, model: Model) -> Extractor:
         own = None
     if wanted is not None and wanted.endswith(".safetensors"):
         own, wanted = Path(wanted), "classifier"
-    kind = wanted or ("classifier" if own else "inception")
+    kind = wanted or ("classifier" if own or not has_inception() else "inception")
     if choose({k: k for k in features.KINDS}, kind, "features") == "inception":
         return features.load_inception(model.device)
     if own is None:
         raise UsageError(
             f"the model {model.name} came without a classifier ({features.FILE})",
-            hint="make one with examples/features.py, or use --features inception",
+            hint="make one with examples/features.py, or use --features inception (pip install 'ddimctl[fid]')",
         )
     extractor = features.load_classifier(own, model.device)
     takes = (extractor.about["channels"], *extractor.about["size"])
     if takes != model.shape:
         raise FileError(f"{own} is for images of shape {takes}, the model {model.name} makes {model.shape}")
     return extractor
+
+
+def has_inception() -> bool:
+    """Whether the extra fid is here."""
+    return importlib.util.find_spec("torch_fidelity") is not None
 
 
 def open_reference(
