@@ -236,3 +236,48 @@ def test_training_waits_for_no_pipe(tiny: Invoke, model_folder: Path, tmp_path: 
 def test_interpolation_waits_for_no_pipe(tiny: Invoke, latents: list[str], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.pt")
     assert "a pipe or a device" in tiny("interpolate", latents[0], "pipe.pt").failed(2)
+
+
+# Streams
+
+
+@pytest.mark.parametrize("command", [[], ["models"]], ids=str)
+def test_no_command_gets_the_help_alone(command: list[str], ddimctl: Invoke) -> None:
+    done = ddimctl(*command)
+    assert (done.code, done.err) == (2, "")
+    assert "Usage: " in done.out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device here")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_stderr_stops_no_work(unbuffered: str, model_folder: Path, tmp_path: Path) -> None:
+    Image.new("L", (30, 40)).save(tmp_path / "a.png")  # cropped, which is a notice
+    for arguments, code in (("a.png -o a.pt -v", 0), ("a.png a.png -o b.pt", 2), ("a.png none.png -o out", 4)):
+        command = f"{sys.executable} -m ddimctl encode --steps 1 -m {model_folder} {arguments} 2>/dev/full"
+        env = isolated(tmp_path, {"PYTHONUNBUFFERED": unbuffered})
+        assert subprocess.run(command, shell=True, cwd=tmp_path, env=env, check=False).returncode == code
+    assert (tmp_path / "a.pt").exists()
+    assert (tmp_path / "out" / "a.pt").exists()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", [["--version"], ["--help"], ["models"], ["models", "list"]], ids=str)
+def test_a_pipe_that_nobody_reads_is_a_failure(command: list[str], unbuffered: str, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    env = isolated(tmp_path, {"PYTHONUNBUFFERED": unbuffered})
+    ddimctl = [sys.executable, "-m", "ddimctl", *command]
+    done = subprocess.run(ddimctl, stdout=writer, stderr=subprocess.PIPE, env=env, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_a_result_is_written_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces: list[str] = []
+
+    class Stream:
+        write = staticmethod(pieces.append)
+
+    monkeypatch.setattr(sys, "stdout", Stream())
+    Console().data("one\ntwo", {})
+    assert [piece for piece in pieces if piece] == ["one\ntwo\n"]

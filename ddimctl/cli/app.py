@@ -92,7 +92,8 @@ def main() -> NoReturn:
         _complain(str(e), e.hint)
     except TyperException as e:
         code = USAGE
-        _complain(e.format_message(), "see ddimctl --help, or --help after a command")
+        if message := e.format_message():  # empty where the help was asked for by naming no command
+            _complain(message, "see ddimctl --help, or --help after a command")
     except Interrupted as e:
         code = e.exit_code
         _complain("interrupted")
@@ -136,13 +137,15 @@ def _complain(message: str, hint: str = "") -> None:
 
 
 def _exit(code: int) -> NoReturn:
-    """Exits without a complaint from the interpreter about a pipe that nobody reads any more."""
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.flush()
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = code or FAILED
+    """Exits without a complaint from the interpreter, or its exit code 120, about a stream that takes no more.
+
+    What stdout does not take is a failure; notices are not.
+    """
+    for stream in (sys.stderr, sys.stdout):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            code = code or (FAILED if stream is sys.stdout else 0)
     sys.exit(code)

@@ -7,7 +7,7 @@ import math
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,16 +25,17 @@ class Console:
     def notice(self, text: str) -> None:
         """Something the user should know; not with -q."""
         if not self.quiet:
-            print(printable(text), file=sys.stderr)
+            _tell(text)
 
     def detail(self, text: str) -> None:
         """Something for the curious; with -v."""
         if self.verbose and not self.quiet:
-            print(printable(text), file=sys.stderr)
+            _tell(text)
 
     def data(self, text: str, record: dict[str, Any]) -> None:
         """The result: `text`, or `record` as one JSON object with --json, null where it is not finite."""
-        print(json.dumps(_finite(record), allow_nan=False) if self.json else text)
+        line = json.dumps(_finite(record), allow_nan=False) if self.json else text
+        print(f"{line}\n", end="")  # in one piece, also unbuffered: whoever reads its first line gets all of it
 
     @contextmanager
     def bar(self, total: int, label: str) -> Iterator[Callable[[Iterable[T]], Iterator[T]]]:
@@ -54,6 +55,12 @@ class Console:
                     progress.advance(task)
 
             yield advance
+
+
+def _tell(text: str) -> None:
+    """A stderr that is full or that nobody reads stops no work."""
+    with suppress(OSError):
+        print(printable(text), file=sys.stderr)
 
 
 def plain(text: str) -> str:
