@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Result
+from PIL import Image
 
 from ddimctl import latent
 from ddimctl.checkpoints import diffusers
@@ -130,3 +131,16 @@ def test_nobody_asked_for_inception(invoke: Invoke, model_folder: Path, monkeypa
     assert done.failed(2) == "the model tiny came without a classifier (features.safetensors)"
     assert "examples/features.py" in done.err
     assert "--features inception (pip install 'ddimctl[fid]')" in done.err
+
+
+# Hints
+
+
+def test_interpolate_names_no_option_that_it_lacks(invoke: Invoke, model_folder: Path, tmp_path: Path) -> None:
+    one, two = (Image.new("L", (16, 16), v) for v in (0, 255))
+    one.save(tmp_path / "two.gif", save_all=True, append_images=[two])
+    Image.new("F", (16, 16)).save(tmp_path / "floats.tif")
+    for name, option in (("two.gif", "--frame"), ("floats.tif", "--range")):
+        done = invoke("interpolate", name, name, "-m", model_folder)
+        assert f"{name} holds" in done.failed(2)
+        assert f"hint: encode it first, with {option}\n" in done.err

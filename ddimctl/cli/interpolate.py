@@ -9,7 +9,9 @@ import typer
 
 from ddimctl.cli import inputs, options
 from ddimctl.cli.console import Console, figure, table
-from ddimctl.errors import UsageError
+from ddimctl.errors import DDIMError, UsageError
+
+OF_ENCODE = ("--frame", "--range", "--max-pixels")  # options that an image may need, and that this command lacks
 
 
 def interpolate(
@@ -79,10 +81,17 @@ def interpolate(
     if not named:
         console.notice(f"writing {output}")
 
-    net, keys, path, how = inputs.gather_latents(
-        latents, model, steps, solver, spacing, tolerance, device, batch_size, console, force, class_label, config,
-        engine, precision, rows * columns if grid else frames,
-    )  # fmt: skip
+    count = rows * columns if grid else frames
+    try:
+        net, keys, path, how = inputs.gather_latents(
+            latents, model, steps, solver, spacing, tolerance, device, batch_size, console, force, class_label, config,
+            engine, precision, count,
+        )  # fmt: skip
+    except DDIMError as e:
+        for option in OF_ENCODE:
+            if option in e.hint:
+                raise type(e)(str(e), hint=f"encode it first, with {option}") from None
+        raise
     pictures.check_channels(f"an image of the model {net.name}", net.channels)
     as_files = not grid and not output.suffix
     zoom = zoom or (1 if as_files else pictures.factor_to_see(net.size, 224))
