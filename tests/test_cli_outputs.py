@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -144,3 +145,27 @@ def test_interpolate_names_no_option_that_it_lacks(invoke: Invoke, model_folder:
         done = invoke("interpolate", name, name, "-m", model_folder)
         assert f"{name} holds" in done.failed(2)
         assert f"hint: encode it first, with {option}\n" in done.err
+
+
+# Sheets
+
+
+def test_each_line_of_a_sheet_has_its_own_gain(image: Path, invoke: Invoke, model_folder: Path, tmp_path: Path) -> None:
+    """One bad line hides no other's differences."""
+    folder = tame(model_folder, tmp_path / "tame")
+    words = ("reconstruct", image, "-m", folder, "--steps", "2,20", "--solver", "ddim,exact")
+    done = invoke(*words, "-o", "sheet.png", "--report", "max_abs", "--json").ok()
+    said = "sheet.png: original, then for each line its reconstruction and the difference: "
+    (line,) = (text.removeprefix(said) for text in done.err.splitlines() if text.startswith(said))
+    gains = {}
+    for part, result in zip(line.split(", "), json.loads(done.out)["results"], strict=True):
+        name, gain = part.split(" × ")
+        assert name == f"{result['solver']} {result['steps']}"
+        gains[name] = int(gain.replace(",", ""))
+        shown = gains[name] * result["max_abs"] / 127.5
+        assert shown > 0.1 or gains[name] == 10**6
+        assert shown <= 1 or gains[name] == 1
+    assert gains["exact 20"] > gains["ddim 2"]
+    several = invoke(*words[:-1], "ddim", "--spacing", "karras,log", "-o", "s.png").ok().err
+    assert "the difference: ddim karras 2 × " in several
+    assert ", ddim log 20 × " in several

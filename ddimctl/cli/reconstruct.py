@@ -109,7 +109,7 @@ def reconstruct(
     solver: root mean square), xT_error (x_T decoded and encoded again: root mean square).
 
     Where the paper has a figure for the same number of steps (table 2, CIFAR-10), it stands in the last column. -o writes
-    a sheet: original, reconstruction, difference.
+    a sheet: original, then for each line its reconstruction and the difference, amplified as far as that line needs.
 
     Example: ddimctl reconstruct --steps 10,20,50,100 --solver ab2,ddim
     """
@@ -188,8 +188,15 @@ def reconstruct(
             )
     console.data(as_table(cells, reports), as_record(cells, reports, net, count))
     if output is not None:
-        gain = save_sheet(output, originals, cells)
-        console.notice(f"{output}: original, then reconstruction and {gain} times its difference for each line")
+        gains = save_sheet(output, originals, cells)
+        several = len({c.spacing for c in cells}) > 1
+        said = [
+            f"{c.solver} {c.spacing + ' ' if several else ''}{c.steps} × {gain:,}"
+            for c, gain in zip(cells, gains, strict=True)
+        ]
+        console.notice(
+            f"{output}: original, then for each line its reconstruction and the difference: {', '.join(said)}"
+        )
     if plot is not None:
         lines: dict[str, list[tuple[float, float]]] = {}
         for c in cells:
@@ -295,19 +302,21 @@ def as_record(cells: Sequence[Cell], reports: Sequence[str], model: Model, n: in
     }
 
 
-def save_sheet(path: Path, originals: Sequence[Tensor], cells: Sequence[Cell]) -> int:
-    """Writes original | reconstruction | amplified difference (| the next line's …), a row an image; the gain."""
+def save_sheet(path: Path, originals: Sequence[Tensor], cells: Sequence[Cell]) -> list[int]:
+    """Writes original | reconstruction | amplified difference (| the next line's …), a row an image; each line's gain."""
     import numpy as np
     import torch
 
     from ddimctl.images import enlarge, factor_to_see, save_image, sheet, to_pixels
 
     x0 = torch.stack(list(originals)).double()
-    backs = [torch.stack(c.shown).cpu() for c in cells]
-    worst = max(float((b - x0).abs().max()) for b in backs)
-    gain = 10 ** max(0, min(6, math.floor(math.log10(1 / worst)))) if worst else 1
-    columns = [x0, *(t for b in backs for t in (b, (b - x0) * gain))]
+    columns, gains = [x0], []
+    for cell in cells:
+        back = torch.stack(cell.shown).cpu()
+        worst = float((back - x0).abs().max())
+        gains.append(10 ** max(0, min(6, math.floor(math.log10(1 / worst)))) if worst else 1)
+        columns += [back, (back - x0) * gains[-1]]
     pixels = np.stack([to_pixels(c) for c in columns], axis=1)  # (images, columns, H, W, C)
     factor = factor_to_see(pixels.shape[2:4])
     save_image(path, sheet(enlarge(pixels.reshape(-1, *pixels.shape[2:]), factor), len(columns), GAP))
-    return int(gain)
+    return gains
