@@ -13,11 +13,12 @@ import gzip
 import io
 import logging
 import math
+import os
 import struct
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike, fsdecode
 from pathlib import Path
@@ -119,6 +120,15 @@ def check_side(path: Path, height: int, width: int) -> None:
             f"{path} would have {width} × {height} pixels; {format_} holds at most {LARGEST[format_]} a side",
             hint="make it smaller, or name a .png",
         )
+
+
+def check_apart(path: Path, others: Iterable[str | Path]) -> None:
+    """Raises `UsageError` if `path` is one of `others`, files that the same command reads or writes, by any name."""
+    real = os.path.realpath(path)
+    for other in others:
+        with contextlib.suppress(ValueError):  # no file could be called that
+            if os.path.realpath(other) == real:
+                raise UsageError(f"{path} would be written over {other}", hint="name another file")
 
 
 def check_channels(name: str, channels: int) -> None:

@@ -169,3 +169,40 @@ def test_each_line_of_a_sheet_has_its_own_gain(image: Path, invoke: Invoke, mode
     several = invoke(*words[:-1], "ddim", "--spacing", "karras,log", "-o", "s.png").ok().err
     assert "the difference: ddim karras 2 × " in several
     assert ", ddim log 20 × " in several
+
+
+# Files that are read, or written twice
+
+
+def test_no_input_is_written_over(image: Path, invoke: Invoke, model_folder: Path, tmp_path: Path) -> None:
+    """By none of its names, and not with --force."""
+    invoke("encode", image, "-m", model_folder, "--steps", 2).ok()
+    shutil.copy(image, tmp_path / "image.pt")
+    shutil.copy(tmp_path / "a.pt", tmp_path / "latent.png")
+    (tmp_path / "link.png").symlink_to("a.png")
+    before = {p.name: p.read_bytes() for p in tmp_path.glob("*.p*")}
+    model = ("-m", model_folder, "--steps", 2)
+    for words in (
+        ("reconstruct", "a.png", *model, "-o", "a.png"),
+        ("reconstruct", "link.png", *model, "-o", "./a.png"),
+        ("reconstruct", image.parent, *model, "-o", "a.png"),
+        ("interpolate", "a.pt", "a.png", "-o", "a.png"),
+        ("interpolate", "a.png", "a.pt", "-o", "link.png"),
+        ("interpolate", "a.png", "a.pt", "--grid", "-o", "a.png"),
+        ("encode", "image.pt", *model, "-o", "image.pt"),
+        ("encode", "image.pt", "a.png", *model, "-o", "image.pt"),
+        ("decode", "latent.png", "-o", "latent.png"),
+    ):
+        assert "would be written over" in invoke(*words, "--force").failed(2)
+    assert {p.name: p.read_bytes() for p in tmp_path.glob("*.p*")} == before
+
+
+def test_two_outputs_need_two_names(image: Path, invoke: Invoke, model_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    words = ("reconstruct", image, "-m", model_folder, "--steps", 2, "-o", "x.png", "--plot")
+    assert invoke(*words, "x.png").failed(2) == "x.png would be written over x.png"
+    assert "would be written over" in invoke(*words, tmp_path / "x.png", "--force").failed(2)
+    assert "would be written over" in invoke(*words[:-3], "--plot", image, "--force").failed(2)
+    (tmp_path / "images.png").write_bytes(b"")
+    evaluate = ("evaluate", "-m", model_folder, "--reference", "images.png", "--plot", "images.png")
+    assert "would be written over" in invoke(*evaluate, "--force").failed(2)

@@ -611,3 +611,11 @@ def png(header: tuple[int, int, int, int], rows: bytes) -> bytes:
 
     head = struct.pack(">IIBBBBB", *header, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_no_file_is_written_over_another_by_any_name(tmp_path: Path) -> None:
+    (tmp_path / "link.png").symlink_to("a.png")
+    images.check_apart(tmp_path / "a.png", ["\0", "b.png", tmp_path / "b" / "a.png"])
+    for other in ("a.png", "./b/../a.png", "link.png"):
+        with pytest.raises(UsageError, match="would be written over"):
+            images.check_apart(tmp_path / "a.png", [f"{tmp_path}/{other}"])

@@ -73,6 +73,7 @@ def decode(
     if one_image:
         target = target or (output or Path()) / f"{items[0].name}.png"
         refuse_existing(target, force, makes_folder=target.parent == output)
+        images.check_apart(target, [items[0].source])
         if target.parent == output and not dry_run:
             make_folder(output)
 

@@ -64,7 +64,7 @@ def encode(
     from ddimctl import batch, latent
     from ddimctl.ddim import bind
     from ddimctl.files import make_folder, refuse_existing
-    from ddimctl.images import SUFFIXES
+    from ddimctl.images import SUFFIXES, check_apart
 
     console = Console(quiet, verbose, json)
     how = options.preprocessing(fit, background, frame, value_range, max_pixels)
@@ -80,6 +80,8 @@ def encode(
         target = (output or Path()) / f"{'latent' if items[0].source == '-' else items[0].name}.pt"
     if single:
         refuse_existing(target, force, makes_folder=not one_file)
+    if single or one_file:
+        check_apart(target, (item.source for item in items))
     if lossless:
         if solver not in (options.DEFAULT_SOLVER, "exact"):
             raise UsageError(f"--lossless goes with the solver exact, not {solver}")

@@ -84,6 +84,7 @@ def evaluate(
     from ddimctl import engines, frechet, plots, sampling
     from ddimctl import evaluate as library
     from ddimctl.files import refuse_existing
+    from ddimctl.images import check_apart
 
     console = Console(quiet, verbose, json)
     engines.check(engine, precision)
@@ -95,6 +96,7 @@ def evaluate(
     if plot is not None:
         plots.check_target(plot)
         refuse_existing(plot, force)
+        check_apart(plot, filter(None, [reference]))
     net = inputs.open_model(model, device, console, class_label, config)
     rows = [(value, False) for value in etas] + ([(1.0, True)] if sigma_hat else [])
     settings = [library.Setting(v, hat, s, spacing, solver, seed) for v, hat in rows for s in columns]

@@ -51,6 +51,7 @@ def info(
     if output is not None:
         images.check_suffix(output)
         refuse_existing(output, force)
+        images.check_apart(output, [file])
     console.data(*about_latent(found))
     if output is not None:
         drawn = draw(output, found)

@@ -78,6 +78,7 @@ def interpolate(
         refuse_existing_folder(output)
     else:
         refuse_existing(output, force)
+        pictures.check_apart(output, latents)
     if not named:
         console.notice(f"writing {output}")
 

@@ -127,6 +127,7 @@ def reconstruct(
     if plot is not None:
         plots.check_target(plot)
         refuse_existing(plot, force)
+        pictures.check_apart(plot, filter(None, [output]))
         if "mse" not in reports:
             raise UsageError("--plot draws the mse", hint="add it to --report")
     if fail_above is not None and "mse" not in reports:
@@ -148,6 +149,8 @@ def reconstruct(
     else:
         items = batches.items_of([str(inputs.held_out_folder(net))], None, pictures.SUFFIXES, None)[:limit]
         console.notice(f"{len(items)} held-out images of {net.name}")
+    for target in filter(None, (output, plot)):
+        pictures.check_apart(target, (item.source for item in items))
     if quick is not None:
         console.detail(f"{net.name} from the cache, without torch; engine {net.engine}, {precision}")
     else:
