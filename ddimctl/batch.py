@@ -66,10 +66,13 @@ class Outcome:
 def gather(arguments: Sequence[str], suffixes: Collection[str]) -> list[Item]:
     """The items that files, folders and patterns stand for. What is in a folder keeps its place relative to it.
 
-    A pattern matches no pipes and no devices. Raises `UsageError` where there is nothing, or if one is named.
+    A pattern matches no pipes and no devices. Raises `UsageError` where there is nothing, if one of those is named, and
+    on an empty name, which would be the folder one is in.
     """
     items = []
     for argument in arguments:
+        if not argument:
+            raise UsageError("one of the names is empty", hint="is a variable of the shell not set?")
         path = Path(argument)
         if path.is_dir():
             found = find(path, suffixes)
@@ -110,13 +113,18 @@ def _name(path: PurePath) -> str:
 def refuse_collisions(items: Iterable[Item]) -> None:
     """Raises `UsageError` if two items would write the same output."""
     seen: dict[str, str] = {}
+    pairs = []
     for item in items:
         if item.name in seen:
-            raise UsageError(
-                f"{seen[item.name]} and {item.source} would write the same file ({item.name})",
-                hint="rename one, or put them into different folders",
-            )
-        seen[item.name] = item.source
+            pairs.append(f"{seen[item.name]} and {item.source}")
+        else:
+            seen[item.name] = item.source
+    if pairs:
+        shown = ", ".join(pairs[:3]) + (f" and {len(pairs) - 3} more pairs" if len(pairs) > 3 else "")
+        raise UsageError(
+            f"{shown} would write the same file",
+            hint="rename one of each, or give one kind at a time ('*.png', then '*.jpg') a folder of its own with -o",
+        )
 
 
 def shard(items: Sequence[Item], wanted: str) -> list[Item]:

@@ -84,8 +84,18 @@ def test_lists_lead_nowhere_else() -> None:
 
 def test_collisions_are_refused_before_work(encode: Invoke, photos: Path, tmp_path: Path) -> None:
     images.save_image(photos / "0.jpg", np.zeros((16, 16, 1), np.uint8))
-    assert "would write the same file" in encode(photos, "-o", "out").failed(2)
+    said = encode(photos, "-o", "out").failed(2)
+    assert said == f"{photos}/0.jpg and {photos}/0.png would write the same file"
     assert not (tmp_path / "out").exists()
+
+
+def test_collisions_are_told_together() -> None:
+    items = [Item(f"{i}.{kind}", str(i)) for kind in ("jpg", "png") for i in range(5)]
+    with pytest.raises(UsageError) as refused:
+        batch.refuse_collisions(items)
+    three = ", ".join(f"{i}.jpg and {i}.png" for i in range(3))
+    assert str(refused.value) == f"{three} and 2 more pairs would write the same file"
+    assert "rename one of each" in refused.value.hint
 
 
 def test_shards_are_a_partition() -> None:
@@ -154,6 +164,7 @@ def test_an_output_that_is_not_the_same_is_not_taken_for_it(encode: Invoke, phot
     said = encode(photos, "-o", "out")
     assert said.failed(4) == "2 of 7 failed"
     assert said.err.count("exists already and is not what this would make") == 2
+    assert said.err.count("hint: add --force to overwrite it") == 1
     assert changed.read_bytes() == data  # nothing is overwritten without --force
     assert "encoded: 2, there already: 5" in encode(photos, "-o", "out", "--force").ok().err
     assert changed.read_bytes() == made["0.pt"]

@@ -281,3 +281,52 @@ def test_a_result_is_written_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(sys, "stdout", Stream())
     Console().data("one\ntwo", {})
     assert [piece for piece in pieces if piece] == ["one\ntwo\n"]
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["encode", "", "-o", "out"],
+        ["encode", "a.png", "", "-o", "out"],
+        ["decode", ""],
+        ["reconstruct", ""],
+        ["encode", "a.png", "-o", ""],
+        ["decode", "a.pt", "-o", ""],
+        ["reconstruct", "-o", ""],
+        ["sample", "-o", ""],
+        ["train", "", "-o", "out"],
+        ["train", ".", "-o", ""],
+    ],
+    ids=str,
+)
+def test_an_empty_name_is_not_the_folder_one_is_in(command: list[str], tiny: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    assert "empty" in tiny(*command).failed(2)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("command", [["encode", "a.png"], ["decode", "a.pt"], ["sample"], ["train", "."]], ids=str)
+def test_standard_output_is_no_place_for_files(command: list[str], tiny: Invoke, tmp_path: Path) -> None:
+    done = tiny(*command, "-o", "-")
+    assert "standard output is no place" in done.failed(2)
+    assert "hint: ./-" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_may_be_called_like_standard_output(tiny: Invoke, model_folder: Path, tmp_path: Path) -> None:
+    tiny("encode", model_folder / "held-out" / "000.png", "--steps", 1, "-o", "./-").ok()
+    assert (tmp_path / "-" / "000.pt").exists()
+
+
+def test_each_advice_about_a_batch_is_given_once(tiny: Invoke, tmp_path: Path) -> None:
+    frames = [Image.new("L", (16, 16), c) for c in (0, 200)]
+    for name in ("a.gif", "b.gif"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    for command in (["encode", "-o", "out"], ["reconstruct"]):
+        done = tiny(*command, "a.gif", "b.gif", "--steps", 1)
+        assert done.code != 0
+        assert done.err.count("holds several images") == 2
+        assert done.err.count("hint: choose one with --frame N") == 1

@@ -62,11 +62,13 @@ def stacked(
     import numpy as np
 
     good, records = [], []
+    told: set[str] = set()
     for loaded in group:
         if loaded.value is None:
             if single and loaded.failure is not None:
                 raise loaded.failure
-            console.notice(f"failed: {loaded.failure}")
+            for line in _failed(loaded.failure, told):
+                console.notice(line)
             continue
         pixels, record = loaded.value
         good.append(pixels)
@@ -100,6 +102,7 @@ def run(
     counts = {batch.DONE: 0, batch.SKIPPED: 0, batch.FAILED: 0}
     adjusted = unconverged = 0
     failures: list[dict[str, str]] = []
+    told: set[str] = set()
     pending: list[Outcome] = []
     log = None
     if not dry_run:
@@ -112,7 +115,8 @@ def run(
                 if outcome.status == batch.FAILED:
                     failures.append({"source": outcome.item.source, "reason": str(outcome.failure)})
                     if counts[batch.FAILED] <= SHOWN:
-                        advance(f"failed: {outcome.failure}")
+                        for line in _failed(outcome.failure, told):
+                            advance(line)
                     del failures[100:]
                 if said := describe(outcome.notes["image"]) if outcome.notes.get("image") else "":
                     adjusted += 1
@@ -152,6 +156,14 @@ def run(
         console.data("", {**about, **record, "manifest": None if dry_run else str(manifest)})
     if failed:
         raise SomeFailed(f"{failed} of {total} failed", hint="" if dry_run else f"{manifest} says why")
+
+
+def _failed(failure: DDIMError | None, told: set[str]) -> Iterator[str]:
+    """The lines that tell of a failure: what is wrong, and what to do about it unless that was `told`."""
+    yield f"failed: {failure}"
+    if failure is not None and failure.hint and failure.hint not in told:
+        told.add(failure.hint)
+        yield f"hint: {failure.hint}"
 
 
 def _plan(outcome: Outcome, verb: str) -> str:

@@ -102,7 +102,27 @@ Shard = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 
-Output = Annotated[Path | None, typer.Option("-o", "--output", metavar="PATH", help="Where the result goes.")]
+
+def parse_path(text: str) -> Path:
+    """A path. Raises `UsageError` on the empty one, which would mean the folder one is in."""
+    if not text:
+        raise UsageError(
+            "an empty name was given", hint="is a variable of the shell not set? . is the folder you are in"
+        )
+    return Path(text)
+
+
+def parse_output(text: str) -> Path:
+    """As `parse_path`, for what is written. Raises `UsageError` on -, too."""
+    if text == "-":
+        raise UsageError("standard output is no place for files", hint="./- would name one that is called so")
+    return parse_path(text)
+
+
+Output = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", metavar="PATH", parser=parse_output, help="Where the result goes."),
+]
 
 
 def default_model() -> str:

@@ -23,8 +23,13 @@ if TYPE_CHECKING:
 
 
 def train(
-    images: Annotated[Path, typer.Argument(help="A folder of images, or an IDX file (perhaps gzipped).")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="The model folder to make.")],
+    images: Annotated[
+        Path, typer.Argument(parser=options.parse_path, help="A folder of images, or an IDX file (perhaps gzipped).")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="FOLDER", parser=options.parse_output, help="The model folder to make."),
+    ],
     held_out: Annotated[
         str, typer.Option(metavar="SET", help="Images to measure with and never train on: a fraction, or a path.")
     ] = "0.05",
