@@ -19,6 +19,7 @@ from ddimctl import latent
 from ddimctl.latent import Latent
 
 Invoke = Callable[..., Result]
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -74,6 +75,22 @@ def test_interpolate_checks_every_latent(made: Latent, invoke: Invoke, tmp_path:
         assert f"{name} was encoded with another model" in invoke(*words).failed(3)
         done = invoke(*words, "--force").ok()
         assert f"warning: {name} was encoded with another model" in done.err
+
+
+def test_figures_out_of_range_are_marked(made: Latent, invoke: Invoke, tmp_path: Path) -> None:
+    latent.save(tmp_path / "weak.pt", Latent(made.xT / made.xT.std() / 2, made.provenance))
+    figures = json.loads(invoke("info", "weak.pt", "--json").ok().out)["health"][0]["figures"]
+    lines = invoke("info", "weak.pt").ok().out.splitlines()
+    marked = {n: next(t for t in lines if t.startswith(f"{n}  ")).endswith("  *") for n in figures}
+    assert marked == {n: not f["range"][0] <= f["value"] <= f["range"][1] for n, f in figures.items()}
+    assert marked["std"]
+
+
+def test_the_help_says_where_latents_are_explained(invoke: Invoke) -> None:
+    assert '"How much a latent resembles noise" in docs/inversion.md' in " ".join(
+        invoke("info", "--help").ok().out.split()
+    )
+    assert "\n## How much a latent resembles noise\n" in (ROOT / "docs" / "inversion.md").read_text()
 
 
 # Drawing

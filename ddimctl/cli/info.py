@@ -28,7 +28,9 @@ def info(
 ) -> None:
     """Tell what a file is: where a latent comes from and how much it resembles noise, or what a model is.
 
-    Each figure of a latent stands beside what noise of its shape gives: the mean, and the range of 98 % of draws.
+    Each figure of a latent stands beside what noise of its shape gives: the mean, and the range of 98 % of draws; * marks
+    those outside. Few latents of real images are like noise in all of them, and they decode none the worse: see "How much
+    a latent resembles noise" in docs/inversion.md.
 
     Example: ddimctl info latent.pt
     """
@@ -91,11 +93,17 @@ def about_latent(found: Latent) -> tuple[str, dict[str, Any]]:
             lines.append(f"… and {len(examined) - MANY} more")
             break
         rows = [
-            [f.name, figure(finite(f.value)), figure(f.expected), f"{figure(f.low)} … {figure(f.high)}"]
+            [
+                f.name,
+                figure(finite(f.value)),
+                figure(f.expected),
+                f"{figure(f.low)} … {figure(f.high)}",
+                "" if f.typical else "*",
+            ]
             for f in figures
         ]
         lines += ["", f"{plain(image['name'])}: {health.verdict(figures)}"]
-        lines.append(table(["figure", "x_T", "noise", "98 % of noise"], rows))
+        lines.append(table(["figure", "x_T", "noise", "98 % of noise", ""], rows))
     record = {
         "kind": "latent",
         "shape": list(found.xT.shape),
