@@ -54,6 +54,7 @@ LOSSLESS: dict[str, dict[str, Any]] = {  # as far as the format can
 LARGEST = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}  # pixels a side that a format can hold; the others, 2³¹ − 1
 MAX_BYTES = 1 << 29  # an image file larger than this is refused
 MAX_IDX = 1 << 30  # bytes that an IDX file may unpack to
+MAX_HELD = 1 << 31  # bytes of pixels that one result may take
 MAX_PIXELS = 100_000_000
 LARGE = 16_000_000  # pixels: of images above, one at a time is decoded, to bound memory
 
@@ -119,6 +120,17 @@ def check_side(path: Path, height: int, width: int) -> None:
         raise UsageError(
             f"{path} would have {width} × {height} pixels; {format_} holds at most {LARGEST[format_]} a side",
             hint="make it smaller, or name a .png",
+        )
+
+
+def check_memory(n: int, height: int, width: int, channels: int) -> None:
+    """Raises `UsageError` if that many images of that size, which are held at once, are more than `MAX_HELD` bytes."""
+    held = n * height * width * channels
+    if held > MAX_HELD:
+        raise UsageError(
+            f"{n:,} images of {width:,} × {height:,} × {channels} values take {-(-held // 2**20):,} MiB;"
+            f" at most {MAX_HELD // 2**20:,} are held",
+            hint="choose fewer of them, or a smaller --zoom",
         )
 
 

@@ -206,3 +206,23 @@ def test_two_outputs_need_two_names(image: Path, invoke: Invoke, model_folder: P
     (tmp_path / "images.png").write_bytes(b"")
     evaluate = ("evaluate", "-m", model_folder, "--reference", "images.png", "--plot", "images.png")
     assert "would be written over" in invoke(*evaluate, "--force").failed(2)
+
+
+# More than memory holds
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--frames", 5_000_000), "5,000,000 images of 224 × 224 × 1 values take 239,258 MiB"),
+        (("--frames", 2, "--zoom", 100_000, "-o", "i.apng"), "2 images of 1,600,000 × 1,600,000 × 1 values"),
+        (("--frames", 10_000_000, "-o", "frames"), "10,000,000 images of 16 × 16 × 1 values"),
+        (("--grid", "--size", "4096x4096", "-o", "x.png"), "16,777,216 images of"),
+    ],
+)
+def test_what_memory_cannot_hold_is_refused(
+    image: Path, invoke: Invoke, model_folder: Path, words: tuple[object, ...], said: str
+) -> None:
+    done = invoke("interpolate", *[image] * 4, "-m", model_folder, "--steps", 2, *words)
+    assert said in done.failed(2)
+    assert "at most 2,048 are held" in done.err

@@ -96,12 +96,17 @@ def interpolate(
     pictures.check_channels(f"an image of the model {net.name}", net.channels)
     as_files = not grid and not output.suffix
     zoom = zoom or (1 if as_files else pictures.factor_to_see(net.size, 224))
+    height, width = zoom * net.size[0], zoom * net.size[1]
     if grid:
-        xT = make_grid(list(keys), rows, columns, interpolant)
-        pictures.check_side(output, *pictures.sheet_size(len(xT), net.size, columns, factor=zoom))
+        pictures.check_side(output, *pictures.sheet_size(count, net.size, columns, factor=zoom))
     else:
-        xT = keyframes(list(keys), frames, loop, ease, interpolant)
-        animation.check_frames(output, len(xT), zoom * net.size[0], zoom * net.size[1])
+        animation.check_frames(output, max(count, 1), height, width)
+    pictures.check_memory(count, height, width, net.channels)
+    xT = (
+        make_grid(list(keys), rows, columns, interpolant)
+        if grid
+        else keyframes(list(keys), frames, loop, ease, interpolant)
+    )
     batches = -(-len(xT) // batch_size)
     with console.bar(batches * (len(path) - 1), "decoding") as bar:
         # One tolerance for both ways, where both take one: what `exact` encodes, `ddim` decodes.
