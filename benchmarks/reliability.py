@@ -771,7 +771,7 @@ def streams(seed: int, work: Path) -> Result:
         judge(f"closed stdout {i}", command(*args, before=lambda: os.close(1)), 0, 1)
     with Path("/dev/full").open("wb") as full:
         judge("full device", command("info", tiny, out=full.fileno()), 1)
-    judge("no such folder", command("encode", one, "-m", tiny, "--steps", 1, "-o", work / "none" / "a.pt"), 1)
+    judge("no such folder", command("encode", one, "-m", tiny, "--steps", 1, "-o", work / "none" / "a.pt"), 2)
     with mounted(work / "readonly", "ro,size=64k") as possible:
         if possible:
             judge(

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ddimctl.errors import FileError, UsageError
-from ddimctl.files import atomic_file, read_bytes, write_bytes
+from ddimctl.files import atomic_file, read_bytes, refuse_special, write_bytes
 from ddimctl.solvers import decoder
 
 if TYPE_CHECKING:
@@ -188,6 +188,7 @@ def merge(parts: Sequence[Path], path: Path) -> None:
 
 def load(path: Path) -> Latent:
     """Reads a latent file. Runs no code from it. Raises `UsageError` if there is none, `FileError` if it is not whole."""
+    refuse_special(path)
     try:
         with path.open("rb") as f:  # what is no latent is refused before all of it is read
             head = f.read(8)

@@ -291,3 +291,10 @@ def test_provenance_describes_the_model(model_folder: Path) -> None:
     latent.check_provenance(json.loads(json.dumps(record)), 1)
     assert record["model"]["digest"] == net.digest
     assert record["decoder"] == "ddim"  # exact inverts it
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.pt")
+    with pytest.raises(UsageError, match="is a pipe or a device"):
+        latent.load(tmp_path / "x.pt")
