@@ -111,9 +111,7 @@ def about_latent(found: Latent) -> tuple[str, dict[str, Any]]:
         "health": [
             {
                 "verdict": health.verdict(fs),
-                "figures": {
-                    f.name: {"value": finite(f.value), "noise": f.expected, "range": [f.low, f.high]} for f in fs
-                },
+                "figures": {f.name: {"value": f.value, "noise": f.expected, "range": [f.low, f.high]} for f in fs},
             }
             for fs in examined
         ],
@@ -135,6 +133,6 @@ def draw(path: Path, found: Latent) -> str:
     channels = found.xT.shape[1]
     shown = 1 if channels < 3 else 3
     pixels = images.to_pixels(found.xT[:, :shown] / 3)
-    pixels = images.enlarge(pixels, max(1, 112 // max(pixels.shape[1:3])))
+    pixels = images.enlarge(pixels, images.factor_to_see(pixels.shape[1:3]))
     images.save_image(path, images.sheet(pixels, columns=min(8, len(pixels))))
     return "x_T" if shown == channels else f"the first {shown} of {channels} channels of x_T"
