@@ -15,7 +15,8 @@ import numpy as np
 from pages import put, table
 from torch import Tensor
 
-from ddimctl import ddim, images, lossless, plots
+from ddimctl import ddim, lossless, plots
+from ddimctl.images import datasets, levels, reading
 from ddimctl.metrics import max_abs, mse, psnr, wrong_pixels
 from ddimctl.model import Model, bundled, load
 from ddimctl.paper import TABLE_2
@@ -78,16 +79,16 @@ def strange(shape: tuple[int, int, int]) -> dict[str, Tensor]:
         "checkerboard": (x + y) % 2 * 255,
         "ramp": x * 255 // (w - 1),
     }
-    found = {k: images.to_tensor(np.repeat(v[..., None], c, 2).astype(np.uint8)[None]) for k, v in made.items()}
+    found = {k: levels.to_tensor(np.repeat(v[..., None], c, 2).astype(np.uint8)[None]) for k, v in made.items()}
     photograph = ROOT / "examples" / "photograph.jpg"
     if photograph.is_file():
-        found["a photograph"] = images.to_tensor(images.read(photograph, c, (h, w))[0][None])
+        found["a photograph"] = levels.to_tensor(reading.read(photograph, c, (h, w))[0][None])
     return found
 
 
 def held_out(model: Model) -> Tensor:
     assert model.folder is not None
-    return images.load_dataset(model.folder / "held-out", model.channels, model.size).float() / 127.5 - 1
+    return levels.signed(datasets.load_dataset(model.folder / "held-out", model.channels, model.size).float())
 
 
 def main(source: Path | None) -> None:
@@ -95,7 +96,7 @@ def main(source: Path | None) -> None:
     if source is None:
         x0 = held_out(model)
     else:
-        x0 = images.load_dataset(source, model.channels, model.size)[:256].float() / 127.5 - 1
+        x0 = levels.signed(datasets.load_dataset(source, model.channels, model.size)[:256].float())
     n = len(x0)
     references = {}
     rows = []

@@ -36,12 +36,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ddimctl import __version__, animation, batch, ddim, images, latent, model
+from ddimctl import __version__, batch, ddim, latent, model
 from ddimctl.checkpoints import Checkpoint, diffusers
 from ddimctl.cli import app, info, inputs
 from ddimctl.cli.console import Console
 from ddimctl.errors import DDIMError, FileError
 from ddimctl.files import clean
+from ddimctl.images import animation, fitting, formats, preprocessing, reading, writing
 from ddimctl.latent import Latent
 from ddimctl.schedule import Schedule
 from ddimctl.unet import UNet2DModel, UNetConfig
@@ -161,7 +162,7 @@ def folder_of_images(folder: Path, n: int, seed: int) -> Path:
     for i in range(n):
         path = folder / f"{i % 7}" / f"{i:05}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(images.to_bytes(rng.integers(0, 256, (8, 8, 1), dtype=np.uint8), ".png"))
+        path.write_bytes(writing.to_bytes(rng.integers(0, 256, (8, 8, 1), dtype=np.uint8), ".png"))
     return folder
 
 
@@ -171,7 +172,7 @@ def encoding(net: model.Model, reference: str = "tiny", steps: int = 2) -> batch
     def about(solution: ddim.Solution, records: list[dict[str, object]]) -> dict[str, object]:
         return latent.provenance(net, reference, path, "karras", "ab2", solution, records)
 
-    return batch.Encoding(net, path, "ab2", None, images.Preprocessing(), about)
+    return batch.Encoding(net, path, "ab2", None, preprocessing.Preprocessing(), about)
 
 
 def some_latent(net: model.Model, n: int = 1, value: float = 0.5, reference: str = "tiny") -> Latent:
@@ -198,7 +199,7 @@ def kill_while_writing(kind: str, n: int, seed: int, work: Path) -> Result:
     source = folder_of_images(work / "in", 48, seed)
     path = work / "out" / f"x{kind if kind.startswith('.') else {'manifest': '.jsonl', 'packed': '.safetensors'}[kind]}"
     path.parent.mkdir()
-    items = batch.gather([str(source)], images.SUFFIXES)
+    items = batch.gather([str(source)], formats.SUFFIXES)
     failed = batch.Outcome(items[0], batch.FAILED, failure=FileError("x" * 700))
     pixels = np.random.default_rng(seed).integers(0, 256, (12, 64, 64, 1), dtype=np.uint8)
 
@@ -206,7 +207,7 @@ def kill_while_writing(kind: str, n: int, seed: int, work: Path) -> Result:
         if kind in latent.SUFFIXES:
             latent.save(path, some_latent(net, 64, float(i % 9)))
         elif kind == ".png":
-            images.save_image(path, pixels[i % 12])
+            writing.save_image(path, pixels[i % 12])
         elif kind == ".gif":
             animation.save_frames(path, pixels, 10)
         elif kind == "manifest":
@@ -509,11 +510,11 @@ def mutated_images(n: int, seed: int, work: Path) -> Result:
         if data[:4] == b"\x89PNG" and rng.random() < 0.8:
             data = with_checksums(data)
         frame = rng.choice((None, None, 0, 1))
-        how = images.Preprocessing(rng.choice([*images.FITS]), "grey", frame, rng.choice((None, (0.0, 200.0))))
-        pixels, record = images.read(data, rng.choice((1, 3)), (8, 8), how)
+        how = preprocessing.Preprocessing(rng.choice([*fitting.FITS]), "grey", frame, rng.choice((None, (0.0, 200.0))))
+        pixels, record = reading.read(data, rng.choice((1, 3)), (8, 8), how)
         assert pixels.shape[:2] == (8, 8)
         json.dumps(record, allow_nan=False)
-        images.describe(record)
+        preprocessing.describe(record)
         return "read"
 
     guarded(n, one, result)
@@ -728,7 +729,7 @@ def soak(n: int, seed: int, work: Path) -> Result:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
     def run() -> None:
-        items = batch.gather([str(source)], images.SUFFIXES)
+        items = batch.gather([str(source)], formats.SUFFIXES)
         early, late, done = 0.0, 0.0, 0
         with batch.Manifest(work / "manifest.jsonl", {}) as log:
             for outcome in batch.encode(items, work / "out", ".pt", encoding(net, steps=1), 64):

@@ -20,7 +20,8 @@ from pages import put, table
 
 from ddimctl import ddim, engines
 from ddimctl.files import make_folder, sha256, write_bytes
-from ddimctl.images import load_dataset
+from ddimctl.images.datasets import load_dataset
+from ddimctl.images.levels import signed
 from ddimctl.metrics import mse
 from ddimctl.model import Model, load
 from ddimctl.paper import TABLE_2
@@ -41,7 +42,7 @@ def kept(model: Model, data: np.ndarray, solver: str, spacing: str, steps: int, 
 
 def measure(model: Model, data: np.ndarray, file: Path, solver: str, spacing: str, steps: int, start: int) -> None:
     """The mse of each image of a chunk, into `file`."""
-    x0 = torch.from_numpy(data[start : start + CHUNK]).double() / 127.5 - 1
+    x0 = signed(torch.from_numpy(data[start : start + CHUNK]).double())
     path = model.schedule.path(steps, spacing)
     xT = ddim.as_stored(ddim.encode(model, x0, path, solver).x)
     errors = mse(x0, ddim.decode(model, xT, path, solver).x)

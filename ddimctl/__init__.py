@@ -20,7 +20,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ddimctl.ddim import Solution, decode, encode, integrate, noise
     from ddimctl.errors import DDIMError
-    from ddimctl.images import read, to_pixels, to_tensor
+    from ddimctl.images.levels import to_pixels, to_tensor
+    from ddimctl.images.reading import read
     from ddimctl.interpolate import grid, keyframes, slerp
     from ddimctl.metrics import mse
     from ddimctl.model import Model, bundled, load
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Solution": "ddim", "decode": "ddim", "encode": "ddim", "integrate": "ddim", "noise": "ddim",
     "DDIMError": "errors",
-    "read": "images", "to_pixels": "images", "to_tensor": "images",
+    "read": "images.reading", "to_pixels": "images.levels", "to_tensor": "images.levels",
     "grid": "interpolate", "keyframes": "interpolate", "slerp": "interpolate",
     "mse": "metrics",
     "Model": "model", "bundled": "model", "load": "model",

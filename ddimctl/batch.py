@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ddimctl.ddim import Solution
-    from ddimctl.images import Preprocessing
+    from ddimctl.images.preprocessing import Preprocessing
     from ddimctl.latent import Latent
     from ddimctl.model import Model
 
@@ -335,12 +335,13 @@ def encode(
     With `force` an output that is there and not the same is overwritten; without, its item fails. `dry_run` writes
     nothing and encodes nothing. Raises `DDIMError` where the system refuses to write.
     """
-    from ddimctl import ddim, images, latent, lossless
+    from ddimctl import ddim, latent, lossless
+    from ddimctl.images import reading
 
     model, how = encoding.model, encoding.how
 
     def read(item: Item) -> tuple[np.ndarray, dict[str, Any]]:
-        return images.read(item.source, model.channels, model.size, how)
+        return reading.read(item.source, model.channels, model.size, how)
 
     def load(item: Item) -> _Image:
         image = _Image(folder / f"{item.name}{suffix}")
@@ -397,9 +398,10 @@ def solve(pixels: Sequence[np.ndarray], encoding: Encoding) -> Solution:
     """x_T of some images, in one batch."""
     import numpy as np
 
-    from ddimctl import ddim, images, lossless
+    from ddimctl import ddim, lossless
+    from ddimctl.images import levels
 
-    convert: Callable[[np.ndarray], Any] = images.to_tensor if encoding.tensors else images.to_array
+    convert: Callable[[np.ndarray], Any] = levels.to_tensor if encoding.tensors else levels.to_array
     x0 = convert(np.stack(pixels))
     if encoding.lossless:
         return lossless.encode(encoding.model, x0, encoding.path, encoding.tolerance, len(x0))
@@ -426,11 +428,11 @@ def notes(record: Mapping[str, Any], solution: Solution) -> dict[str, Any]:
 
 
 def source_record(source: str, encoding: Encoding) -> dict[str, Any]:
-    """What `images.read` would record that decides about the result, without decoding the image."""
-    from ddimctl import images
+    """What `reading.read` would record that decides about the result, without decoding the image."""
+    from ddimctl.images import preprocessing, reading
 
-    choices = images.choices(encoding.how)
-    return {**choices, "sha256": images.digest(source), "pixels": [*encoding.model.size, encoding.model.channels]}
+    choices = preprocessing.choices(encoding.how)
+    return {**choices, "sha256": reading.digest(source), "pixels": [*encoding.model.size, encoding.model.channels]}
 
 
 def is_whole_and_same(target: Path, records: list[dict[str, Any]], encoding: Encoding) -> bool:
@@ -466,7 +468,8 @@ def pack(
     killed goes on. Images that cannot be read are left out. A `target` that is there must be what this would make,
     unless `force`: else `UsageError`. Raises `DDIMError` where the system refuses to write.
     """
-    from ddimctl import ddim, images, latent, lossless
+    from ddimctl import ddim, latent, lossless
+    from ddimctl.images import reading
 
     model = encoding.model
     differs = UsageError(f"{target} exists already and is not what this would make", hint="add --force to overwrite it")
@@ -481,7 +484,7 @@ def pack(
             raise differs
 
     def read(item: Item) -> tuple[np.ndarray, dict[str, Any]]:
-        return images.read(item.source, model.channels, model.size, encoding.how)
+        return reading.read(item.source, model.channels, model.size, encoding.how)
 
     folder = target.with_name(f".{target.name}.parts")
     parts: list[Path] = []
@@ -561,7 +564,8 @@ def decode(
     earlier runs: outputs that it vouches for, and that are still the same, are skipped. Any other output that is there
     is compared with what is decoded; if it differs, its item fails unless `force`. So does one of values not finite.
     """
-    from ddimctl import ddim, images, latent
+    from ddimctl import ddim, latent
+    from ddimctl.images import levels, writing
 
     names = {item.name for item in items}
 
@@ -608,8 +612,8 @@ def decode(
         for part in torch.cat([v.file.xT for _, v in group]).split(batch_size):
             for x0 in ddim.decode(v.model, part, v.path, v.solver, tolerance, len(part)).x:
                 try:
-                    images.check_finite(x0, v.model.name)
-                    data = images.to_bytes(images.to_pixels(x0), suffix)
+                    levels.check_finite(x0, v.model.name)
+                    data = writing.to_bytes(levels.to_pixels(x0), suffix)
                 except DDIMError as e:  # not a disk that is full, which stops the run
                     failures[len(digests)] = e
                     digests.append("")

@@ -23,7 +23,10 @@ from ddimctl import sampling
 from ddimctl.ddim import DEFAULT_BATCH, Progress
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.files import atomic_file, clean, make_folder, read_bytes, sha256
-from ddimctl.images import describe, find_images, load_dataset, read, read_idx, to_pixels
+from ddimctl.images.datasets import find_images, load_dataset, read_idx
+from ddimctl.images.levels import to_pixels
+from ddimctl.images.preprocessing import describe
+from ddimctl.images.reading import read
 from ddimctl.model import Model
 
 CHUNK = 128  # images of a file: what a killed run loses at most

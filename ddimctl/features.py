@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.files import read_bytes, write_bytes
 from ddimctl.frechet import Statistics
+from ddimctl.images.levels import signed
 
 FILE = "features.safetensors"
 MAX_BYTES = 64 << 20
@@ -116,7 +117,7 @@ def load_classifier(path: Path, device: str | torch.device = "cpu") -> Extractor
     network.to(device).eval().requires_grad_(False)
 
     def call(pixels: Tensor) -> Tensor:
-        return network.features(pixels.to(device).float() / 127.5 - 1)
+        return network.features(signed(pixels.to(device).float()))
 
     return Extractor("classifier", d, call, {**about, "digest": digest}, reference)
 

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -145,6 +146,16 @@ def read_bytes(path: Path, limit: int) -> bytes:
         raise UsageError(f"cannot open {path}: {getattr(e, 'strerror', None) or e}") from e
     if len(data) > limit:
         raise FileError(f"{path} is larger than the {limit / 2**20:,.0f} MiB that are read")
+    return data
+
+
+def read_stdin(limit: int) -> bytes:
+    """All of standard input. Raises `UsageError` if it is closed, `FileError` if it holds more than `limit` bytes."""
+    if sys.stdin is None:
+        raise UsageError("standard input is closed", hint="name a file, or pipe one in")
+    data = sys.stdin.buffer.read(limit + 1)
+    if len(data) > limit:
+        raise FileError(f"standard input holds more than {limit:,} bytes")
     return data
 
 

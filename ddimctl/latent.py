@@ -104,7 +104,7 @@ def provenance(
     """What a latent file says about itself, besides x_T: enough to decode it, and to make it again.
 
     `reference` is the name that the model was loaded by, `config` what had to be said about it with --config,
-    `records` one of `images.read` for each image.
+    `records` one of `reading.read` for each image.
     """
     from ddimctl import __version__
 

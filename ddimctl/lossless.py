@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ddimctl import ddim
 from ddimctl.ddim import DEFAULT_BATCH, Check, Progress, Solution
 from ddimctl.errors import DDIMError
+from ddimctl.images.levels import in_levels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +72,7 @@ def compare(images: Tensor, back: Tensor, tolerance: float) -> list[Check]:
 
     checks = []
     for image, again in zip(images.split(1), back.split(1), strict=True):
-        by = (again.double() - image.double())[0] * 127.5
+        by = in_levels(again.double() - image.double())[0]
         n = int(wrong_pixels(image, again))
         worst = by.abs().flatten().topk(min(n, SAID)).indices
         places = zip(*(v.tolist() for v in torch.unravel_index(worst, by.shape)), strict=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ddimctl.errors import UsageError
+from ddimctl.images.levels import in_levels, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +31,7 @@ def mse(a: Tensor, b: Tensor) -> Tensor:
 def mse_8bit(a: Tensor, b: Tensor) -> Tensor:
     """`mse` of the two 8-bit images: what is left of the error after saving."""
     a, b = _pair(a, b)
-    return _mean(((_levels(a) - _levels(b)) / 255) ** 2)
+    return _mean(((nearest(a) - nearest(b)) / 255) ** 2)
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -69,14 +70,14 @@ def max_abs(a: Tensor, b: Tensor) -> Tensor:
     Below 0.5 an 8-bit original comes back exactly.
     """
     a, b = _pair(a, b)
-    far: Any = _flat(abs((a - b) * 127.5))
+    far: Any = _flat(abs(in_levels(a - b)))
     return far.amax(1) if hasattr(far, "amax") else far.max(1)  # type: ignore[no-any-return]
 
 
 def wrong_pixels(a: Tensor, b: Tensor) -> Tensor:
     """How many 8-bit values differ, each channel counted by itself; 0 means that both save to the same PNG."""
     a, b = _pair(a, b)
-    wrong: Tensor = _double(_flat(_levels(a) != _levels(b)).sum(1))
+    wrong: Tensor = _double(_flat(nearest(a) != nearest(b)).sum(1))
     return wrong
 
 
@@ -94,11 +95,6 @@ def _double(a: Any) -> Any:
 def _unit(images: Any) -> Any:
     """[−1, 1] → [0, 1]."""
     return (images + 1) / 2
-
-
-def _levels(images: Any) -> Any:
-    """[−1, 1] → 0 … 255, whole numbers; the same rounding as `images.to_pixels`."""
-    return ((images + 1) * 127.5).round().clip(0, 255)
 
 
 def _mean(values: Any) -> Tensor:

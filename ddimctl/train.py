@@ -24,11 +24,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel
 
-from ddimctl import ddim, images
+from ddimctl import ddim
 from ddimctl.checkpoints import Checkpoint, diffusers
 from ddimctl.checkpoints.diffusers import HELD_OUT_FOLDER
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.files import atomic_file, make_folder, sha256, write_bytes
+from ddimctl.images import writing
+from ddimctl.images.levels import signed
 from ddimctl.model import from_checkpoint
 from ddimctl.schedule import Schedule
 from ddimctl.unet import UNet2DModel, UNetConfig
@@ -177,7 +179,7 @@ class Trainer:
             group["lr"] = s.lr * learning_rate_factor(self.step, s.steps, s.warmup)
         torch.manual_seed(ddim.mix(s.seed + 1, self.step))  # for dropout
         g = torch.Generator().manual_seed(ddim.mix(s.seed, self.step))
-        x0 = _signed(self.data[self._indices(self.step)]).to(self.device)
+        x0 = signed(self.data[self._indices(self.step)].float()).to(self.device)
         if s.flip:
             mirrored = torch.rand(len(x0), generator=g) < 0.5
             x0 = torch.where(mirrored.view(-1, 1, 1, 1).to(self.device), x0.flip(-1), x0)
@@ -217,7 +219,7 @@ class Trainer:
         """ε-MSE of the averaged weights on the held-out images: the same noise and evenly spread labels each time."""
         self.average.eval()
         n = N_VALIDATION  # of few images each is seen at several noise levels
-        x0 = _signed(self.held_out[torch.arange(n) % len(self.held_out)])
+        x0 = signed(self.held_out[torch.arange(n) % len(self.held_out)].float())
         eps = ddim.noise(self.held_out.shape[1:], n, seed=1)
         label = (torch.arange(n) * 7919 % n) * self.schedule.T // n  # spread, and not in step with the images
         parts = zip(x0.split(64), label.split(64), eps.split(64), strict=True)
@@ -291,7 +293,7 @@ class Trainer:
         make_folder(target)
         shown = self.held_out[:N_HELD_OUT_FILES].permute(0, 2, 3, 1).numpy()
         for i, pixels in enumerate(shown):
-            images.save_image(target / f"{i:03}.png", pixels)
+            writing.save_image(target / f"{i:03}.png", pixels)
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
@@ -350,10 +352,6 @@ def shared(data: Tensor, held_out: Tensor) -> int:
     """How many of the held-out images are, pixel by pixel, among the others as well."""
     known = {bytes(x) for x in data.flatten(1).numpy()}
     return sum(bytes(x) in known for x in held_out.flatten(1).numpy())
-
-
-def _signed(pixels: Tensor) -> Tensor:
-    return pixels.float() / 127.5 - 1
 
 
 def _ema(decay: float) -> Callable[[Any, Any, Any], None]:

@@ -20,7 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddimctl import features, frechet, images
+from ddimctl import features, frechet
+from ddimctl.images import datasets
+from ddimctl.images.levels import signed
 
 WIDTHS = (32, 64, 128, 64)  # 64 features: 2,000 images are 30 times as many, enough for a covariance
 BATCH = 128
@@ -61,7 +63,7 @@ def train(x: Tensor, y: Tensor, epochs: int, lr: float) -> features.Classifier:
 
 def unit(pixels: Tensor) -> Tensor:
     """uint8 → float32 in [−1, 1]."""
-    return pixels.float() / 127.5 - 1
+    return signed(pixels.float())
 
 
 @torch.inference_mode()
@@ -83,7 +85,7 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    x, test = (torch.from_numpy(images.read_idx(p))[:, None] for p in (args.train_images, args.test_images))
+    x, test = (torch.from_numpy(datasets.read_idx(p))[:, None] for p in (args.train_images, args.test_images))
     y, test_y = read_labels(args.train_labels), read_labels(args.test_labels)
     network = train(x, y, args.epochs, args.lr)
     reached = accuracy(network, test, test_y)

@@ -16,8 +16,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from ddimctl import images
 from ddimctl.checkpoints import Checkpoint, diffusers
+from ddimctl.images import writing
 from ddimctl.schedule import Schedule
 from ddimctl.unet import UNet2DModel, UNetConfig
 
@@ -49,7 +49,7 @@ def write_tiny_model(folder: Path, seed: int = 0, held_out: int = 4, **fields: o
     diffusers.write(folder, Checkpoint(config, dict(network.state_dict()), Schedule.linear()))
     (folder / "held-out").mkdir()
     for i, image in enumerate(pixels.numpy()):
-        images.save_image(folder / "held-out" / f"{i:03}.png", image)
+        writing.save_image(folder / "held-out" / f"{i:03}.png", image)
     return folder
 
 

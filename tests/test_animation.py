@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ddimctl import animation
-from ddimctl.animation import check_target, count_frames, durations, save_frames
 from ddimctl.errors import DDIMError, UsageError
+from ddimctl.images import animation
+from ddimctl.images.animation import check_target, count_frames, durations, save_frames
 
 Invoke = Callable[..., Result]
 

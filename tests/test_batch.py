@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from conftest import Result
 
-from ddimctl import batch, images, latent
+from ddimctl import batch, latent
 from ddimctl.batch import Item
 from ddimctl.errors import DDIMError, FileError, UsageError
+from ddimctl.images import datasets, formats, reading, writing
 
 Invoke = Callable[..., Result]
 N = 7
@@ -27,7 +28,7 @@ def photos(tmp_path: Path) -> Path:
     for i in range(N):
         path = tmp_path / "photos" / ("deep/er" if i % 2 else ".") / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        images.save_image(path, rng.integers(0, 256, (16, 16, 1), dtype=np.uint8))
+        writing.save_image(path, rng.integers(0, 256, (16, 16, 1), dtype=np.uint8))
     return tmp_path / "photos"
 
 
@@ -53,23 +54,26 @@ def encode(invoke: Invoke, model_folder: Path) -> Invoke:
 def test_names_mirror_the_folder(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(photos.parent)
     names = ["0", "2", "4", "6", "deep/er/1", "deep/er/3", "deep/er/5"]
-    assert [i.name for i in batch.gather(["photos"], images.SUFFIXES)] == names
-    assert [i.name for i in batch.gather(["photos/**/*.png"], images.SUFFIXES)] == names
-    assert [i.name for i in batch.gather(["photos/deep/er/1.png"], images.SUFFIXES)] == ["1"]
-    assert batch.gather(["photos/[0-2].png"], images.SUFFIXES) == [Item("photos/0.png", "0"), Item("photos/2.png", "2")]
+    assert [i.name for i in batch.gather(["photos"], formats.SUFFIXES)] == names
+    assert [i.name for i in batch.gather(["photos/**/*.png"], formats.SUFFIXES)] == names
+    assert [i.name for i in batch.gather(["photos/deep/er/1.png"], formats.SUFFIXES)] == ["1"]
+    assert batch.gather(["photos/[0-2].png"], formats.SUFFIXES) == [
+        Item("photos/0.png", "0"),
+        Item("photos/2.png", "2"),
+    ]
     (photos / "[x].png").write_bytes(b"")  # a name, not a pattern
-    assert [i.name for i in batch.gather(["photos/[x].png"], images.SUFFIXES)] == ["[x]"]
+    assert [i.name for i in batch.gather(["photos/[x].png"], formats.SUFFIXES)] == ["[x]"]
     for nothing in ("*.jpg", "photos/deep/*.gif"):
         with pytest.raises(UsageError, match="nothing matches"):
-            batch.gather([nothing], images.SUFFIXES)
+            batch.gather([nothing], formats.SUFFIXES)
 
 
 def test_pipes_are_neither_matched_nor_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "a.png").touch()
-    assert [i.name for i in batch.gather([str(tmp_path / "*.png")], images.SUFFIXES)] == ["a"]
+    assert [i.name for i in batch.gather([str(tmp_path / "*.png")], formats.SUFFIXES)] == ["a"]
     with pytest.raises(UsageError, match="a pipe or a device"):
-        batch.gather([str(tmp_path / "pipe.png")], images.SUFFIXES)
+        batch.gather([str(tmp_path / "pipe.png")], formats.SUFFIXES)
 
 
 def test_lists_lead_nowhere_else() -> None:
@@ -83,7 +87,7 @@ def test_lists_lead_nowhere_else() -> None:
 
 
 def test_collisions_are_refused_before_work(encode: Invoke, photos: Path, tmp_path: Path) -> None:
-    images.save_image(photos / "0.jpg", np.zeros((16, 16, 1), np.uint8))
+    writing.save_image(photos / "0.jpg", np.zeros((16, 16, 1), np.uint8))
     said = encode(photos, "-o", "out").failed(2)
     assert said == f"{photos}/0.jpg and {photos}/0.png would write the same file"
     assert not (tmp_path / "out").exists()
@@ -121,7 +125,7 @@ def test_a_folder_becomes_a_folder(encode: Invoke, photos: Path, tmp_path: Path)
     lines = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
     assert lines[0]["run"]["command"] == "encode"
     assert [line["status"] for line in lines[1:]] == ["done"] * N
-    assert lines[1]["image"]["sha256"] == images.digest(photos / "0.png")
+    assert lines[1]["image"]["sha256"] == reading.digest(photos / "0.png")
 
 
 @pytest.mark.parametrize("command", ["encode", "decode"])
@@ -160,7 +164,7 @@ def test_an_output_that_is_not_the_same_is_not_taken_for_it(encode: Invoke, phot
     changed = tmp_path / "out" / "0.pt"
     data = changed.read_bytes()[:-10]
     changed.write_bytes(data)  # no longer whole
-    images.save_image(photos / "2.png", np.zeros((16, 16, 1), np.uint8))  # another source
+    writing.save_image(photos / "2.png", np.zeros((16, 16, 1), np.uint8))  # another source
     said = encode(photos, "-o", "out")
     assert said.failed(4) == "2 of 7 failed"
     assert said.err.count("exists already and is not what this would make") == 2
@@ -236,7 +240,7 @@ def test_a_pack_is_one_file_of_all(suffix: str, encode: Invoke, invoke: Invoke, 
     target = tmp_path / f"all{suffix}"
     assert encode(photos, "-o", target).failed(4) == "1 of 8 failed"
     found = latent.load(target)
-    assert [i["name"] for i in found.images] == [str(p) for p in images.find_images(photos) if p.name != "1-text.png"]
+    assert [i["name"] for i in found.images] == [str(p) for p in datasets.find_images(photos) if p.name != "1-text.png"]
     assert sorted(p.name for p in tmp_path.iterdir()) == [target.name, f"{target.name}.manifest.jsonl", "photos"]
     again = encode(photos, "-o", target)
     assert again.code == 4
@@ -244,7 +248,7 @@ def test_a_pack_is_one_file_of_all(suffix: str, encode: Invoke, invoke: Invoke, 
     (photos / "1-text.png").unlink()
     encode(photos, "-o", target).ok()
     assert "is not what this would make" in encode(photos, "-o", target, "--steps", 3).failed(2)
-    images.save_image(photos / "9.png", np.zeros((16, 16, 1), np.uint8))
+    writing.save_image(photos / "9.png", np.zeros((16, 16, 1), np.uint8))
     assert "is not what this would make" in encode(photos, "-o", target).failed(2)
     encode(photos, "-o", target, "--force").ok()
     assert len(latent.load(target).xT) == N + 1
@@ -253,7 +257,7 @@ def test_a_pack_is_one_file_of_all(suffix: str, encode: Invoke, invoke: Invoke, 
     encode(photos, "-o", "apart").ok()
     invoke("decode", "apart", "-o", "decoded").ok()
     together, apart = outputs(tmp_path / "together"), outputs(tmp_path / "decoded")
-    for i, path in enumerate(images.find_images(photos)):
+    for i, path in enumerate(datasets.find_images(photos)):
         assert together[f"all-{i}.png"] == apart[str(path.relative_to(photos))]
 
 
@@ -391,7 +395,7 @@ def test_names_that_are_no_unicode(encode: Invoke, tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     folder.mkdir()
     for name in (b"\xff\xfe.png", b"two\nlines.png", b"\x1b[31mred.png"):
-        images.save_image(folder / os.fsdecode(name), np.zeros((16, 16, 1), np.uint8))
+        writing.save_image(folder / os.fsdecode(name), np.zeros((16, 16, 1), np.uint8))
     done = encode("odd", "-o", "out")
     assert done.code == 0, done.stderr
     assert sorted(os.fsencode(p.name) for p in (tmp_path / "out").glob("*.pt")) == sorted(
@@ -402,7 +406,7 @@ def test_names_that_are_no_unicode(encode: Invoke, tmp_path: Path) -> None:
 def test_reconstructing_a_folder_with_a_bad_file(
     invoke: Invoke, model_folder: Path, photos: Path, tmp_path: Path
 ) -> None:
-    images.save_image(photos / "0.jpg", np.zeros((16, 16, 1), np.uint8))  # nothing is written, so names may collide
+    writing.save_image(photos / "0.jpg", np.zeros((16, 16, 1), np.uint8))  # nothing is written, so names may collide
     args = ("reconstruct", "-m", model_folder, "--steps", 2, "--batch-size", 3, "--json")
     assert json.loads(invoke(*args, photos).ok().out)["images"] == N + 1
     (photos / "bad.png").write_text("no image")

@@ -12,11 +12,12 @@ import torch
 from conftest import Result, write_tiny_model
 from PIL import Image
 
-from ddimctl import ddim, images, latent
+from ddimctl import ddim, latent
 from ddimctl import interpolate as slerps
 from ddimctl import model as model_module
-from ddimctl.animation import count_frames
 from ddimctl.cli import options
+from ddimctl.images import datasets, writing
+from ddimctl.images.animation import count_frames
 from ddimctl.metrics import METRICS
 from ddimctl.model import bundled, load
 from ddimctl.paper import TABLE_2
@@ -117,7 +118,7 @@ def test_the_promised_lines(tiny: Invoke, pictures: list[str], tmp_path: Path) -
 @pytest.mark.slow
 @needs_bundled
 def test_the_promised_lines_on_the_bundled_model(invoke: Invoke, tmp_path: Path) -> None:
-    held_out = images.find_images(model_module.bundled_folder() / "fashion-mnist" / "held-out")
+    held_out = datasets.find_images(model_module.bundled_folder() / "fashion-mnist" / "held-out")
     for name, file in zip(("img.png", "a.png", "b.png"), held_out, strict=False):
         (tmp_path / name).write_bytes(file.read_bytes())
     assert promised(invoke, tmp_path) <= 2e-5
@@ -183,7 +184,7 @@ def test_nor_with_the_bundled_model(invoke: Invoke, tmp_path: Path, solver: str)
     Not so `adaptive`: the network's last float32 digits decide which steps it takes, so that it agrees with itself only
     as well as with the truth, to about 1e-3 at its default tolerance.
     """
-    held_out = images.find_images(model_module.bundled_folder() / "fashion-mnist" / "held-out")[:5]
+    held_out = datasets.find_images(model_module.bundled_folder() / "fashion-mnist" / "held-out")[:5]
     for size in (1, 5):
         invoke("encode", *held_out, "-o", f"{size}.pt", "--solver", solver, "--batch-size", size, "--steps", 20).ok()
         found = latent.load(tmp_path / f"{size}.pt")
@@ -482,7 +483,7 @@ def test_interpolate_latents_of_different_models(
 
 
 def truncated_png(path: Path) -> None:
-    whole = images.to_bytes(np.random.default_rng(0).integers(0, 256, (64, 64, 1)).astype(np.uint8), ".png")
+    whole = writing.to_bytes(np.random.default_rng(0).integers(0, 256, (64, 64, 1)).astype(np.uint8), ".png")
     path.write_bytes(whole[: len(whole) // 2])
 
 

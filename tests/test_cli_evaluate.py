@@ -20,7 +20,8 @@ from conftest import Result, isolated, write_tiny_model
 from PIL import Image
 from test_features import small
 
-from ddimctl import evaluate, features, frechet, images, sampling
+from ddimctl import evaluate, features, frechet, sampling
+from ddimctl.images import levels
 from ddimctl.model import Model, load
 from ddimctl.paper import TABLE_1
 
@@ -90,7 +91,7 @@ def test_a_cell_is_the_distance_of_the_samples_of_that_name(run: Run, rated: Pat
     for cell in record["results"]:
         path = model.schedule.path(cell["steps"], "linear")
         x = sampling.sample(model, 20, path, 3, cell["eta"], cell["sigma_hat"], "ddim").x
-        pixels = torch.from_numpy(np.moveaxis(images.to_pixels(x), -1, 1).copy())
+        pixels = torch.from_numpy(np.moveaxis(levels.to_pixels(x), -1, 1).copy())
         expected = frechet.distance(frechet.statistics(extractor.parts(pixels)), extractor.reference)
         assert cell["distance"] == pytest.approx(expected, rel=1e-3)  # a value of a pixel may round another way
         assert cell["seconds_per_image"] > 0

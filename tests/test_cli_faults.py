@@ -16,9 +16,9 @@ from conftest import Result, isolated, write_tiny_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ddimctl import animation, images
 from ddimctl.cli.console import Console
 from ddimctl.errors import DDIMError
+from ddimctl.images import animation, formats, writing
 
 Invoke = Callable[..., Result]
 
@@ -174,7 +174,7 @@ def test_a_dry_run_of_one_latent_names_its_image(output: str, tiny: Invoke, late
 
 def test_more_pixels_than_pillow_allows(tiny: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    images.save_image(tmp_path / "a.png", np.zeros((40, 40, 1), np.uint8))
+    writing.save_image(tmp_path / "a.png", np.zeros((40, 40, 1), np.uint8))
     tiny("encode", "a.png", "--steps", 1, "--max-pixels", 1600).ok()
 
 
@@ -189,7 +189,7 @@ def test_frames_of_more_pixels_than_pillow_allows(
 def test_what_a_writer_of_frames_refuses_is_one_line(
     name: str, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "LARGEST", {})  # as if the limit were not known
+    monkeypatch.setattr(formats, "LARGEST", {})  # as if the limit were not known
     with pytest.raises(DDIMError, match="cannot write"):
         animation.save_frames(tmp_path / name, np.zeros((2, 1, side, 1), np.uint8), 10)
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,8 @@ import torch
 from conftest import Result, write_tiny_model
 from PIL import Image
 
-from ddimctl import ddim, images, latent
+from ddimctl import ddim, latent
+from ddimctl.images import levels, sheets
 from ddimctl.metrics import mse
 from ddimctl.model import load
 from ddimctl.sampling import sample
@@ -42,7 +43,7 @@ def folder_of(path: Path) -> list[np.ndarray]:
 def expected(model_folder: Path, n: int, steps: int, spacing: str = "karras", **how: Any) -> np.ndarray:
     """What the library makes, uint8 (n, H, W)."""
     model = load(str(model_folder), "cpu")
-    return images.to_pixels(sample(model, n, model.schedule.path(steps, spacing), **how).x)[..., 0]
+    return levels.to_pixels(sample(model, n, model.schedule.path(steps, spacing), **how).x)[..., 0]
 
 
 def names(folder: Path) -> list[str]:
@@ -74,7 +75,7 @@ def test_the_sheet_holds_them_row_by_row(tiny: Invoke, model_folder: Path, tmp_p
     done = tiny("sample", "-n", 10, "--steps", 3).ok()
     assert done.out == "samples.png\n"
     assert "writing samples.png" in done.err
-    want = images.sheet(images.enlarge(expected(model_folder, 10, 3)[..., None], 7), 8, gap=4)
+    want = sheets.sheet(sheets.enlarge(expected(model_folder, 10, 3)[..., None], 7), 8, gap=4)
     np.testing.assert_array_equal(pixels(tmp_path / "samples.png"), want[..., 0])
 
 
@@ -128,9 +129,9 @@ def test_consistency(tiny: Invoke, model_folder: Path, tmp_path: Path) -> None:
         assert float(row.split()[3]) == pytest.approx(float(errors.sqrt().mean()), rel=0.01)
     assert rows[3].split()[:2] == ["another", "x_T"]
     assert float(rows[3].split()[3]) == pytest.approx(float(mse(xs[8][1:], xs[8][:-1]).mean()), rel=0.05)
-    stacked = images.to_pixels(torch.cat([xs[s] for s in (2, 8, 4)]))
+    stacked = levels.to_pixels(torch.cat([xs[s] for s in (2, 8, 4)]))
     np.testing.assert_array_equal(
-        pixels(tmp_path / "s.png"), images.sheet(images.enlarge(stacked, 7), 4, gap=4)[..., 0]
+        pixels(tmp_path / "s.png"), sheets.sheet(sheets.enlarge(stacked, 7), 4, gap=4)[..., 0]
     )
 
 

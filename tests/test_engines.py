@@ -18,10 +18,11 @@ import torch
 from conftest import isolated, write_tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddimctl import cache, ddim, engines, images, latent, lossless
+from ddimctl import cache, ddim, engines, latent, lossless
 from ddimctl import model as model_module
 from ddimctl.engines import ENGINES, PARTS
 from ddimctl.errors import DDIMError, UsageError
+from ddimctl.images import datasets, levels
 from ddimctl.model import Model, load
 from ddimctl.unet import UNet2DModel
 
@@ -206,11 +207,11 @@ def test_large_batches_go_in_parts_that_fit(model: Model, monkeypatch: pytest.Mo
 def test_lossless_whichever_engine_decodes() -> None:
     model = load("fashion-mnist", "cpu")
     assert model.folder is not None
-    x0 = images.load_dataset(model.folder / "held-out", *model.shape[:1], model.size)[:2].float() / 127.5 - 1
+    x0 = datasets.load_dataset(model.folder / "held-out", *model.shape[:1], model.size)[:2].float() / 127.5 - 1
     path = model.schedule.path(20)
     solution = lossless.encode(model.use("openvino"), x0, path)
     back = ddim.decode(model.use("torch"), solution.x.float(), path, "ddim").x
-    np.testing.assert_array_equal(images.to_pixels(back), images.to_pixels(x0))
+    np.testing.assert_array_equal(levels.to_pixels(back), levels.to_pixels(x0))
 
 
 def test_auto_picks_what_pays(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

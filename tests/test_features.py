@@ -13,8 +13,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ddimctl import features, frechet, images
+from ddimctl import features, frechet
 from ddimctl.errors import DDIMError, FileError, UsageError
+from ddimctl.images import datasets
 
 SHIPPED = Path(__file__).parent.parent / "models" / "fashion-mnist" / features.FILE
 
@@ -38,7 +39,7 @@ def shipped() -> features.Extractor:
 
 @pytest.fixture(scope="module")
 def held_out() -> torch.Tensor:
-    return images.load_dataset(SHIPPED.parent / "held-out", 1, (28, 28))
+    return datasets.load_dataset(SHIPPED.parent / "held-out", 1, (28, 28))
 
 
 def test_the_shipped_file_is_small_and_says_what_it_is(shipped: features.Extractor) -> None:

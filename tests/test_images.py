@@ -19,9 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
-from ddimctl import images
 from ddimctl.errors import DDIMError, FileError, UsageError
-from ddimctl.images import Preprocessing, describe, read
+from ddimctl.images import datasets, fitting, formats, levels, reading, writing
+from ddimctl.images.preprocessing import Preprocessing, describe
+from ddimctl.images.reading import read
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # the command line hides them
 
@@ -346,7 +347,7 @@ def test_resampling_does_not_alias() -> None:
     assert (np.abs(read(encoded(Image.fromarray(stripes)), 1, (8, 8))[0].astype(int) - 127.5) < 16).all()
 
 
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.integers(1, 20), st.sampled_from([*images.FITS]))
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.integers(1, 20), st.sampled_from([*fitting.FITS]))
 def test_any_size_fits_any_size(width: int, height: int, w: int, h: int, fit: str) -> None:
     pixels, record = read(
         encoded(Image.new("L", (width, height), 77)), 1, (h, w), Preprocessing(fit, background="#4d4d4d")
@@ -448,9 +449,9 @@ def test_choices_that_make_no_sense(wrong: dict[str, object]) -> None:
 
 
 def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "LARGE", 1)
+    monkeypatch.setattr(reading, "LARGE", 1)
     within, most = 0, 0
-    crop = images.crop
+    crop = fitting.crop
 
     def slow(*args: object) -> object:
         nonlocal within, most
@@ -460,7 +461,7 @@ def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch)
         within -= 1
         return crop(*args)
 
-    monkeypatch.setitem(images.FITS, "crop", slow)
+    monkeypatch.setitem(fitting.FITS, "crop", slow)
     data = encoded(Image.fromarray(GREY))
     threads = [threading.Thread(target=read, args=(data, 1, SIZE)) for _ in range(4)]
     for t in threads:
@@ -477,23 +478,23 @@ def test_find_images_is_sorted_and_skips_what_is_no_image(tmp_path: Path) -> Non
     (tmp_path / "b" / "loop").symlink_to(tmp_path)
     (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe.png")
-    found = [str(p.relative_to(tmp_path)) for p in images.find_images(tmp_path)]
+    found = [str(p.relative_to(tmp_path)) for p in datasets.find_images(tmp_path)]
     assert found == ["a.jpg", "b/10.PNG", "b/2.png", "b/c/d.webp", "broken.png"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="holds no images"):
-        images.find_images(tmp_path / "empty")
+        datasets.find_images(tmp_path / "empty")
     with pytest.raises(DDIMError, match="cannot list"):
-        images.find_images(tmp_path / "none")
+        datasets.find_images(tmp_path / "none")
 
 
-@pytest.mark.parametrize("suffix", images.SUFFIXES)
+@pytest.mark.parametrize("suffix", formats.SUFFIXES)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_suffix_is_written_and_read_back(suffix: str, channels: int, tmp_path: Path) -> None:
     if suffix == ".pgm" and channels == 3:
         pytest.skip("portable *grey* map")
     pixels = (GREY if channels == 1 else RGB).reshape(*SIZE, channels)
     path = tmp_path / f"x{suffix}"
-    images.save_image(path, pixels)
+    writing.save_image(path, pixels)
     back = read(path, channels, SIZE)[0]
     lossy = {".jpg": 40, ".jpeg": 40, ".gif": 0 if channels == 1 else 255}.get(suffix, 0)
     assert np.abs(back.astype(int) - pixels).max() <= lossy
@@ -502,33 +503,33 @@ def test_every_suffix_is_written_and_read_back(suffix: str, channels: int, tmp_p
 
 def test_saving_refuses_other_suffixes(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="suffix"):
-        images.save_image(tmp_path / "x.pdf", RGB)
+        writing.save_image(tmp_path / "x.pdf", RGB)
     with pytest.raises(DDIMError, match="cannot write"):
-        images.save_image(tmp_path / "none" / "x.png", RGB)
+        writing.save_image(tmp_path / "none" / "x.png", RGB)
 
 
 def test_tensors_and_pixels_are_inverse() -> None:
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-    tensor = images.to_tensor(pixels)
+    tensor = levels.to_tensor(pixels)
     assert tensor.shape == (1, 1, 16, 16)
     assert tensor.min() == -1
     assert tensor.max() == 1
-    assert (images.to_pixels(tensor) == pixels).all()
-    assert images.to_pixels(torch.full((1, 1, 1, 1), 3.0)).item() == 255
+    assert (levels.to_pixels(tensor) == pixels).all()
+    assert levels.to_pixels(torch.full((1, 1, 1, 1), 3.0)).item() == 255
 
 
 @pytest.mark.parametrize(("suffix", "side"), [(".webp", 16383), (".gif", 65535), (".jpg", 65500), (".png", 70000)])
 def test_the_largest_side_of_each_format(suffix: str, side: int, tmp_path: Path) -> None:
     path = tmp_path / f"x{suffix}"
-    images.save_image(path, np.zeros((1, side, 1), np.uint8))
+    writing.save_image(path, np.zeros((1, side, 1), np.uint8))
     with Image.open(path) as image:
         assert image.size == (side, 1)
-    if images.SUFFIXES[suffix] in images.LARGEST:
+    if formats.SUFFIXES[suffix] in formats.LARGEST:
         for shape in ((1, side + 1, 1), (side + 1, 1, 1)):
             with pytest.raises(UsageError, match=f"holds at most {side} a side"):
-                images.save_image(path, np.zeros(shape, np.uint8))
+                writing.save_image(path, np.zeros(shape, np.uint8))
             with pytest.raises(DDIMError, match="cannot make a"):
-                images.to_bytes(np.zeros(shape, np.uint8), suffix)
+                writing.to_bytes(np.zeros(shape, np.uint8), suffix)
 
 
 @pytest.mark.parametrize("channels", [2, 4])
@@ -536,9 +537,9 @@ def test_images_have_one_or_three_channels(channels: int, tmp_path: Path) -> Non
     with pytest.raises(FileError, match=f"image would have {channels} channels"):
         read(encoded(Image.fromarray(GREY)), channels, SIZE)
     with pytest.raises(FileError, match=f"would have {channels} channels"):
-        images.save_image(tmp_path / "x.png", np.zeros((*SIZE, channels), np.uint8))
+        writing.save_image(tmp_path / "x.png", np.zeros((*SIZE, channels), np.uint8))
     with pytest.raises(FileError, match=f"would have {channels} channels"):
-        images.load_dataset(tmp_path, channels, SIZE)
+        datasets.load_dataset(tmp_path, channels, SIZE)
 
 
 def test_what_is_not_finite_is_found_of_torch_and_of_numpy() -> None:
@@ -546,8 +547,8 @@ def test_what_is_not_finite_is_found_of_torch_and_of_numpy() -> None:
         array = np.array([0, value, 1])
         for images_ in (array, torch.from_numpy(array)):
             with pytest.raises(DDIMError, match="the model m gives values that are not finite"):
-                images.check_finite(images_, "m")
-    images.check_finite(np.array([-3.0, 1e300]), "m")
+                levels.check_finite(images_, "m")
+    levels.check_finite(np.array([-3.0, 1e300]), "m")
 
 
 def test_pillow_bounds_the_frames_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -569,9 +570,9 @@ def test_idx(tmp_path: Path) -> None:
     plain.write_bytes(raw)
     packed.write_bytes(gzip.compress(raw))
     for path in (plain, packed):
-        assert (images.read_idx(path) == data).all()
-        assert images.load_dataset(path, 1, (4, 6)).shape == (5, 1, 4, 6)
-        assert images.load_dataset(path, 3, (2, 3)).shape == (5, 3, 2, 3)
+        assert (datasets.read_idx(path) == data).all()
+        assert datasets.load_dataset(path, 1, (4, 6)).shape == (5, 1, 4, 6)
+        assert datasets.load_dataset(path, 3, (2, 3)).shape == (5, 3, 2, 3)
     broken = bytearray(packed.read_bytes())
     broken[len(broken) // 2] ^= 0xFF
     for wrong in (
@@ -584,7 +585,7 @@ def test_idx(tmp_path: Path) -> None:
     ):
         plain.write_bytes(wrong)
         with pytest.raises(FileError):
-            images.read_idx(plain)
+            datasets.read_idx(plain)
 
 
 def test_an_idx_takes_its_own_size_and_no_more_than_the_bound(tmp_path: Path) -> None:
@@ -592,7 +593,7 @@ def test_an_idx_takes_its_own_size_and_no_more_than_the_bound(tmp_path: Path) ->
     raw = struct.pack(">iiii", 0x803, 1600, 100, 100) + bytes(16_000_000)
     path.write_bytes(gzip.compress(raw))
     tracemalloc.start()
-    data = images.read_idx(path)
+    data = datasets.read_idx(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert data.shape == (1600, 100, 100)
@@ -600,7 +601,7 @@ def test_an_idx_takes_its_own_size_and_no_more_than_the_bound(tmp_path: Path) ->
     assert peak < 1.5 * len(raw)
     path.write_bytes(gzip.compress(struct.pack(">iiii", 0x803, 1025, 1024, 1024)))
     with pytest.raises(FileError, match="more than 1,073,741,824"):
-        images.read_idx(path)
+        datasets.read_idx(path)
 
 
 def png(header: tuple[int, int, int, int], rows: bytes) -> bytes:
@@ -615,7 +616,7 @@ def png(header: tuple[int, int, int, int], rows: bytes) -> bytes:
 
 def test_no_file_is_written_over_another_by_any_name(tmp_path: Path) -> None:
     (tmp_path / "link.png").symlink_to("a.png")
-    images.check_apart(tmp_path / "a.png", ["\0", "b.png", tmp_path / "b" / "a.png"])
+    formats.check_apart(tmp_path / "a.png", ["\0", "b.png", tmp_path / "b" / "a.png"])
     for other in ("a.png", "./b/../a.png", "link.png"):
         with pytest.raises(UsageError, match="would be written over"):
-            images.check_apart(tmp_path / "a.png", [f"{tmp_path}/{other}"])
+            formats.check_apart(tmp_path / "a.png", [f"{tmp_path}/{other}"])

@@ -18,10 +18,11 @@ from PIL import Image
 from problems import AnalyticModel, Mixture
 from torch import Tensor
 
-from ddimctl import ddim, images, latent, lossless
+from ddimctl import ddim, latent, lossless
 from ddimctl.checkpoints import diffusers
 from ddimctl.ddim import Check
 from ddimctl.errors import DDIMError
+from ddimctl.images import datasets, levels, reading
 from ddimctl.metrics import max_abs, wrong_pixels
 from ddimctl.model import Model, bundled, load
 
@@ -49,7 +50,7 @@ def x0(folder: Path) -> Tensor:
     """The model's four images of uniform noise, an all-black one and an all-white one."""
     files = sorted((folder / "held-out").iterdir())
     pixels = [np.asarray(Image.open(f))[..., None] for f in files]
-    return images.to_tensor(np.stack([*pixels, np.zeros_like(pixels[0]), np.full_like(pixels[0], 255)]))
+    return levels.to_tensor(np.stack([*pixels, np.zeros_like(pixels[0]), np.full_like(pixels[0], 255)]))
 
 
 @pytest.mark.parametrize("steps", [10, 20])
@@ -58,7 +59,7 @@ def test_every_value_comes_back_from_float32(model: Model, x0: Tensor, steps: in
     solution = lossless.encode(model, x0, path)
     assert torch.equal(solution.x.float().double(), solution.x)  # float32 already: a file holds all of it
     back = ddim.decode(model, solution.x.float(), path, "ddim").x
-    np.testing.assert_array_equal(images.to_pixels(back), images.to_pixels(x0))
+    np.testing.assert_array_equal(levels.to_pixels(back), levels.to_pixels(x0))
     assert solution.checks is not None
     for check, worst in zip(solution.checks, max_abs(x0, back).tolist(), strict=True):
         assert (check.wrong, check.where) == (0, [])
@@ -239,9 +240,9 @@ def test_right_combinations(invoke: Invoke, folder: Path, args: tuple[str, ...])
 def test_bundled_models_are_lossless_on_their_held_out_images() -> None:
     for name in bundled():
         net = load(name, "cpu")
-        files = images.find_images(net.folder / "held-out")[:16]  # type: ignore[operator]
-        x0 = images.to_tensor(np.stack([images.read(f, net.channels, net.size)[0] for f in files]))
+        files = datasets.find_images(net.folder / "held-out")[:16]  # type: ignore[operator]
+        x0 = levels.to_tensor(np.stack([reading.read(f, net.channels, net.size)[0] for f in files]))
         path = net.schedule.path(20)
         solution = lossless.encode(net, x0, path)
         back = ddim.decode(net, solution.x.float(), path, "ddim").x
-        np.testing.assert_array_equal(images.to_pixels(back), images.to_pixels(x0))
+        np.testing.assert_array_equal(levels.to_pixels(back), levels.to_pixels(x0))

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from ddimctl import images
 from ddimctl.errors import UsageError
+from ddimctl.images import levels
 from ddimctl.metrics import METRICS
 
 IDENTITY = {"mse": 0.0, "mse_8bit": 0.0, "psnr": float("inf"), "ssim": 1.0, "max_abs": 0.0, "wrong_pixels": 0.0}
@@ -40,16 +40,16 @@ def test_mse_is_the_papers() -> None:
 
 def test_8bit_metrics_see_what_would_be_saved() -> None:
     a, b = pair(noise=0.01)
-    p, q = (images.to_pixels(x).astype(float) for x in (a, b))
+    p, q = (levels.to_pixels(x).astype(float) for x in (a, b))
     np.testing.assert_allclose(METRICS["mse_8bit"](a, b).numpy(), ((p - q) ** 2).mean((1, 2, 3)) / 255**2, rtol=1e-13)
     np.testing.assert_array_equal(METRICS["wrong_pixels"](a, b).numpy(), (p != q).sum((1, 2, 3)))
 
 
 def test_rounding_is_that_of_saved_images() -> None:
     """At every boundary between two levels, on both sides of it, and beyond the range."""
-    levels = torch.cat([torch.arange(-3, 259) + d for d in (0.0, 0.499999, 0.5, 0.500001)]).double()
-    a = (levels / 127.5 - 1).view(1, 1, 1, -1)
-    saved = images.to_tensor(images.to_pixels(a)).double()
+    values = torch.cat([torch.arange(-3, 259) + d for d in (0.0, 0.499999, 0.5, 0.500001)]).double()
+    a = (values / 127.5 - 1).view(1, 1, 1, -1)
+    saved = levels.to_tensor(levels.to_pixels(a)).double()
     assert METRICS["wrong_pixels"](a, saved).item() == 0
     assert METRICS["mse_8bit"](a, saved).item() == 0
 

@@ -24,9 +24,10 @@ import torch
 from conftest import Result, isolated
 from PIL import Image
 
-from ddimctl import card, images, model
+from ddimctl import card, model
 from ddimctl import train as training
 from ddimctl.errors import DDIMError, FileError, UsageError
+from ddimctl.images import datasets, levels, reading
 from ddimctl.train import LossLog, Settings, Trainer, learning_rate_factor, split
 
 CPU = torch.device("cpu")
@@ -253,7 +254,7 @@ def test_what_an_earlier_model_left_goes_with_force_alone(idx: Path, tmp_path: P
     assert not (m / "features.safetensors").exists()
     assert not (m / "held-out" / "700.png").exists()
     assert {(m / "notes.txt").read_text(), (m / "held-out" / "mine.png").read_text()} == {"old"}
-    assert images.read(m / "held-out" / "001.png", 1, (8, 8)) is not None
+    assert reading.read(m / "held-out" / "001.png", 1, (8, 8)) is not None
     assert "# m\n" in (m / "README.md").read_text()
 
 
@@ -290,9 +291,9 @@ def test_a_folder_and_idx_files_give_the_same_images(tmp_path: Path) -> None:
         write_idx(tmp_path / "plain", data, packed=False),
     ]
     for size in ((8, 8), (4, 4)):  # as they are, and resampled
-        loaded = [images.load_dataset(p, 1, size) for p in sources]
+        loaded = [datasets.load_dataset(p, 1, size) for p in sources]
         assert all(x.dtype == torch.uint8 and torch.equal(x, loaded[0]) for x in loaded)
-    assert torch.equal(images.load_dataset(sources[0], 1, (8, 8)), data)
+    assert torch.equal(datasets.load_dataset(sources[0], 1, (8, 8)), data)
 
 
 # The log
@@ -417,7 +418,7 @@ def test_the_cards_round_trips_are_true(run: tuple[Path, Result]) -> None:
     table = dict(re.findall(r"^\| (10|20|50|100) \| (\S+) \| \S+ \|$", text, re.MULTILINE))
     ours = model.load(str(folder), "cpu")
     held = [np.asarray(Image.open(p))[..., None] for p in sorted((folder / "held-out").iterdir())]
-    x0 = images.to_tensor(np.stack(held)).double()
+    x0 = levels.to_tensor(np.stack(held)).double()
     for steps in (10, 50):
         path = ours.schedule.path(steps, "linear")
         back = ddim.decode(ours, ddim.encode(ours, x0, path, "ddim").x, path, "ddim").x

@@ -30,8 +30,7 @@ def items_of(
     Raises `UsageError` if that is nothing, or if the command writes and two of them would be written to the same name.
     """
     from ddimctl import batch
-    from ddimctl.files import read_bytes
-    from ddimctl.images import read_stdin
+    from ddimctl.files import read_bytes, read_stdin
 
     items = batch.gather(arguments, tuple(suffixes))
     if from_file is not None:
@@ -57,7 +56,7 @@ def stacked(
 ) -> Any:
     """The images of a batch that could be read, (N, C, H, W); the others are told of, or raised if there is but one.
 
-    `convert` is `images.to_tensor`, or `images.to_array`.
+    `convert` is `levels.to_tensor`, or `levels.to_array`.
     """
     import numpy as np
 
@@ -97,7 +96,7 @@ def run(
     """Works through `outcomes`. Raises `SomeFailed` if some of them failed."""
     from ddimctl import batch
     from ddimctl.files import make_folder
-    from ddimctl.images import describe
+    from ddimctl.images.preprocessing import describe
 
     counts = {batch.DONE: 0, batch.SKIPPED: 0, batch.FAILED: 0}
     adjusted = unconverged = 0

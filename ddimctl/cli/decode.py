@@ -53,8 +53,9 @@ def decode(
 
     Example: ddimctl decode latent.pt -o back.png
     """
-    from ddimctl import batch, images, latent
+    from ddimctl import batch, latent
     from ddimctl.files import make_folder, refuse_existing
+    from ddimctl.images import formats
 
     console = Console(quiet, verbose, json)
     items = batches.items_of(latents or [], from_file, latent.SUFFIXES, shard)
@@ -66,14 +67,14 @@ def decode(
     if output is not None and output.suffix and not output.is_dir():
         if not one_image:
             raise UsageError(f"several images do not fit into one file {output}", hint="name a folder with -o")
-        images.check_suffix(output)
+        formats.check_suffix(output)
     elif output is None and any(Path(a).is_dir() for a in latents or []):
         raise UsageError("a folder of latents makes many images", hint="name a folder for them with -o")
     target = output if output is not None and output.suffix and not output.is_dir() else None
     if one_image:
         target = target or (output or Path()) / f"{items[0].name}.png"
         refuse_existing(target, force, makes_folder=target.parent == output)
-        images.check_apart(target, [items[0].source])
+        formats.check_apart(target, [items[0].source])
         if target.parent == output and not dry_run:
             make_folder(output)
 
@@ -84,7 +85,7 @@ def decode(
     elif model is not None:
         net = inputs.open_model(model, device, console, class_label, config)
     if net is not None:
-        images.check_channels(f"an image of the model {net.name}", net.channels)
+        formats.check_channels(f"an image of the model {net.name}", net.channels)
     if net is not None and first is not None:
         how = solver or first.provenance["decoder"]
         work = inputs.evaluations(len(items) * len(first.xT), steps or len(first.path) - 1, how)
@@ -114,13 +115,14 @@ def decode(
 
 def decode_one(file: Latent, name: str, target: Path, way: Any, tolerance: float | None, console: Console) -> None:
     """One latent → one image. What is wrong with it is the command's own error."""
-    from ddimctl import ddim, images
+    from ddimctl import ddim
+    from ddimctl.images import levels, writing
 
     net, path, how = way(file, name)
     with console.bar(len(path) - 1, "decoding") as bar:
         solution = ddim.decode(net, file.xT, path, how, tolerance, 1, bar)
-    images.check_finite(solution.x, net.name)
-    images.save_image(target, images.to_pixels(solution.x)[0])
+    levels.check_finite(solution.x, net.name)
+    writing.save_image(target, levels.to_pixels(solution.x)[0])
     console.data(str(target), {"files": [str(target)], "images": 1})
 
 

@@ -64,7 +64,7 @@ def encode(
     from ddimctl import batch, latent
     from ddimctl.ddim import bind
     from ddimctl.files import make_folder, refuse_existing
-    from ddimctl.images import SUFFIXES, check_apart
+    from ddimctl.images.formats import SUFFIXES, check_apart
 
     console = Console(quiet, verbose, json)
     how = options.preprocessing(fit, background, frame, value_range, max_pixels)
@@ -121,12 +121,13 @@ def encode(
 
 def encode_one(item: Item, target: Path, encoding: Encoding, settings: dict[str, Any], console: Console) -> None:
     """One image → one file. What is wrong with it is the command's own error."""
-    from ddimctl import ddim, images, latent, lossless
+    from ddimctl import ddim, latent, lossless
+    from ddimctl.images import levels, reading
 
     model = encoding.model
-    pixels, record = images.read(item.source, model.channels, model.size, encoding.how)
+    pixels, record = reading.read(item.source, model.channels, model.size, encoding.how)
     inputs.tell_of([record], console)
-    x0: Any = images.to_tensor(pixels[None]) if encoding.tensors else images.to_array(pixels[None])
+    x0: Any = levels.to_tensor(pixels[None]) if encoding.tensors else levels.to_array(pixels[None])
     with console.bar(len(encoding.path) - 1, "encoding") as bar:
         if encoding.lossless:
             solution = lossless.encode(model, x0, encoding.path, encoding.tolerance, 1, bar)

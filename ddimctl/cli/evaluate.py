@@ -84,7 +84,7 @@ def evaluate(
     from ddimctl import engines, frechet, plots, sampling
     from ddimctl import evaluate as library
     from ddimctl.files import refuse_existing
-    from ddimctl.images import check_apart
+    from ddimctl.images.formats import check_apart
 
     console = Console(quiet, verbose, json)
     engines.check(engine, precision)

@@ -38,8 +38,9 @@ def info(
     if config is not None or not inputs.is_latent(file):
         console.data(*models.describe(file, config, console))
         return
-    from ddimctl import images, latent
+    from ddimctl import latent
     from ddimctl.files import refuse_existing
+    from ddimctl.images import formats
 
     try:
         found = latent.load(Path(file))
@@ -51,9 +52,9 @@ def info(
         console.data(*described)
         return
     if output is not None:
-        images.check_suffix(output)
+        formats.check_suffix(output)
         refuse_existing(output, force)
-        images.check_apart(output, [file])
+        formats.check_apart(output, [file])
     console.data(*about_latent(found))
     if output is not None:
         drawn = draw(output, found)
@@ -128,11 +129,11 @@ def draw(path: Path, found: Latent) -> str:
 
     An image has one channel or three: of other numbers only the first ones are drawn.
     """
-    from ddimctl import images
+    from ddimctl.images import levels, sheets, writing
 
     channels = found.xT.shape[1]
     shown = 1 if channels < 3 else 3
-    pixels = images.to_pixels(found.xT[:, :shown] / 3)
-    pixels = images.enlarge(pixels, images.factor_to_see(pixels.shape[1:3]))
-    images.save_image(path, images.sheet(pixels, columns=min(8, len(pixels))))
+    pixels = levels.to_pixels(found.xT[:, :shown] / 3)
+    pixels = sheets.enlarge(pixels, sheets.factor_to_see(pixels.shape[1:3]))
+    writing.save_image(path, sheets.sheet(pixels, columns=min(8, len(pixels))))
     return "x_T" if shown == channels else f"the first {shown} of {channels} channels of x_T"

@@ -151,16 +151,16 @@ def read_images(files: list[str], model: Model, console: Console) -> tuple[Tenso
     """Images as the model takes them, (N, C, H, W) in [−1, 1], and a record of what was done to each."""
     import numpy as np
 
-    from ddimctl import images
+    from ddimctl.images import levels, reading
 
-    arrays, records = zip(*(images.read(f, model.channels, model.size) for f in files), strict=True)
+    arrays, records = zip(*(reading.read(f, model.channels, model.size) for f in files), strict=True)
     tell_of(records, console)
-    return images.to_tensor(np.stack(arrays)), list(records)
+    return levels.to_tensor(np.stack(arrays)), list(records)
 
 
 def tell_of(records: Iterable[dict[str, Any]], console: Console) -> None:
     """Says what was done to images to fit the model; and where colour was lost, which model keeps it."""
-    from ddimctl.images import describe
+    from ddimctl.images.preprocessing import describe
 
     lost = False
     for record in records:

@@ -58,9 +58,9 @@ def interpolate(
 
     Example: ddimctl interpolate a.pt b.pt --frames 10
     """
-    from ddimctl import animation, ddim
-    from ddimctl import images as pictures
+    from ddimctl import ddim
     from ddimctl.files import refuse_existing
+    from ddimctl.images import animation, formats, levels, reading, sheets, writing
     from ddimctl.interpolate import INTERPOLANTS, keyframes
     from ddimctl.interpolate import grid as make_grid
     from ddimctl.solvers import TOLERANCES
@@ -70,7 +70,7 @@ def interpolate(
     named = output is not None
     output = output or Path("interpolation.png" if grid else "interpolation.gif")
     if grid:
-        pictures.check_suffix(output)
+        formats.check_suffix(output)
         rows, columns = options.parse_size(size, "--size")
     else:
         animation.check_target(output)
@@ -78,7 +78,7 @@ def interpolate(
         refuse_existing_folder(output)
     else:
         refuse_existing(output, force)
-        pictures.check_apart(output, latents)
+        formats.check_apart(output, latents)
     if not named:
         console.notice(f"writing {output}")
 
@@ -93,15 +93,15 @@ def interpolate(
             if option in e.hint:
                 raise type(e)(str(e), hint=f"encode it first, with {option}") from None
         raise
-    pictures.check_channels(f"an image of the model {net.name}", net.channels)
+    formats.check_channels(f"an image of the model {net.name}", net.channels)
     as_files = not grid and not output.suffix
-    zoom = zoom or (1 if as_files else pictures.factor_to_see(net.size, 224))
+    zoom = zoom or (1 if as_files else sheets.factor_to_see(net.size, 224))
     height, width = zoom * net.size[0], zoom * net.size[1]
     if grid:
-        pictures.check_side(output, *pictures.sheet_size(count, net.size, columns, factor=zoom))
+        formats.check_side(output, *sheets.sheet_size(count, net.size, columns, factor=zoom))
     else:
         animation.check_frames(output, max(count, 1), height, width)
-    pictures.check_memory(count, height, width, net.channels)
+    formats.check_memory(count, height, width, net.channels)
     xT = (
         make_grid(list(keys), rows, columns, interpolant)
         if grid
@@ -111,13 +111,13 @@ def interpolate(
     with console.bar(batches * (len(path) - 1), "decoding") as bar:
         # One tolerance for both ways, where both take one: what `exact` encodes, `ddim` decodes.
         images = ddim.decode(net, xT, path, how, tolerance if how in TOLERANCES else None, batch_size, bar).x
-    pictures.check_finite(images, net.name)
-    pixels = pictures.enlarge(pictures.to_pixels(images), zoom)
+    levels.check_finite(images, net.name)
+    pixels = sheets.enlarge(levels.to_pixels(images), zoom)
     if grid:
-        pictures.save_image(output, pictures.sheet(pixels, columns))
+        writing.save_image(output, sheets.sheet(pixels, columns))
     else:
         animation.save_frames(output, pixels, fps)
-        pictures.allow_pixels(pixels.shape[1] * pixels.shape[2])  # to count what was just written
+        reading.allow_pixels(pixels.shape[1] * pixels.shape[2])  # to count what was just written
         if output.suffix.lower() in animation.MERGING and (held := animation.count_frames(output)[0]) < len(xT):
             console.notice(
                 f"{output} holds {held} of the {len(xT)} frames: equal neighbours are one there, shown for longer"

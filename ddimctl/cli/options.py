@@ -139,8 +139,8 @@ def parse_list(text: str) -> list[str]:
 
 
 def preprocessing(fit: str, background: str, frame: int | None, value_range: str | None, max_pixels: int) -> Any:
-    """The `images.Preprocessing` that the options ask for. Raises `UsageError` if they make no sense."""
-    from ddimctl.images import Preprocessing
+    """The `preprocessing.Preprocessing` that the options ask for. Raises `UsageError` if they make no sense."""
+    from ddimctl.images.preprocessing import Preprocessing
 
     try:
         low, high = map(float, value_range.split(",")) if value_range is not None else (0.0, 1.0)

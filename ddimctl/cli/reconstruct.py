@@ -114,20 +114,20 @@ def reconstruct(
     Example: ddimctl reconstruct --steps 10,20,50,100 --solver ab2,ddim
     """
     from ddimctl import batch, ddim, plots
-    from ddimctl import images as pictures
     from ddimctl.files import refuse_existing
+    from ddimctl.images import formats, levels, reading, sheets
     from ddimctl.solvers import TOLERANCES
 
     console = Console(quiet, verbose, json)
     how = options.preprocessing(fit, background, frame, value_range, max_pixels)
     reports = parse_reports(report)
     if output is not None:
-        pictures.check_suffix(output)
+        formats.check_suffix(output)
         refuse_existing(output, force)
     if plot is not None:
         plots.check_target(plot)
         refuse_existing(plot, force)
-        pictures.check_apart(plot, filter(None, [output]))
+        formats.check_apart(plot, filter(None, [output]))
         if "mse" not in reports:
             raise UsageError("--plot draws the mse", hint="add it to --report")
     if fail_above is not None and "mse" not in reports:
@@ -139,34 +139,34 @@ def reconstruct(
         quick = inputs.recall(model, device, engine, precision, console, class_label, config)
     net: Any = quick or inputs.open_model(model, device, console, class_label, config)
     cells = [
-        Cell(how, levels, s, net.schedule.path(s, levels))
+        Cell(how, spaced, s, net.schedule.path(s, spaced))
         for how in options.parse_list(solver)
-        for levels in options.parse_list(spacing)
+        for spaced in options.parse_list(spacing)
         for s in options.parse_integers(steps, "--steps")
     ]
     if images or from_file:
-        items = batches.items_of(images or [], from_file, pictures.SUFFIXES, None, writes=False)[:limit]
+        items = batches.items_of(images or [], from_file, formats.SUFFIXES, None, writes=False)[:limit]
     else:
-        items = batches.items_of([str(inputs.held_out_folder(net))], None, pictures.SUFFIXES, None)[:limit]
+        items = batches.items_of([str(inputs.held_out_folder(net))], None, formats.SUFFIXES, None)[:limit]
         console.notice(f"{len(items)} held-out images of {net.name}")
     for target in filter(None, (output, plot)):
-        pictures.check_apart(target, (item.source for item in items))
+        formats.check_apart(target, (item.source for item in items))
     if quick is not None:
         console.detail(f"{net.name} from the cache, without torch; engine {net.engine}, {precision}")
     else:
         work = sum(2 * inputs.evaluations(len(items), c.steps, c.solver) for c in cells)
         inputs.start_engine(net, engine, precision, work, console)
     if output is not None:
-        shown, factor = min(len(items), SHEET_IMAGES), pictures.factor_to_see(net.size)
-        pictures.check_side(output, *pictures.sheet_size(shown, net.size, 1 + 2 * len(cells), GAP, factor))
+        shown, factor = min(len(items), SHEET_IMAGES), sheets.factor_to_see(net.size)
+        formats.check_side(output, *sheets.sheet_size(shown, net.size, 1 + 2 * len(cells), GAP, factor))
     count = failed = 0
     single = batches.is_single(images or [], items, from_file, None)
     originals: list[Any] = []
-    convert = pictures.to_array if quick is not None else pictures.to_tensor
+    convert = levels.to_array if quick is not None else levels.to_tensor
     work = sum((4 if "xT_error" in reports else 2) * c.steps for c in cells) * -(-len(items) // batch_size)
     with console.bar(work, "reconstructing") as bar:
         for group in batch.read_ahead(
-            items, lambda item: pictures.read(item.source, net.channels, net.size, how), batch_size
+            items, lambda item: reading.read(item.source, net.channels, net.size, how), batch_size
         ):
             x0 = batches.stacked(group, single, console, len(items) <= SHOWN, convert)
             failed += sum(b.failure is not None for b in group)
@@ -232,7 +232,7 @@ def measure(
 ) -> None:
     """Encodes and decodes one batch and adds what it comes to. `reference` is x_T by the adaptive solver."""
     from ddimctl import ddim
-    from ddimctl.images import check_finite
+    from ddimctl.images.levels import check_finite
     from ddimctl.metrics import METRICS
 
     begin = time.perf_counter()
@@ -310,7 +310,9 @@ def save_sheet(path: Path, originals: Sequence[Tensor], cells: Sequence[Cell]) -
     import numpy as np
     import torch
 
-    from ddimctl.images import enlarge, factor_to_see, save_image, sheet, to_pixels
+    from ddimctl.images.levels import to_pixels
+    from ddimctl.images.sheets import enlarge, factor_to_see, sheet
+    from ddimctl.images.writing import save_image
 
     x0 = torch.stack(list(originals)).double()
     columns, gains = [x0], []

@@ -93,8 +93,9 @@ def sample(
 
     Example: ddimctl sample -n 8 --steps 10,20,50,100
     """
-    from ddimctl import images, latent, sampling
+    from ddimctl import latent, sampling
     from ddimctl.files import make_folder, refuse_existing
+    from ddimctl.images import formats, levels, sheets, writing
     from ddimctl.metrics import mse
     from ddimctl.solvers import DEFAULT_SOLVER, SOLVERS
 
@@ -117,11 +118,11 @@ def sample(
         console.notice(f"writing {files[0]}")
 
     net = inputs.open_model(model, device, console, class_label, config)
-    images.check_channels(f"an image of the model {net.name}", net.channels)
+    formats.check_channels(f"an image of the model {net.name}", net.channels)
     columns = n if len(lengths) > 1 else min(n, max(COLUMNS, math.isqrt(n - 1) + 1))
-    factor = images.factor_to_see(net.size)
+    factor = sheets.factor_to_see(net.size)
     if folder is None:
-        images.check_side(files[0], *images.sheet_size(n * len(lengths), net.size, columns, GAP, factor))
+        formats.check_side(files[0], *sheets.sheet_size(n * len(lengths), net.size, columns, GAP, factor))
     rows = [Row(s, net.schedule.path(s, spacing)) for s in lengths]
     longest = max(rows, key=lambda row: row.steps)
     inputs.start_engine(net, engine, precision, inputs.evaluations(n, sum(lengths), how), console)
@@ -134,17 +135,17 @@ def sample(
                 solution = sampling.sample(
                     net, m, row.path, seed, eta, sigma_hat, how, start, batch_size, bar, tolerance
                 )
-                images.check_finite(solution.x, net.name)
+                levels.check_finite(solution.x, net.name)
                 row.add(solution)
                 xs[row.steps] = solution.x
-                pixels = images.to_pixels(solution.x)
+                pixels = levels.to_pixels(solution.x)
                 if folder is None:
                     row.pixels.append(pixels)
                     continue
                 at = rows.index(row) * n + start
                 make_folder(files[at].parent)
                 for file, image in zip(files[at : at + m], pixels, strict=True):
-                    images.save_image(file, image)
+                    writing.save_image(file, image)
             for row in rows:
                 row.mse += mse(xs[row.steps], xs[longest.steps]).tolist()
             apart += mse(xs[longest.steps][1:], xs[longest.steps][:-1]).tolist()
@@ -180,14 +181,14 @@ def sample(
 
 def targets(output: Path | None, n: int, lengths: Sequence[int]) -> tuple[Path | None, list[Path]]:
     """(folder, files): one sheet and no folder, or in the folder n PNG files for each number of steps, in order."""
-    from ddimctl import images
+    from ddimctl.images import formats
     from ddimctl.latent import SUFFIXES
 
     output = output or Path("samples.png")
     if output.suffix and not output.is_dir():
         if output.suffix.lower() in SUFFIXES:
             raise UsageError(f"{output} is no name for images", hint="x_T goes where --save-noise says")
-        images.check_suffix(output)
+        formats.check_suffix(output)
         return None, [output]
     folders = [output / f"steps-{s}" for s in lengths] if len(lengths) > 1 else [output]
     width = max(3, len(str(n - 1)))
@@ -198,10 +199,10 @@ def save_sheet(path: Path, rows: Sequence[Row], columns: int, factor: int) -> No
     """Writes one sheet: a row for each number of steps, or all images of the only one, enlarged to be seen."""
     import numpy as np
 
-    from ddimctl import images
+    from ddimctl.images import sheets, writing
 
     pixels = np.concatenate([p for row in rows for p in row.pixels])
-    images.save_image(path, images.sheet(images.enlarge(pixels, factor), columns, GAP))
+    writing.save_image(path, sheets.sheet(sheets.enlarge(pixels, factor), columns, GAP))
 
 
 def save_noise(

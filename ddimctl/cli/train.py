@@ -75,7 +75,7 @@ def train(
     from ddimctl import card, model
     from ddimctl.checkpoints import diffusers
     from ddimctl.files import make_folder
-    from ddimctl.images import to_tensor
+    from ddimctl.images.levels import to_tensor
     from ddimctl.train import N_HELD_OUT_FILES, LossLog, Settings, Trainer, shared
 
     console = Console(quiet, verbose)
@@ -143,7 +143,7 @@ def train(
 
 def _load(images: Path, held_out: str, channels: int, size: tuple[int, int], seed: int) -> tuple[Tensor, Tensor]:
     from ddimctl.files import refuse_special
-    from ddimctl.images import load_dataset
+    from ddimctl.images.datasets import load_dataset
     from ddimctl.train import split
 
     for path in (images, Path(held_out)):
@@ -202,7 +202,9 @@ def _stop_gently() -> Iterator[list[int]]:
 
 
 def _sample_sheet(trainer: Trainer) -> None:
-    from ddimctl.images import enlarge, save_image, sheet, to_pixels
+    from ddimctl.images.levels import to_pixels
+    from ddimctl.images.sheets import enlarge, sheet
+    from ddimctl.images.writing import save_image
 
     pixels = enlarge(sheet(to_pixels(trainer.samples()), columns=8), 2)
     save_image(trainer.work / f"samples-{trainer.step:06}.png", pixels)

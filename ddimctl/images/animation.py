@@ -20,7 +20,9 @@ from PIL import Image
 
 from ddimctl.errors import DDIMError, UsageError
 from ddimctl.files import make_folder, write_bytes
-from ddimctl.images import as_image, check_side, save_image, sheet, sheet_size
+from ddimctl.images.formats import check_side
+from ddimctl.images.sheets import sheet, sheet_size
+from ddimctl.images.writing import as_image, save_image
 
 ANIMATED = (".gif", ".webp", ".apng", ".mp4")
 MERGING = (".gif", ".webp")
