@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler
 from diffusers import UNet2DModel as TheirUNet
+from rounding import NETWORK, apart
 from safetensors.torch import save_file
 
 from ddimctl.checkpoints import Checkpoint, betas, diffusers, formats
@@ -46,7 +47,7 @@ def save(folder: Path, net: TheirUNet, flat: bool = False, scheduler: Any = None
     return folder
 
 
-def check(model: Model, net: TheirUNet, bound: float = 1e-5) -> None:
+def check(model: Model, net: TheirUNet, bound: float = NETWORK) -> None:
     """ε of both on random inputs, at the first, a middle and the last level."""
     x = torch.randn(2, model.channels, 16, 16, generator=torch.Generator().manual_seed(1))
     classes = None if model.class_label is None else torch.tensor([model.class_label] * 2)
@@ -55,7 +56,7 @@ def check(model: Model, net: TheirUNet, bound: float = 1e-5) -> None:
         with torch.inference_mode():
             theirs = net(x, t - 1, classes).sample[:, : model.channels]
         ours = model.eps(x.double() * math.sqrt(1 + sigma**2), sigma)
-        assert (ours - theirs).abs().max() < bound * theirs.abs().max(), t
+        assert apart(ours, theirs) < bound, t
 
 
 @pytest.mark.parametrize("flat", [True, False], ids=["flat", "unet"])
@@ -141,7 +142,7 @@ def test_predictions(prediction: str, tmp_path: Path) -> None:
             x0 = scheduler.step(net(x, t - 1).sample, t - 1, x).pred_original_sample
         theirs = (x - math.sqrt(alpha) * x0) / math.sqrt(1 - alpha)
         ours = model.eps(x.double() / math.sqrt(alpha), model.schedule.sigma(t))
-        assert (ours - theirs).abs().max() < 2e-5 * theirs.abs().max()
+        assert apart(ours, theirs) < NETWORK
 
 
 @pytest.mark.parametrize(
@@ -299,7 +300,7 @@ def test_what_we_write_diffusers_reads(tmp_path: Path) -> None:
     x = torch.randn(1, 1, 16, 16)
     with torch.inference_mode():
         a, b = pipeline.unet.eval()(x, 7).sample, net(x, 7).sample
-    assert (a - b).abs().max() < 1e-5 * b.abs().max()
+    assert apart(a, b) < NETWORK
     again = formats.read(tmp_path / "ours")
     assert from_checkpoint(again, "b", "cpu").digest == from_checkpoint(checkpoint, "a", "cpu").digest
     assert again.schedule.digest == checkpoint.schedule.digest

@@ -62,7 +62,7 @@ def test_names_of_a_model_steer_no_terminal(invoke: Invoke, tmp_path: Path) -> N
 def test_a_pipe_that_a_latent_names_is_not_waited_for(made: Latent, ddimctl: Invoke, tmp_path: Path, said: str) -> None:
     os.mkfifo(tmp_path / "pipe.json")
     changed(made, tmp_path / "odd.pt", **{said: str(tmp_path / "pipe.json")})
-    assert "a pipe or a device" in ddimctl("decode", "odd.pt", "-o", "x.png", timeout=60).failed(3)
+    assert "a pipe or a device" in ddimctl("decode", "odd.pt", "-o", "x.png").failed(3)
 
 
 def test_interpolate_checks_every_latent(made: Latent, invoke: Invoke, tmp_path: Path) -> None:
