@@ -16,7 +16,7 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,8 +126,9 @@ def openvino(model: Model) -> Run:
 
             # The number of threads is a part of what is exported.
             key = cache.name(graph_name(model, shape[1:]), shape, sorted(settings.items()), machine)
-            blob = cache.fetch(key, compiled)
-            requests[shape] = core.import_model(io.BytesIO(blob), "CPU", settings).create_infer_request()
+            with _no_limit_of_instructions():
+                blob = cache.fetch(key, compiled)
+                requests[shape] = core.import_model(io.BytesIO(blob), "CPU", settings).create_infer_request()
         return requests[shape]
 
     def run(x: Array, labels: Sequence[float]) -> Array:
@@ -164,6 +165,18 @@ def _core(ov: Any) -> Any:
     """The process's one core, never freed. OpenVINO's CPU plugin gives the thread that makes it a stack for its signal
     handlers; freed in another thread, the memory goes and the stack stays, and the next Ctrl-C is a segmentation fault."""
     return ov.Core()
+
+
+@contextlib.contextmanager
+def _no_limit_of_instructions() -> Iterator[None]:
+    """OpenVINO reads oneDNN's limit when it makes its first network. It crashes where that is below what the processor
+    has, for its own kernels know no limit; torch, which heeds it, finds it there again."""
+    names = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+    limits = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(limits)
 
 
 def threads() -> int:

@@ -111,7 +111,7 @@ def test_encode_and_decode_as_well_as_in_our_layout(tmp_path: Path) -> None:
         path = m.schedule.path(10)
         back = ddim.decode(m, ddim.encode(m, images, path).x, path).x
         errors.append((back - images).square().mean().item())
-    assert errors[0] == pytest.approx(errors[1], rel=1e-4)
+    assert errors[0] == pytest.approx(errors[1], rel=1e-3)
 
 
 def test_the_order_of_q_k_and_v_matters() -> None:

@@ -113,7 +113,7 @@ def test_only_what_is_not_back_goes_again_and_tighter(monkeypatch: pytest.Monkey
     assert solution.checks is not None
     assert [c.wrong for c in solution.checks] == [0, 0, 0, 16]
     assert [c.tolerance for c in solution.checks] == [1e-4, 1e-5, 3e-5, 2e-6]
-    assert solution.checks[3].worst == pytest.approx(127.5 * (0.01 + 2e-6), rel=1e-5)  # its best try is kept
+    assert solution.checks[3].worst == pytest.approx(127.5 * (0.01 + 2e-6), rel=1e-4)  # its best try is kept
     assert solution.residuals == pytest.approx([5e-5, 5e-6, 1.5e-5, 1e-6])
     # A tolerance of one's own comes first, and only tighter ones follow.
     asked.clear()

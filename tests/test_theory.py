@@ -94,8 +94,9 @@ def test_the_check_above_can_tell() -> None:
 def test_the_last_step_of_every_member_is_the_prediction() -> None:
     """At α_0 = 1 there is no room for noise: x_0 itself."""
     for spread in (dial(0.0), dial(0.5), dial(1.0)):
-        (x,) = eq_12(lambda x, s: (x - 0.4) / s, torch.tensor([3.0]), (2.0, 0.0), spread, lambda: torch.ones(1))
-        assert float(x) == pytest.approx(0.4, abs=1e-7)
+        start = torch.tensor([3.0], dtype=torch.float64)
+        (x,) = eq_12(lambda x, s: (x - 0.4) / s, start, (2.0, 0.0), spread, lambda: torch.ones(1))
+        assert float(x) == pytest.approx(0.4, rel=1e-12)
 
 
 @pytest.mark.parametrize("t", [2, 10, 500, 1000])
