@@ -16,6 +16,7 @@ import torch
 from conftest import Result
 from PIL import Image
 from problems import AnalyticModel, Mixture
+from rounding import apart
 from torch import Tensor
 
 from ddimctl import ddim, latent, lossless
@@ -69,13 +70,12 @@ def test_every_value_comes_back_from_float32(model: Model, x0: Tensor, steps: in
 
 
 def test_each_image_alone_gives_the_same(model: Model, x0: Tensor) -> None:
-    """To the solver's tolerance: another batch size differs in float32's last digits, and so perhaps in an evaluation."""
+    """But for rounding, which ill-conditioned steps magnify: another batch size differs in float32's last digits."""
     path = model.schedule.path(10)
     together = lossless.encode(model, x0, path)
-    assert together.checks is not None
     for i, image in enumerate(x0.split(1)):
         alone = lossless.encode(model, image, path)
-        assert float((alone.x[0] - together.x[i]).abs().max()) < together.checks[i].tolerance
+        assert apart(alone.x[0], together.x[i]) < 1e-2
         assert alone.evaluations[0] == pytest.approx(together.evaluations[i], abs=2)
 
 
