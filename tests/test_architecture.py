@@ -33,7 +33,7 @@ LAYERS: list[set[str]] = [
     {"model", "engines", "images", "interpolate", "features"},
     {"ddim", "prepared"},
     {"latent", "health", "lossless", "plots", "sampling", "bench"},
-    {"batch", "train", "card", "evaluate"},
+    {"batch", "training", "evaluate"},
     {"cli", "__main__"},
 ]
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
@@ -43,11 +43,13 @@ KNOWN_BY = {
     "PIL": {"images"},
     "imageio": {"images"},
     "matplotlib": {"plots"},
-    "safetensors": {"checkpoints", "latent", "features"},
+    "safetensors": {"checkpoints", "latent", "features", "training"},
+    "diffusers": {"training"},
+    "transformers": {"training"},
     "typer": {"cli"},
     "rich": {"cli"},
 }
-NEVER = {"click", "diffusers", "skimage", "scipy", "requests"}
+NEVER = {"click", "skimage", "scipy", "requests"}
 # These are plain Python or array arithmetic.
 NO_LIBRARY = {"", "errors", "files", "paper", "schedule", "solvers", "images", "images.formats"}
 HEAVY = ("torch", "numpy", "PIL", "imageio", "safetensors")
@@ -187,7 +189,7 @@ try:
     main()
 except SystemExit as e:
     assert e.code == 0, e.code
-print("loaded:", *[m for m in {UNUSED} if m in sys.modules], *[m for m in sys.modules if m.startswith("ddimctl.train")])
+print("loaded:", *[m for m in {UNUSED} if m in sys.modules], *[m for m in sys.modules if m.startswith("ddimctl.training")])
 """
     assert run(code, tmp_path).splitlines()[-1].strip() == "loaded:"
 

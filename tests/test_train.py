@@ -24,19 +24,26 @@ from conftest import Result, isolated
 from PIL import Image
 from rounding import NETWORK, apart
 
-from ddimctl import card, model
-from ddimctl import train as training
+from ddimctl import model
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.images import datasets, levels, reading
-from ddimctl.train import LossLog, Settings, Trainer, learning_rate_factor, split
+from ddimctl.training import card, pixel
+from ddimctl.training.data import Data, batch, split
+from ddimctl.training.log import LossLog, Report
+from ddimctl.training.loop import Trainer, learning_rate_factor
+from ddimctl.training.settings import PixelSettings
 
 CPU = torch.device("cpu")
 TINY: dict[str, Any] = {"channels": 1, "size": (8, 8), "block_channels": (8, 16), "attention": (), "head_dim": 8}
 OPTIONS = ["--size", "8", "--grey", "--channels", "8,16", "--attention", "none", "--head-dim", "8"]
 
 
-def settings(**changes: Any) -> Settings:
-    return Settings(**{**TINY, "steps": 12, "batch": 4, "warmup": 2, "bf16": False, **changes})
+def settings(**changes: Any) -> PixelSettings:
+    return PixelSettings(**{**TINY, "steps": 12, "batch": 4, "warmup": 2, "bf16": False, **changes})
+
+
+def start(s: PixelSettings, data: torch.Tensor, held_out: torch.Tensor, folder: Path) -> Trainer:
+    return Trainer(pixel.Pixel(s, Data(data, held_out), CPU), folder)
 
 
 def pixels(n: int = 24, size: int = 8, seed: int = 0) -> torch.Tensor:
@@ -69,7 +76,7 @@ def finish(trainer: Trainer) -> list[float]:
 
 
 def state(trainer: Trainer) -> dict[str, torch.Tensor]:
-    out = {f"network.{k}": v for k, v in trainer.network.state_dict().items()}
+    out = {f"network.{k}": v for k, v in trainer.task.network.state_dict().items()}
     out |= {f"average.{k}": v for k, v in trainer.average.state_dict().items()}
     for i, s in enumerate(trainer.optimizer.state_dict()["state"].values()):
         out |= {f"optimizer.{i}.{k}": v for k, v in s.items()}
@@ -84,7 +91,7 @@ def test_it_learns(tmp_path: Path) -> None:
     """One image, so the best ε is known in closed form: the loss falls far below 1, that of saying nothing."""
     one = pixels(1).expand(16, -1, -1, -1)
     s = settings(steps=250, batch=16, lr=1e-2, warmup=20, ema=0.95)
-    trainer = Trainer(s, one, one[:1], tmp_path, CPU)
+    trainer = start(s, one, one[:1], tmp_path)
     assert trainer.validate() > 0.7
     losses = finish(trainer)
     assert sum(losses[:5]) / 5 > 0.7
@@ -94,14 +101,14 @@ def test_it_learns(tmp_path: Path) -> None:
 
 def test_validation_covers_all_noise_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However few images are held out."""
-    trainer = Trainer(settings(), pixels(), pixels(3), tmp_path, CPU)
+    trainer = start(settings(), pixels(), pixels(3), tmp_path)
     seen: list[int] = []
 
     def loss(network: object, x0: torch.Tensor, label: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
         seen.extend(label.tolist())
-        return torch.tensor(float(len(set(label.tolist())) > 1))
+        return torch.full((len(label),), float(len(set(label.tolist())) > 1))
 
-    monkeypatch.setattr(trainer, "_loss", loss)
+    monkeypatch.setattr(trainer.task.denoising, "errors", loss)
     assert trainer.validate() == 1
     assert set(range(1000)) == set(seen)
 
@@ -111,15 +118,15 @@ def test_validation_covers_all_noise_levels(tmp_path: Path, monkeypatch: pytest.
 def test_resuming_continues_bit_for_bit(stop: int, changes: dict[str, Any], tmp_path: Path) -> None:
     """Weights, average, optimiser and every loss: 12 steps, or some of them, a new process' worth of state, the rest."""
     data, s = pixels(), settings(**changes)
-    straight = Trainer(s, data[:20], data[20:], tmp_path / "a", CPU)
+    straight = start(s, data[:20], data[20:], tmp_path / "a")
     expected = finish(straight)
 
-    first = Trainer(s, data[:20], data[20:], tmp_path / "b", CPU)
+    first = start(s, data[:20], data[20:], tmp_path / "b")
     losses = [r.loss for _, r in zip(range(stop), first.train(), strict=False)]
     first.save()
     del first
     torch.manual_seed(123)  # the state of the global generator must not matter
-    second = Trainer(s, data[:20], data[20:], tmp_path / "b", CPU)
+    second = start(s, data[:20], data[20:], tmp_path / "b")
     second.resume()
     assert second.step == stop
     losses += finish(second)
@@ -133,7 +140,7 @@ def test_resuming_continues_bit_for_bit(stop: int, changes: dict[str, Any], tmp_
 
 def test_a_checkpoint_of_an_older_version_resumes(tmp_path: Path) -> None:
     """It did not have the images' digest and what the card says about them."""
-    trainer = Trainer(settings(), pixels(), pixels(2, seed=1), tmp_path, CPU)
+    trainer = start(settings(), pixels(), pixels(2, seed=1), tmp_path)
     trainer.save()
     path = trainer.work / "checkpoint.pt"
     old = {k: v for k, v in torch.load(path, weights_only=True).items() if k not in ("data", "about")}
@@ -145,16 +152,16 @@ def test_a_checkpoint_of_an_older_version_resumes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", ["settings", "number", "content"])
 def test_another_run_is_not_resumed(change: str, tmp_path: Path) -> None:
     data = pixels()
-    Trainer(settings(), data, data[:1], tmp_path, CPU).save()
+    start(settings(), data, data[:1], tmp_path).save()
     s = settings(lr=5e-4) if change == "settings" else settings()
     other = {"settings": data, "number": data[1:], "content": data.flip(0)}[change]
-    with pytest.raises(UsageError, match="another lr" if change == "settings" else "another set of images"):
-        Trainer(s, other, data[:1], tmp_path, CPU).resume()
+    with pytest.raises(UsageError, match="--lr 0.001, not 0.0005" if change == "settings" else "another set of images"):
+        start(s, other, data[:1], tmp_path).resume()
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"half", b"{}"])
 def test_a_damaged_checkpoint_is_one_line(content: bytes, tmp_path: Path) -> None:
-    trainer = Trainer(settings(), pixels(), pixels(1), tmp_path, CPU)
+    trainer = start(settings(), pixels(), pixels(1), tmp_path)
     trainer.save()
     path = trainer.work / "checkpoint.pt"
     if content == b"{}":
@@ -167,17 +174,16 @@ def test_a_damaged_checkpoint_is_one_line(content: bytes, tmp_path: Path) -> Non
 
 def test_every_image_is_seen_once_a_pass(tmp_path: Path) -> None:
     """Where the batch does not divide the number of images, too; and no two passes have the same order."""
-    trainer = Trainer(settings(batch=7), pixels(24), pixels(1), tmp_path, CPU)
-    order = torch.cat([trainer._indices(step) for step in range(24)])  # 7 passes of 24
+    order = torch.cat([batch(step, 7, 24, seed=2) for step in range(24)])  # 7 passes of 24
     passes = order.view(7, 24)
     assert all(p.sort().values.tolist() == list(range(24)) for p in passes)
     assert len({tuple(p.tolist()) for p in passes}) == 7
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
-    trainer = Trainer(settings(), pixels(), pixels(1), tmp_path, CPU)
+    trainer = start(settings(), pixels(), pixels(1), tmp_path)
     with torch.no_grad():
-        trainer.network.conv_in.weight.fill_(math.nan)
+        trainer.task.network.conv_in.weight.fill_(math.nan)
     with pytest.raises(DDIMError, match="not a number at step 1"):
         finish(trainer)
 
@@ -221,18 +227,20 @@ def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], messag
 @pytest.mark.parametrize(("n", "fraction", "expected"), [(24, 0.25, 6), (24, 1e-9, 1), (3, 0.5, 2)])
 def test_split_holds_out_images_that_are_not_trained_on(n: int, fraction: float, expected: int) -> None:
     data = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1)
-    train, held = split(data, fraction, seed=3)
+    parts = split(data, fraction, seed=3)
+    train, held = parts.images, parts.held_out
     assert len(held) == expected
     assert sorted(train.flatten().tolist() + held.flatten().tolist()) == list(range(n))
-    assert torch.equal(split(data, fraction, seed=3)[1], held)
+    assert torch.equal(split(data, fraction, seed=3).held_out, held)
 
 
 def test_the_training_set_never_contains_a_held_out_image(tmp_path: Path) -> None:
     """What the loop draws, over several passes, against the files that are published as held out."""
     data = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1).expand(40, 1, 8, 8).contiguous()
-    train, held = split(data, 0.2, seed=0)
-    trainer = Trainer(settings(), train, held, tmp_path, CPU)
-    drawn = {int(v) for step in range(40) for v in trainer.data[trainer._indices(step)][:, 0, 0, 0]}
+    parts = split(data, 0.2, seed=0)
+    held = parts.held_out
+    trainer = start(settings(), parts.images, held, tmp_path)
+    drawn = {int(v) for step in range(40) for v in trainer.task.data.images[batch(step, 4, 32, seed=2)][:, 0, 0, 0]}
     trainer.export("card")
     published = {int(np.asarray(Image.open(p))[0, 0]) for p in (tmp_path / "held-out").iterdir()}
     assert published == {int(v) for v in held[:, 0, 0, 0]}
@@ -276,8 +284,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(idx: Path, tmp_
 
 def test_shared_counts_equal_images() -> None:
     data = pixels(10)
-    assert training.shared(data, data[[2, 5]]) == 2
-    assert training.shared(data[:5], data[5:]) == 0
+    assert Data(data, data[[2, 5]]).shared == 2
+    assert Data(data[:5], data[5:]).shared == 0
 
 
 def test_a_folder_and_idx_files_give_the_same_images(tmp_path: Path) -> None:
@@ -303,7 +311,7 @@ def test_loss_log_drops_rows_after_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "loss.csv"
     log = LossLog(path, 0, batch=4, every=5)
     for step in range(1, 14):
-        log.add(training.Report(step, float(step), 1.0, 0.5 if step == 10 else None))
+        log.add(Report(step, float(step), 1.0, 0.5 if step == 10 else None))
     assert path.read_text().splitlines()[1:] == ["5,20,3.000000,1.0,", "10,40,8.000000,1.0,0.500000"]
     with path.open("a") as f:
         f.write("15,6")  # cut off by a crash
@@ -398,7 +406,7 @@ def test_the_card_states_everything(run: tuple[Path, Result]) -> None:
 
 
 def test_what_was_added_to_a_card_stays(tmp_path: Path) -> None:
-    trainer = Trainer(settings(), pixels(), pixels(2, seed=9), tmp_path, CPU)
+    trainer = start(settings(), pixels(), pixels(2, seed=9), tmp_path)
     about = card.About("squares.gz", "0.1", "Squares", "MIT")
     first = card.write(trainer, about, None)
     mine = "## Features\n\nA classifier's.\n\n```sh\n## not a title\n## Data\n```"
@@ -438,24 +446,25 @@ def test_the_cards_python_runs(run: tuple[Path, Result], monkeypatch: pytest.Mon
 def test_the_cards_command_makes_the_same_run(tmp_path: Path, invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every setting has a way from the command line to `Settings` and back."""
     write_idx(tmp_path / "a b.gz", pixels())
-    wanted = Settings(
+    wanted = PixelSettings(
         channels=1, size=(8, 12), block_channels=(6, 12), layers=2, attention=(0, 1), groups=3, head_dim=6, dropout=0.1,
-        steps=77, batch=5, lr=3e-4, warmup=11, weight_decay=0.01, ema=0.9, clip=0.5, flip=True, bf16=False, seed=9,
+        steps=77, batch=5, lr=3e-4, warmup=11, weight_decay=0.01, ema=0.9, clip=0.5, flip=True, bf16=False,
+        seed=9, balance=20.0,
     )  # fmt: skip
-    different = Settings(channels=3, size=(32, 32))
+    different = PixelSettings(channels=3, size=(32, 32))
     assert all(v != vars(different)[k] for k, v in vars(wanted).items()), "cover the new setting here"
-    seen: list[Settings] = []
+    seen: list[PixelSettings] = []
 
     class Stop(Exception):
         pass
 
-    def stop(s: Settings, *args: object) -> None:
+    def stop(s: PixelSettings, *args: object) -> None:
         seen.append(s)
         raise Stop
 
-    monkeypatch.setattr(training, "Trainer", stop)
+    monkeypatch.setattr(pixel, "Pixel", stop)
     about = card.About("a b.gz", "0.2", "It's squares", "CC BY 4.0")
-    for s in (wanted, Settings(channels=3, size=(32, 32))):
+    for s in (wanted, PixelSettings(channels=3, size=(32, 32))):
         words = shlex.split(card.command(s, about, "out"))
         assert words.pop(0) == "ddimctl"
         with pytest.raises(Stop):

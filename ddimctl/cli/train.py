@@ -17,9 +17,9 @@ from ddimctl.cli.console import Console
 from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ddimctl.train import Report, Trainer
+    from ddimctl.training.data import Data
+    from ddimctl.training.log import Report
+    from ddimctl.training.loop import Trainer
 
 
 def train(
@@ -52,6 +52,10 @@ def train(
     ] = "2",
     groups: Annotated[int, typer.Option(min=1, help="Groups of the group norms.")] = 4,
     head_dim: Annotated[int, typer.Option(min=1, help="Channels of an attention head.")] = 64,
+    balance: Annotated[
+        float,
+        typer.Option(min=0, help="Weigh ε's error by 1 + min(σ², N): more care for the whole; 0 is the paper's loss."),
+    ] = 0.0,
     flip: Annotated[bool, typer.Option("--flip", help="Mirror images at random.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16/--float32", help="Arithmetic of the network.")] = True,
     seed: options.Seed = 0,
@@ -72,20 +76,25 @@ def train(
 
     Example: ddimctl train photos/ -o my-model --size 32 --steps 20000
     """
-    from ddimctl import card, model
+    from ddimctl import model
     from ddimctl.checkpoints import diffusers
     from ddimctl.files import make_folder
     from ddimctl.images.levels import to_tensor
-    from ddimctl.train import N_HELD_OUT_FILES, LossLog, Settings, Trainer, shared
+    from ddimctl.training import card
+    from ddimctl.training.log import LossLog
+    from ddimctl.training.loop import N_HELD_OUT_FILES, Trainer
+    from ddimctl.training.pixel import Pixel
+    from ddimctl.training.settings import PixelSettings
 
     console = Console(quiet, verbose)
-    settings = Settings(
+    settings = PixelSettings(
         channels=1 if grey else 3,
         size=options.parse_size(size, "--size"),
         block_channels=options.parse_integers(channels, "--channels"),
         attention=() if attention == "none" else options.parse_integers(attention, "--attention"),
         layers=layers, groups=groups, head_dim=head_dim, dropout=dropout, steps=steps, batch=batch_size, lr=lr,
         warmup=warmup, weight_decay=weight_decay, ema=ema, clip=clip, flip=flip, bf16=bf16, seed=seed,
+        balance=balance,
     )  # fmt: skip
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is a file", hint="-o names a folder")
@@ -94,8 +103,9 @@ def train(
             f"{output} is a folder with something in it", hint="--resume continues a run, --force starts again there"
         )
     target = model.torch_device(device)
-    data, held = _load(images, held_out, settings.channels, settings.size, seed)
-    trainer = Trainer(settings, data, held, output, target)
+    data = _load(images, held_out, settings.channels, settings.size, seed)
+    task = Pixel(settings, data, target)
+    trainer = Trainer(task, output)
     if resume:
         trainer.resume()
     elif force:
@@ -106,15 +116,14 @@ def train(
         Path(held_out).name,
         trainer.about.get("data_name", images.resolve().name),
         trainer.about.get("license", "not stated"),
-        shared(data, held),
     )
     make_folder(trainer.work)
     log = LossLog(trainer.work / "loss.csv", trainer.step, settings.batch)
-    parameters = sum(p.numel() for p in trainer.network.parameters())
+    parameters = sum(p.numel() for p in task.network.parameters())
     start = f"continuing at step {trainer.step}" if resume else f"{parameters:,} parameters"
-    console.notice(f"{len(data):,} images to train on, {len(held):,} held out; {start}")
-    if about.shared:
-        console.notice(f"warning: {about.shared:,} of the held-out images are among those to train on as well")
+    console.notice(f"{len(data.images):,} images to train on, {len(data.held_out):,} held out; {start}")
+    if data.shared:
+        console.notice(f"warning: {data.shared:,} of the held-out images are among those to train on as well")
 
     with _stop_gently() as stopped:
         for report in _progress(console, trainer):
@@ -133,18 +142,18 @@ def train(
     # What follows only reads the checkpoint: if it is interrupted, --resume does it again.
     _sample_sheet(trainer)
     held_out_loss = trainer.validate() if log.held_out_loss is None else log.held_out_loss
-    net = model.from_checkpoint(trainer.checkpoint(), output.name, device)
-    shown = to_tensor(held[:N_HELD_OUT_FILES].permute(0, 2, 3, 1).numpy()).double()
+    net = model.from_checkpoint(task.checkpoint(trainer.average.module), output.name, device)
+    shown = to_tensor(data.held_out[:N_HELD_OUT_FILES].permute(0, 2, 3, 1).numpy()).double()
     with console.bar(card.round_trip_steps(), "measuring round trips") as bar:
         measured = card.round_trip(net, shown, bar)
     trainer.export(card.write(trainer, about, held_out_loss, measured))
     print(output)
 
 
-def _load(images: Path, held_out: str, channels: int, size: tuple[int, int], seed: int) -> tuple[Tensor, Tensor]:
+def _load(images: Path, held_out: str, channels: int, size: tuple[int, int], seed: int) -> Data:
     from ddimctl.files import refuse_special
     from ddimctl.images.datasets import load_dataset
-    from ddimctl.train import split
+    from ddimctl.training.data import Data, split
 
     for path in (images, Path(held_out)):
         refuse_special(path)
@@ -152,7 +161,7 @@ def _load(images: Path, held_out: str, channels: int, size: tuple[int, int], see
     try:
         fraction = float(held_out)
     except ValueError:
-        return data, load_dataset(Path(held_out), channels, size)
+        return Data(data, load_dataset(Path(held_out), channels, size))
     if not 0 < fraction < 1:
         raise UsageError(f"--held-out {held_out} is neither a path nor a fraction between 0 and 1")
     return split(data, fraction, seed)

@@ -1,0 +1,70 @@
+"""A network of pixels that is asked for nothing: diffusers' ``UNet2DModel``, ours in its layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ddimctl import ddim
+from ddimctl.checkpoints import Checkpoint, diffusers
+from ddimctl.model import from_checkpoint
+from ddimctl.schedule import Schedule
+from ddimctl.training.data import Data, signed
+from ddimctl.training.denoising import Denoising
+from ddimctl.training.settings import PixelSettings
+from ddimctl.unet import UNet2DModel, UNetConfig
+
+
+class Pixel:
+    """A `Task`: ε of noisy images."""
+
+    def __init__(self, settings: PixelSettings, data: Data, device: torch.device):
+        self.settings, self.data, self.device = settings, data, device
+        self.schedule = Schedule.linear()
+        self.denoising = Denoising(self.schedule, device, bf16=settings.bf16, balance=settings.balance)
+        torch.manual_seed(settings.seed)
+        self.network = UNet2DModel(unet(settings)).to(device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def loss(self, rows: Tensor, g: torch.Generator) -> Tensor:
+        x0 = signed(self.data.images[rows]).to(self.device)
+        if self.settings.flip:
+            mirrored = torch.rand(len(x0), generator=g) < 0.5
+            x0 = torch.where(mirrored.view(-1, 1, 1, 1).to(self.device), x0.flip(-1), x0)
+        return self.denoising.loss(self.network, x0, g)
+
+    def validate(self, network: nn.Module) -> float:
+        return self.denoising.validate(lambda rows: network, signed(self.data.held_out))
+
+    def checkpoint(self, network: nn.Module) -> Checkpoint:
+        weights = {k: v.detach().cpu().contiguous().clone() for k, v in network.state_dict().items()}
+        return Checkpoint(self.network.config, weights, self.schedule)
+
+    def samples(self, network: nn.Module, n: int) -> Tensor:
+        model = from_checkpoint(self.checkpoint(network), "training", str(self.device))
+        x: Tensor = ddim.decode(model, ddim.noise(model.shape, n, seed=0), self.schedule.path(20)).x
+        return x
+
+    def write(self, folder: Path, network: nn.Module) -> None:
+        diffusers.write(folder, self.checkpoint(network))
+
+
+def unet(s: PixelSettings) -> UNetConfig:
+    """The network's fields, in diffusers' words."""
+    kinds = ["Attn" if i in s.attention else "" for i in range(len(s.block_channels))]
+    return UNetConfig.from_dict(
+        {
+            "sample_size": s.size[0] if s.size[0] == s.size[1] else s.size,
+            "in_channels": s.channels,
+            "out_channels": s.channels,
+            "block_out_channels": s.block_channels,
+            "layers_per_block": s.layers,
+            "down_block_types": tuple(f"{k}DownBlock2D" for k in kinds),
+            "up_block_types": tuple(f"{k}UpBlock2D" for k in kinds[::-1]),
+            "norm_num_groups": s.groups,
+            "attention_head_dim": s.head_dim,
+            "dropout": s.dropout,
+        }
+    )
