@@ -14,10 +14,10 @@ import itertools
 import json
 import os
 import shutil
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -73,25 +73,38 @@ def gather(arguments: Sequence[str], suffixes: Collection[str]) -> list[Item]:
     for argument in arguments:
         if not argument:
             raise UsageError("one of the names is empty", hint="is a variable of the shell not set?")
-        path = Path(argument)
-        if path.is_dir():
-            found = find(path, suffixes)
-            if not found:
-                raise UsageError(f"{path} holds nothing to work on", hint=f"looked for {' '.join(suffixes)}")
-            items += [Item(str(p), _name(p.relative_to(path))) for p in found]
-        elif glob.has_magic(argument) and not os.path.lexists(path):
-            fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
-            pattern = str(PurePath(*path.parts[len(fixed.parts) :]))
-            matches = (p for p in fixed.glob(pattern) if p.suffix.lower() in suffixes)
-            found = sorted(p for p in matches if not p.is_dir() and not is_special(p))
-            if not found:
-                raise UsageError(f"nothing matches {argument}", hint=f"looked for {' '.join(suffixes)}")
-            items += [Item(str(p), _name(p.relative_to(fixed))) for p in found]
-        else:
+        place = _search(argument, suffixes)
+        if place is None:
             if argument != "-":
-                refuse_special(path)
-            items.append(Item(argument, _name(PurePath(path.name))))
+                refuse_special(Path(argument))
+            items.append(Item(argument, _name(PurePath(Path(argument).name))))
+            continue
+        start, found = place
+        if not found:
+            path = Path(argument)
+            what = f"{path} holds nothing to work on" if path.is_dir() else f"nothing matches {argument}"
+            raise UsageError(what, hint=f"looked for {' '.join(suffixes)}")
+        items += [Item(str(p), _name(p.relative_to(start))) for p in found]
     return items
+
+
+def left_out(arguments: Sequence[str], suffixes: Collection[str], like: Collection[str]) -> Counter[str]:
+    """How many files of folders and patterns `gather` leaves out though they are `like` those it takes, by suffix."""
+    others = {s for s in like if s not in suffixes}
+    found = (_search(argument, others) for argument in arguments if argument)
+    return Counter(p.suffix.lower() for place in found if place for p in place[1])
+
+
+def _search(argument: str, suffixes: Collection[str]) -> tuple[Path, list[Path]] | None:
+    """(where it starts, the files there) of a folder or a pattern; None for what is a file's name."""
+    path = Path(argument)
+    if path.is_dir():
+        return path, find(path, suffixes)
+    if not glob.has_magic(argument) or os.path.lexists(path):
+        return None
+    start = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+    matches = (p for p in start.glob(str(PurePath(*path.parts[len(start.parts) :]))) if p.suffix.lower() in suffixes)
+    return start, sorted(p for p in matches if not p.is_dir() and not is_special(p))
 
 
 def listed(lines: Iterable[str]) -> list[Item]:
@@ -110,6 +123,24 @@ def _name(path: PurePath) -> str:
     return path.with_suffix("").as_posix() if path.name else "image"
 
 
+def name_apart(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+    """(the items, those of them that share a name): of these the suffix becomes a part of the name.
+
+    So x.jpg and x.png make x.jpg.pt and x.png.pt. Raises `UsageError` where two would write the same output even then.
+    """
+    out, kept = list(items), set[int]()
+    while True:
+        count = Counter(item.name for item in out)
+        again = [i for i, item in enumerate(out) if count[item.name] > 1 and i not in kept]
+        for i in again:
+            out[i] = replace(out[i], name=out[i].name + PurePath(out[i].source).suffix)
+        if not again:
+            break
+        kept.update(again)
+    refuse_collisions(out)
+    return out, [out[i] for i in sorted(kept)]
+
+
 def refuse_collisions(items: Iterable[Item]) -> None:
     """Raises `UsageError` if two items would write the same output."""
     seen: dict[str, str] = {}
@@ -123,7 +154,7 @@ def refuse_collisions(items: Iterable[Item]) -> None:
         shown = ", ".join(pairs[:3]) + (f" and {len(pairs) - 3} more pairs" if len(pairs) > 3 else "")
         raise UsageError(
             f"{shown} would write the same file",
-            hint="rename one of each, or give one kind at a time ('*.png', then '*.jpg') a folder of its own with -o",
+            hint="rename one of each, or give each folder's files a folder of their own with -o",
         )
 
 

@@ -86,20 +86,46 @@ def test_lists_lead_nowhere_else() -> None:
     ]
 
 
-def test_collisions_are_refused_before_work(encode: Invoke, photos: Path, tmp_path: Path) -> None:
+def test_files_that_share_a_name_keep_their_suffix(encode: Invoke, photos: Path, tmp_path: Path) -> None:
     writing.save_image(photos / "0.jpg", np.zeros((16, 16, 1), np.uint8))
-    said = encode(photos, "-o", "out").failed(2)
-    assert said == f"{photos}/0.jpg and {photos}/0.png would write the same file"
-    assert not (tmp_path / "out").exists()
+    done = encode(photos, "-o", "out").ok()
+    said = "2 files share a name: the suffix becomes a part of it in the output (0.jpg, 0.png)"
+    assert said in done.err.splitlines()
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.pt")) == ["0.jpg.pt", "0.png.pt", "2.pt", "4.pt", "6.pt"]
+    for name in ("0.jpg", "0.png"):
+        assert latent.load(tmp_path / "out" / f"{name}.pt").images[0]["name"] == str(photos / name)
+    assert "there already: 8" in encode(photos, "-o", "out").ok().err
 
 
-def test_collisions_are_told_together() -> None:
-    items = [Item(f"{i}.{kind}", str(i)) for kind in ("jpg", "png") for i in range(5)]
+def test_latents_that_share_a_name_keep_their_suffix(
+    encode: Invoke, invoke: Invoke, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("in/x.pt", "in/x.safetensors"):
+        encode(photos / "0.png", "-o", name).ok()
+    invoke("decode", "in", "-o", "back").ok()
+    assert sorted(p.name for p in (tmp_path / "back").glob("*.png")) == ["x.pt.png", "x.safetensors.png"]
+
+
+def test_name_apart() -> None:
+    def apart(*sources: str) -> list[str]:
+        return [i.name for i in batch.name_apart([Item(s, Path(s).with_suffix("").as_posix()) for s in sources])[0]]
+
+    assert apart("a.jpg", "b.png") == ["a", "b"]
+    assert apart("a.jpg", "c.png", "a.png", "d/a.png") == ["a.jpg", "c", "a.png", "d/a"]
+    assert apart("x.png.jpg", "x.jpg", "x.png") == ["x.png.jpg", "x.jpg", "x.png"]  # what is renamed meets no other
+    assert apart() == []
+
+
+def test_collisions_that_stay_are_refused_together(encode: Invoke, photos: Path) -> None:
+    items = [Item(f"{place}/{i}.png", str(i)) for place in "ab" for i in range(5)]
     with pytest.raises(UsageError) as refused:
-        batch.refuse_collisions(items)
-    three = ", ".join(f"{i}.jpg and {i}.png" for i in range(3))
+        batch.name_apart(items)
+    three = ", ".join(f"a/{i}.png and b/{i}.png" for i in range(3))
     assert str(refused.value) == f"{three} and 2 more pairs would write the same file"
     assert "rename one of each" in refused.value.hint
+    assert encode(photos / "0.png", photos / "0.png", "-o", "out").failed(2).endswith("would write the same file")
+    assert not (photos.parent / "out").exists()
 
 
 def test_shards_are_a_partition() -> None:

@@ -23,11 +23,17 @@ EVERY = 60  # seconds between two lines of progress where there is no terminal
 
 
 def items_of(
-    arguments: Sequence[str], from_file: str | None, suffixes: Iterable[str], shard: str | None, writes: bool = True
+    arguments: Sequence[str],
+    from_file: str | None,
+    suffixes: Iterable[str],
+    shard: str | None,
+    writes: bool = True,
+    console: Console | None = None,
 ) -> list[Item]:
     """What a command is to work on: its arguments, and the lines of a list.
 
-    Raises `UsageError` if that is nothing, or if the command writes and two of them would be written to the same name.
+    `console` is told of files that share a name, where the command writes. Raises `UsageError`
+    if there is nothing to work on, or if two of them would be written to the same name even so.
     """
     from ddimctl import batch
     from ddimctl.files import read_bytes, read_stdin
@@ -41,8 +47,25 @@ def items_of(
     if len(items) > 1 and any(item.source == "-" for item in items):
         raise UsageError("standard input is one file", hint="name it alone, or a list of files with --from-file -")
     if writes:
-        batch.refuse_collisions(items)
+        items, shared = batch.name_apart(items)
+        if shared and console is not None:
+            names = ", ".join(item.name for item in shared[:4]) + (", …" if len(shared) > 4 else "")
+            console.notice(f"{len(shared)} files share a name: the suffix becomes a part of it in the output ({names})")
     return batch.shard(items, shard) if shard else items
+
+
+def tell_left_out(arguments: Sequence[str], console: Console) -> None:
+    """Says how many image files of folders and patterns are of kinds that are not read."""
+    from ddimctl import batch
+    from ddimctl.images import plugins
+    from ddimctl.images.formats import LIKE
+
+    found = batch.left_out(arguments, plugins.readable(), LIKE)
+    if found:
+        files = "1 file" if found.total() == 1 else f"{found.total()} files"
+        console.notice(f"{files} left out ({' '.join(sorted(found))})")
+        if hint := plugins.extras({*found}):
+            console.notice(f"hint: {hint}")
 
 
 def is_single(arguments: Sequence[str], items: Sequence[Item], from_file: str | None, shard: str | None) -> bool:

@@ -58,7 +58,7 @@ def decode(
     from ddimctl.images import formats
 
     console = Console(quiet, verbose, json)
-    items = batches.items_of(latents or [], from_file, latent.SUFFIXES, shard)
+    items = batches.items_of(latents or [], from_file, latent.SUFFIXES, shard, console=console)
     single = batches.is_single(latents or [], items, from_file, shard)
     first = latent.load(Path(items[0].source)) if single else None
     if first is None and items:

@@ -64,11 +64,13 @@ def encode(
     from ddimctl import batch, latent
     from ddimctl.ddim import bind
     from ddimctl.files import make_folder, refuse_existing
-    from ddimctl.images.formats import SUFFIXES, check_apart
+    from ddimctl.images.formats import check_apart
+    from ddimctl.images.plugins import readable
 
     console = Console(quiet, verbose, json)
     how = options.preprocessing(fit, background, frame, value_range, max_pixels)
-    items = batches.items_of(images or [], from_file, SUFFIXES, shard)
+    batches.tell_left_out(images or [], console)
+    items = batches.items_of(images or [], from_file, readable(), shard, console=console)
     single = batches.is_single(images or [], items, from_file, shard)
     one_file = output is not None and output.suffix.lower() in latent.SUFFIXES and not output.is_dir()
     if output is not None and output.suffix and not one_file and not output.is_dir() and single:

@@ -115,7 +115,7 @@ def reconstruct(
     """
     from ddimctl import batch, ddim, plots
     from ddimctl.files import refuse_existing
-    from ddimctl.images import formats, levels, reading, sheets
+    from ddimctl.images import formats, levels, plugins, reading, sheets
     from ddimctl.solvers import TOLERANCES
 
     console = Console(quiet, verbose, json)
@@ -145,7 +145,8 @@ def reconstruct(
         for s in options.parse_integers(steps, "--steps")
     ]
     if images or from_file:
-        items = batches.items_of(images or [], from_file, formats.SUFFIXES, None, writes=False)[:limit]
+        batches.tell_left_out(images or [], console)
+        items = batches.items_of(images or [], from_file, plugins.readable(), None, writes=False)[:limit]
     else:
         items = batches.items_of([str(inputs.held_out_folder(net))], None, formats.SUFFIXES, None)[:limit]
         console.notice(f"{len(items)} held-out images of {net.name}")

@@ -15,6 +15,8 @@ SUFFIXES = {
     ".png": "PNG",
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
+    ".jfif": "JPEG",
+    ".jpe": "JPEG",
     ".webp": "WEBP",
     ".bmp": "BMP",
     ".gif": "GIF",
@@ -23,6 +25,35 @@ SUFFIXES = {
     ".ppm": "PPM",
     ".pgm": "PPM",
 }  # what images are called; each name's format is also the one it is written in
+READ_ONLY = {
+    ".apng": "PNG",
+    ".dib": "BMP",
+    ".mpo": "JPEG",
+    ".pbm": "PPM",
+    ".pnm": "PPM",
+    ".pfm": "PPM",
+}  # names that images come with, but are not written under; `plugins` knows more
+LIKE = {
+    *(".avif", ".avifs", ".heic", ".heif", ".hif", ".jxl"),
+    *(".jp2", ".j2k", ".jpf", ".jpx", ".jpm", ".jxr", ".qoi", ".tga", ".pcx", ".dds", ".exr", ".hdr", ".pam", ".sgi"),
+    *(
+        ".psd",
+        ".psb",
+        ".xcf",
+        ".kra",
+        ".svg",
+        ".svgz",
+        ".eps",
+        ".ico",
+        ".icns",
+        ".cur",
+        ".xbm",
+        ".xpm",
+        ".dcm",
+        ".fits",
+    ),
+    *(".dng", ".raw", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".sr2", ".orf", ".raf", ".rw2", ".pef", ".3fr", ".iiq"),
+}  # suffixes of pictures: where they are not read, a folder's are told of
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # all that is ever opened, whatever its name
 LOSSLESS: dict[str, dict[str, Any]] = {  # as far as the format can
     "JPEG": {"quality": 95, "subsampling": 0},

@@ -21,15 +21,17 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from ddimctl.errors import FileError, UsageError
 from ddimctl.files import read_bytes, read_stdin, sha256
+from ddimctl.images import plugins
 from ddimctl.images.colour import Raw, in_srgb, on_background
 from ddimctl.images.fitting import FITS
-from ddimctl.images.formats import FORMATS, check_channels
+from ddimctl.images.formats import check_channels
 from ddimctl.images.preprocessing import Preprocessing, choices
 
 MAX_BYTES = 1 << 29  # an image file larger than this is refused
 LARGE = 16_000_000  # pixels: of images above, one at a time is decoded, to bound memory
 
 ORIENTATION = 0x0112  # the EXIF tag
+MAIN = {"MPO", "HEIF"}  # formats that may hold more pictures, but say which one is the picture
 
 _one_large = threading.Lock()
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its complaints about a file go to stderr
@@ -47,7 +49,10 @@ def read(
     name, data = _content(source)
     check_channels(name, channels)
     allow_pixels(how.max_pixels)
-    with _decoding(name), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with (
+        _decoding(name),
+        Image.open(io.BytesIO(data), formats=plugins.formats_for(data, name, how.max_pixels)) as image,
+    ):
         width, height = image.size
         if width * height > how.max_pixels:
             raise FileError(f"{name} has {width} × {height} pixels, too many", hint="--max-pixels allows more")
@@ -103,7 +108,7 @@ def _decoding(name: str) -> Iterator[None]:
     except (FileError, UsageError):
         raise
     except UnidentifiedImageError as e:
-        raise FileError(f"{name} is not an image that can be read", hint=f"known formats: {', '.join(FORMATS)}") from e
+        raise FileError(f"{name} is not an image that can be read", hint=f"known formats: {plugins.known()}") from e
     except Image.DecompressionBombError as e:
         raise FileError(f"{name} has too many pixels") from e
     except MemoryError as e:
@@ -116,7 +121,7 @@ def _frame(
     image: Image.Image, name: str, how: Preprocessing, record: dict[str, Any], notes: list[str]
 ) -> tuple[Image.Image, Raw]:
     """The wanted frame, decoded, upright."""
-    several = image.format != "MPO" and getattr(image, "is_animated", False)  # an MPO's first picture is the picture
+    several = image.format not in MAIN and getattr(image, "is_animated", False)
     if how.frame is not None:
         try:
             image.seek(how.frame)
