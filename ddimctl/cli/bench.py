@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from ddimctl.cli import inputs, options
-from ddimctl.cli.console import Console, figure, table
+from ddimctl.cli import inputs, names, options
+from ddimctl.cli.console import figure, table
+from ddimctl.cli.groups import flat, like
 from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
     from ddimctl.bench import Line, Rate, Start
 
 
-def bench(
-    engine: Annotated[
-        str | None, typer.Option("--engine", metavar="NAME,…", help="Engines to measure; without, all but compile.")
-    ] = None,
-    precision: options.Precision = "float32",
-    batch_size: Annotated[str, typer.Option(metavar="N,…", help="Batch sizes to measure.")] = "1,4,16,64",
-    steps: Annotated[str, typer.Option("--steps", metavar="S,…", help="Steps for the line of time against S.")] = (
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What is measured, and for how long."""
+
+    PANEL: ClassVar[str] = "How"
+
+    steps: Annotated[str, like(options.How, "steps", metavar="S,…", help="Steps for the line of time against S.")] = (
         "5,10,20,40"
-    ),
-    seconds: Annotated[float, typer.Option(metavar="X", min=0, help="How long to measure each rate.")] = 1.0,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it (.png, .svg, .pdf).")] = None,
-    model: options.Model = options.DEFAULT_MODEL,
-    class_label: options.Class = None,
-    config: options.Config = None,
-    device: options.Device = "auto",
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    force: options.Force = False,
-) -> None:
+    )
+    seconds: Annotated[float, typer.Option(metavar="X", min=0, help="How long to measure each rate.")] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machines(options.Device):
+    """What is compared."""
+
+    engine: Annotated[
+        str | None,
+        like(
+            options.Machine,
+            "engine",
+            envvar=None,
+            metavar="NAME,…",
+            help="Engines to measure; without, all but compile.",
+            autocompletion=names.some_of(*names.ENGINES),
+        ),
+    ] = None
+    precision: Annotated[str, like(options.Machine, "precision")] = "float32"
+    batch_size: Annotated[
+        str, like(options.Machine, "batch_size", metavar="N,…", min=None, help="Batch sizes to measure.")
+    ] = "1,4,16,64"
+
+
+@flat
+def bench(*, what: options.What, how: Measured, files: options.Plotted, machine: Machines, said: options.Said) -> None:
     """Measure how fast a model is evaluated here.
 
     For every engine (torch: PyTorch as it is; compile: PyTorch's compiler; openvino: for CPUs, extra openvino) and batch
@@ -51,32 +67,35 @@ def bench(
     from ddimctl import engines, plots
     from ddimctl.files import refuse_existing
 
-    console = Console(quiet, verbose, json)
-    batches = options.parse_integers(batch_size, "--batch-size")
+    console = said.console()
+    batches = options.parse_integers(machine.batch_size, "--batch-size")
     if min(batches) < 1:
-        raise UsageError(f"--batch-size {batch_size} makes no sense", hint="such as 1,64")
-    path_steps = options.parse_integers(steps, "--steps")
-    if plot is not None:
-        plots.check_target(plot)
-        refuse_existing(plot, force)
-    net = inputs.open_model(model, device, console, class_label, config)
+        raise UsageError(f"--batch-size {machine.batch_size} makes no sense", hint="such as 1,64")
+    path_steps = options.parse_integers(how.steps, "--steps")
+    if files.plot is not None:
+        plots.check_target(files.plot)
+        refuse_existing(files.plot, files.force)
+    net = inputs.open_model(what.model, machine.device, console, what.class_label, what.config)
     for s in path_steps:
         net.schedule.path(s)
-    if engine is not None and engine != "auto":
-        wanted = options.parse_list(engine)
+    if machine.engine is not None and machine.engine != "auto":
+        wanted = options.parse_list(machine.engine)
     else:
         there = net.device.type == "cpu" and importlib.util.find_spec("openvino") is not None
         wanted = ["torch", *(["openvino"] if there else [])]
     for name in wanted:  # what is not there is told before anything is measured
-        engines.check(name, precision)
-        net.use(name, precision)
+        engines.check(name, machine.precision)
+        net.use(name, machine.precision)
     console.notice(f"{net.name}: {net.flops / 1e9:.3g} GFLOP an evaluation; {measuring.processor()}")
     with console.bar(len(wanted) * len(batches), "measuring") as bar:
-        rates = list(bar(measuring.measure(net, wanted, precision, batches, seconds)))
+        rates = list(bar(measuring.measure(net, wanted, machine.precision, batches, how.seconds)))
     starts = [
-        measuring.start(model, str(net.device), name, precision, class_label, config, max(batches)) for name in wanted
+        measuring.start(
+            what.model, str(net.device), name, machine.precision, what.class_label, what.config, max(batches)
+        )
+        for name in wanted
     ]
-    lines = [measuring.line(net.use(name, precision), max(batches), path_steps) for name in wanted]
+    lines = [measuring.line(net.use(name, machine.precision), max(batches), path_steps) for name in wanted]
     record: dict[str, Any] = {
         "model": {"name": net.name, "digest": net.digest, "flops": net.flops},
         "processor": measuring.processor(),
@@ -86,9 +105,9 @@ def bench(
         "lines": [asdict(x) for x in lines],
     }
     console.data(as_text(rates, starts, lines), record)
-    if plot is not None:
-        plots.speed(plot, *curves(rates, lines), title=f"{net.name}, {measuring.processor()}")
-        console.notice(f"{plot}: images a second by batch size, and time against steps")
+    if files.plot is not None:
+        plots.speed(files.plot, *curves(rates, lines), title=f"{net.name}, {measuring.processor()}")
+        console.notice(f"{files.plot}: images a second by batch size, and time against steps")
 
 
 def as_text(rates: list[Rate], starts: list[Start], lines: list[Line]) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from ddimctl.cli import batches, inputs, options
 from ddimctl.cli.console import Console
+from ddimctl.cli.groups import flat
 from ddimctl.errors import FileError, UsageError
 
 if TYPE_CHECKING:
@@ -19,29 +20,17 @@ if TYPE_CHECKING:
     from ddimctl.model import Model
 
 
+@flat
 def decode(
     latents: Annotated[
         list[str] | None, typer.Argument(help="Latent files (.pt, .safetensors), folders of them, or patterns.")
     ] = None,
-    output: options.Output = None,
-    model: options.OtherModel = None,
-    steps: options.OtherSteps = None,
-    solver: options.OtherSolver = None,
-    spacing: options.OtherSpacing = None,
-    tolerance: options.Tolerance = None,
-    from_file: options.FromFile = None,
-    shard: options.Shard = None,
-    dry_run: options.DryRun = False,
-    class_label: options.Class = None,
-    config: options.Config = None,
-    device: options.Device = "auto",
-    engine: options.Engine = "auto",
-    precision: options.Precision = "float32",
-    batch_size: options.BatchSize = options.DEFAULT_BATCH,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    force: options.Force = False,
+    *,
+    what: options.OtherWhat,
+    how: options.OtherHow,
+    files: options.Batch,
+    machine: options.Machine,
+    said: options.Said,
 ) -> None:
     """Decode latents into images.
 
@@ -57,60 +46,64 @@ def decode(
     from ddimctl.files import make_folder, refuse_existing
     from ddimctl.images import formats
 
-    console = Console(quiet, verbose, json)
-    items = batches.items_of(latents or [], from_file, latent.SUFFIXES, shard, console=console)
-    single = batches.is_single(latents or [], items, from_file, shard)
+    console = said.console()
+    items = batches.items_of(latents or [], files.from_file, latent.SUFFIXES, files.shard, console=console)
+    single = batches.is_single(latents or [], items, files.from_file, files.shard)
     first = latent.load(Path(items[0].source)) if single else None
     if first is None and items:
         first = first_whole(items)
     one_image = single and first is not None and len(first.xT) == 1
-    if output is not None and output.suffix and not output.is_dir():
+    if files.output is not None and files.output.suffix and not files.output.is_dir():
         if not one_image:
-            raise UsageError(f"several images do not fit into one file {output}", hint="name a folder with -o")
-        formats.check_suffix(output)
-    elif output is None and any(Path(a).is_dir() for a in latents or []):
+            raise UsageError(f"several images do not fit into one file {files.output}", hint="name a folder with -o")
+        formats.check_suffix(files.output)
+    elif files.output is None and any(Path(a).is_dir() for a in latents or []):
         raise UsageError("a folder of latents makes many images", hint="name a folder for them with -o")
-    target = output if output is not None and output.suffix and not output.is_dir() else None
+    target = files.output if files.output is not None and files.output.suffix and not files.output.is_dir() else None
     if one_image:
-        target = target or (output or Path()) / f"{items[0].name}.png"
-        refuse_existing(target, force, makes_folder=target.parent == output)
+        target = target or (files.output or Path()) / f"{items[0].name}.png"
+        refuse_existing(target, files.force, makes_folder=target.parent == files.output)
         formats.check_apart(target, [items[0].source])
-        if target.parent == output and not dry_run:
-            make_folder(output)
+        if target.parent == files.output and not files.dry_run:
+            make_folder(files.output)
 
     net: Model | None = None
     if first is not None:
         name = items[0].source if single else "the first latent"
-        net = inputs.model_of(first, name, model, device, console, force, class_label, config)
-    elif model is not None:
-        net = inputs.open_model(model, device, console, class_label, config)
+        net = inputs.model_of(
+            first, name, what.model, machine.device, console, files.force, what.class_label, what.config
+        )
+    elif what.model is not None:
+        net = inputs.open_model(what.model, machine.device, console, what.class_label, what.config)
     if net is not None:
         formats.check_channels(f"an image of the model {net.name}", net.channels)
     if net is not None and first is not None:
-        how = solver or first.provenance["decoder"]
-        work = inputs.evaluations(len(items) * len(first.xT), steps or len(first.path) - 1, how)
-        inputs.start_engine(net, engine, precision, work, console)
+        solver = how.solver or first.provenance["decoder"]
+        work = inputs.evaluations(len(items) * len(first.xT), how.steps or len(first.path) - 1, solver)
+        inputs.start_engine(net, machine.engine, machine.precision, work, console)
 
     def way(file: Latent, name: str) -> tuple[Model, Sequence[float], str]:
         if net is None:
             raise FileError(f"{name} could not be read at first")
-        inputs.check_model(file, name, net, console, force)
-        return (net, *inputs.way_back(file, net, steps, spacing, solver))
+        inputs.check_model(file, name, net, console, files.force)
+        return (net, *inputs.way_back(file, net, how.steps, how.spacing, how.solver))
 
-    folder = output or Path()
-    manifest = batches.manifest_path(folder, shard)
+    folder = files.output or Path()
+    manifest = batches.manifest_path(folder, files.shard)
     if one_image and first is not None and target is not None:
-        if not dry_run:
-            decode_one(first, items[0].source, target, way, tolerance, console)
+        if not files.dry_run:
+            decode_one(first, items[0].source, target, way, how.tolerance, console)
             return
         way(first, items[0].source)
         outcomes = iter([batch.Outcome(items[0], batch.DONE, (target,))])
     else:
         before = batch.read_manifest(manifest)
-        outcomes = batch.decode(items, folder, ".png", way, tolerance, batch_size, before, force, dry_run)
-    run: dict[str, Any] = {"command": "decode", "model": net.digest if net else None, "tolerance": tolerance}
-    run |= {"engine": net.engine if net else None, "precision": precision}
-    batches.run(outcomes, len(items), manifest, run, "decoded", console, dry_run)
+        outcomes = batch.decode(
+            items, folder, ".png", way, how.tolerance, machine.batch_size, before, files.force, files.dry_run
+        )
+    run: dict[str, Any] = {"command": "decode", "model": net.digest if net else None, "tolerance": how.tolerance}
+    run |= {"engine": net.engine if net else None, "precision": machine.precision}
+    batches.run(outcomes, len(items), manifest, run, "decoded", console, files.dry_run)
 
 
 def decode_one(file: Latent, name: str, target: Path, way: Any, tolerance: float | None, console: Console) -> None:

@@ -2,48 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from ddimctl.cli import batches, inputs, options
 from ddimctl.cli.console import Console
+from ddimctl.cli.groups import flat
 from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
     from ddimctl.batch import Encoding, Item
 
 
+@dataclass(frozen=True, kw_only=True)
+class Exact:
+    """Whether nothing may be lost."""
+
+    PANEL: ClassVar[str] = "How"
+
+    lossless: Annotated[
+        bool,
+        typer.Option(
+            "--lossless", metavar="", help="Make sure that decoding gives back every 8-bit value (solver exact)."
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lossless(options.How, Exact):
+    """The way, which may have to be without loss."""
+
+
+@flat
 def encode(
     images: Annotated[
         list[str] | None, typer.Argument(help="Images, folders of them, patterns, or - for standard input.")
     ] = None,
-    output: options.Output = None,
-    model: options.Model = options.DEFAULT_MODEL,
-    steps: options.Steps = options.DEFAULT_STEPS,
-    solver: options.Solver = options.DEFAULT_SOLVER,
-    spacing: options.Spacing = options.DEFAULT_SPACING,
-    tolerance: options.Tolerance = None,
-    lossless: options.Lossless = False,
-    fit: options.Fit = "crop",
-    background: options.Background = "white",
-    frame: options.Frame = None,
-    value_range: options.Range = None,
-    max_pixels: options.MaxPixels = options.DEFAULT_MAX_PIXELS,
-    from_file: options.FromFile = None,
-    shard: options.Shard = None,
-    dry_run: options.DryRun = False,
-    class_label: options.Class = None,
-    config: options.Config = None,
-    device: options.Device = "auto",
-    engine: options.Engine = "auto",
-    precision: options.Precision = "float32",
-    batch_size: options.BatchSize = options.DEFAULT_BATCH,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    force: options.Force = False,
+    *,
+    what: options.What,
+    how: Lossless,
+    fit: options.Fit,
+    files: options.Batch,
+    machine: options.Machine,
+    said: options.Said,
 ) -> None:
     """Encode images into latents x_T.
 
@@ -67,57 +71,67 @@ def encode(
     from ddimctl.images.formats import check_apart
     from ddimctl.images.plugins import readable
 
-    console = Console(quiet, verbose, json)
-    how = options.preprocessing(fit, background, frame, value_range, max_pixels)
+    console = said.console()
+    preprocessing = fit.preprocessing()
     batches.tell_left_out(images or [], console)
-    items = batches.items_of(images or [], from_file, readable(), shard, console=console)
-    single = batches.is_single(images or [], items, from_file, shard)
-    one_file = output is not None and output.suffix.lower() in latent.SUFFIXES and not output.is_dir()
-    if output is not None and output.suffix and not one_file and not output.is_dir() and single:
-        latent.check_suffix(output)
-    if output is None and any(Path(a).is_dir() for a in images or []):
+    items = batches.items_of(images or [], files.from_file, readable(), files.shard, console=console)
+    single = batches.is_single(images or [], items, files.from_file, files.shard)
+    one_file = files.output is not None and files.output.suffix.lower() in latent.SUFFIXES and not files.output.is_dir()
+    if files.output is not None and files.output.suffix and not one_file and not files.output.is_dir() and single:
+        latent.check_suffix(files.output)
+    if files.output is None and any(Path(a).is_dir() for a in images or []):
         raise UsageError("a folder of images makes many latents", hint="name a folder for them with -o")
-    target = output if output is not None and one_file else Path()
+    target = files.output if files.output is not None and one_file else Path()
     if single and not one_file:
-        target = (output or Path()) / f"{'latent' if items[0].source == '-' else items[0].name}.pt"
+        target = (files.output or Path()) / f"{'latent' if items[0].source == '-' else items[0].name}.pt"
     if single:
-        refuse_existing(target, force, makes_folder=not one_file)
+        refuse_existing(target, files.force, makes_folder=not one_file)
     if single or one_file:
         check_apart(target, (item.source for item in items))
-    if lossless:
-        if solver not in (options.DEFAULT_SOLVER, "exact"):
-            raise UsageError(f"--lossless goes with the solver exact, not {solver}")
-        solver = "exact"
-        if precision != "float32":
+    solver = "exact" if how.lossless else how.solver
+    if how.lossless:
+        if how.solver not in (options.DEFAULT_SOLVER, "exact"):
+            raise UsageError(f"--lossless goes with the solver exact, not {how.solver}")
+        if machine.precision != "float32":
             raise UsageError("--lossless needs --precision float32", hint="what decodes the file will use that")
-    bind(solver, tolerance)  # wrong names are found before anything is done
+    bind(solver, how.tolerance)  # wrong names are found before anything is done
 
-    quick = None if lossless else inputs.recall(model, device, engine, precision, console, class_label, config)
-    net: Any = quick or inputs.open_model(model, device, console, class_label, config)
-    path = net.schedule.path(steps, spacing)
+    quick = (
+        None
+        if how.lossless
+        else inputs.recall(
+            what.model, machine.device, machine.engine, machine.precision, console, what.class_label, what.config
+        )
+    )
+    net: Any = quick or inputs.open_model(what.model, machine.device, console, what.class_label, what.config)
+    path = net.schedule.path(how.steps, how.spacing)
     if quick is not None:
-        console.detail(f"{net.name} from the cache, without torch; engine {net.engine}, {precision}")
+        console.detail(f"{net.name} from the cache, without torch; engine {net.engine}, {machine.precision}")
     else:
-        inputs.start_engine(net, engine, precision, inputs.evaluations(len(items), steps, solver), console)
-    about = partial(latent.provenance, net, model, path, spacing, solver, config=config)
-    encoding = batch.Encoding(net, path, solver, tolerance, how, about, lossless, tensors=quick is None)
-    settings: dict[str, Any] = {"steps": steps, "solver": solver, "spacing": spacing}
-    if single and not dry_run:
-        if output is not None and not one_file:
-            make_folder(output)
+        inputs.start_engine(
+            net, machine.engine, machine.precision, inputs.evaluations(len(items), how.steps, solver), console
+        )
+    about = partial(latent.provenance, net, what.model, path, how.spacing, solver, config=what.config)
+    encoding = batch.Encoding(
+        net, path, solver, how.tolerance, preprocessing, about, how.lossless, tensors=quick is None
+    )
+    settings: dict[str, Any] = {"steps": how.steps, "solver": solver, "spacing": how.spacing}
+    if single and not files.dry_run:
+        if files.output is not None and not one_file:
+            make_folder(files.output)
         encode_one(items[0], target, encoding, settings, console)
         return
     if one_file or single:
-        outcomes = batch.pack(items, target, encoding, batch_size, force, dry_run)
+        outcomes = batch.pack(items, target, encoding, machine.batch_size, files.force, files.dry_run)
         manifest = target.with_name(f"{target.name}.{batch.MANIFEST}")
     else:
-        folder = output or Path()
-        outcomes = batch.encode(items, folder, ".pt", encoding, batch_size, force, dry_run)
-        manifest = batches.manifest_path(folder, shard)
-    run: dict[str, Any] = {"command": "encode", "model": net.digest, **settings, "tolerance": tolerance}
-    run |= {"engine": net.engine, "precision": precision}
-    batches.run(outcomes, len(items), manifest, run, "encoded", console, dry_run)
-    if lossless and not dry_run:
+        folder = files.output or Path()
+        outcomes = batch.encode(items, folder, ".pt", encoding, machine.batch_size, files.force, files.dry_run)
+        manifest = batches.manifest_path(folder, files.shard)
+    run: dict[str, Any] = {"command": "encode", "model": net.digest, **settings, "tolerance": how.tolerance}
+    run |= {"engine": net.engine, "precision": machine.precision}
+    batches.run(outcomes, len(items), manifest, run, "encoded", console, files.dry_run)
+    if how.lossless and not files.dry_run:
         console.notice(f"lossless: every 8-bit value of all {len(items)} images comes back")
 
 

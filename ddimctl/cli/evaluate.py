@@ -6,12 +6,13 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from ddimctl.cli import inputs, options
+from ddimctl.cli import inputs, names, options
 from ddimctl.cli.console import Console, figure, table
+from ddimctl.cli.groups import flat, like
 from ddimctl.errors import FileError, UsageError
 
 if TYPE_CHECKING:
@@ -19,6 +20,55 @@ if TYPE_CHECKING:
     from ddimctl.features import Extractor
     from ddimctl.frechet import Statistics
     from ddimctl.model import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept(options.Plotted):
+    """Where the images are kept, and the plot goes."""
+
+    cache: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where generated images are kept, for the next time.")
+    ] = None
+    plot: Annotated[
+        Path | None, like(options.Plotted, "plot", help="Draw distance and seconds against S (.png, .svg, .pdf).")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cells(options.Seeded):
+    """How the images of each cell are made."""
+
+    eta: Annotated[str, typer.Option("--eta", metavar="η,…", help="A row for each: 0 is DDIM, 1 is DDPM.")] = "0,1"
+    sigma_hat: Annotated[
+        bool,
+        typer.Option("--sigma-hat", metavar="", help="One more row: DDPM with the larger variance (appendix D.3)."),
+    ] = False
+    steps: Annotated[
+        str, like(options.How, "steps", metavar="S,…", help="A column for each: steps of the sampler.")
+    ] = "10,20,50"
+    n: Annotated[int, typer.Option("-n", "--images", metavar="N", help="Images for each cell.")] = 1000
+    spacing: Annotated[str, like(options.How, "spacing")] = "linear"
+    solver: Annotated[str, like(options.How, "solver", help="For the row η = 0: ddim, ab2, …")] = "ddim"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Against:
+    """What the images are compared with."""
+
+    PANEL: ClassVar[str] = "How"
+
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER|IDX", help="Images to compare with; without, the training images' statistics."),
+    ] = None
+    features: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="classifier (the model's own, or a file of that kind) or inception.",
+            autocompletion=names.one_of(*names.FEATURES),
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -31,43 +81,15 @@ class Cell:
     made: int  # how many were made just now; the others were in the cache
 
 
+@flat
 def evaluate(
-    eta: Annotated[str, typer.Option("--eta", metavar="η,…", help="A row for each: 0 is DDIM, 1 is DDPM.")] = "0,1",
-    sigma_hat: Annotated[
-        bool, typer.Option("--sigma-hat", help="One more row: DDPM with the larger variance (appendix D.3).")
-    ] = False,
-    steps: Annotated[
-        str, typer.Option("--steps", metavar="S,…", help="A column for each: steps of the sampler.")
-    ] = "10,20,50",
-    n: Annotated[int, typer.Option("-n", "--images", metavar="N", help="Images for each cell.")] = 1000,
-    reference: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER|IDX", help="Images to compare with; without, the training images' statistics."),
-    ] = None,
-    features: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="classifier (the model's own, or a file of that kind) or inception."),
-    ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where generated images are kept, for the next time.")
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw distance and seconds against S (.png, .svg, .pdf).")
-    ] = None,
-    spacing: options.Spacing = "linear",
-    solver: Annotated[str, typer.Option("--solver", metavar="NAME", help="For the row η = 0: ddim, ab2, …")] = "ddim",
-    seed: options.Seed = 0,
-    model: options.Model = options.DEFAULT_MODEL,
-    class_label: options.Class = None,
-    config: options.Config = None,
-    device: options.Device = "auto",
-    engine: options.Engine = "auto",
-    precision: options.Precision = "float32",
-    batch_size: options.BatchSize = options.DEFAULT_BATCH,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    force: options.Force = False,
+    *,
+    what: options.What,
+    how: Cells,
+    against: Against,
+    files: Kept,
+    machine: options.Machine,
+    said: options.Said,
 ) -> None:
     """Measure how good samples are, and what they cost, for every η and number of steps S.
 
@@ -86,47 +108,47 @@ def evaluate(
     from ddimctl.files import refuse_existing
     from ddimctl.images.formats import check_apart
 
-    console = Console(quiet, verbose, json)
-    engines.check(engine, precision)
-    etas, columns = parse_etas(eta), list(dict.fromkeys(options.parse_integers(steps, "--steps")))
-    if n < 2:
+    console = said.console()
+    engines.check(machine.engine, machine.precision)
+    etas, columns = parse_etas(how.eta), list(dict.fromkeys(options.parse_integers(how.steps, "--steps")))
+    if how.n < 2:
         raise UsageError(
-            f"{n} images have no covariance", hint="give -n a number from 2 up; 1,000 or more mean something"
+            f"{how.n} images have no covariance", hint="give -n a number from 2 up; 1,000 or more mean something"
         )
-    if plot is not None:
-        plots.check_target(plot)
-        refuse_existing(plot, force)
-        check_apart(plot, filter(None, [reference]))
-    net = inputs.open_model(model, device, console, class_label, config)
-    rows = [(value, False) for value in etas] + ([(1.0, True)] if sigma_hat else [])
-    settings = [library.Setting(v, hat, s, spacing, solver, seed) for v, hat in rows for s in columns]
+    if files.plot is not None:
+        plots.check_target(files.plot)
+        refuse_existing(files.plot, files.force)
+        check_apart(files.plot, filter(None, [against.reference]))
+    net = inputs.open_model(what.model, machine.device, console, what.class_label, what.config)
+    rows = [(value, False) for value in etas] + ([(1.0, True)] if how.sigma_hat else [])
+    settings = [library.Setting(v, hat, s, how.spacing, how.solver, how.seed) for v, hat in rows for s in columns]
     for setting in settings:
-        sampling.check(n, setting.eta, setting.sigma_hat, solver, None)
-        net.schedule.path(setting.steps, spacing)
-    extractor = open_features(features, net)
-    known, floor = open_reference(reference, extractor, net, console)
-    for count, what in ((n, "generated images"), (known.n, "reference images")):
+        sampling.check(how.n, setting.eta, setting.sigma_hat, how.solver, None)
+        net.schedule.path(setting.steps, how.spacing)
+    extractor = open_features(against.features, net)
+    known, floor = open_reference(against.reference, extractor, net, console)
+    for count, kind in ((how.n, "generated images"), (known.n, "reference images")):
         if count <= extractor.dimension:
             console.notice(
-                f"warning: {count} {what} are too few for {extractor.dimension} features: their covariance is singular"
+                f"warning: {count} {kind} are too few for {extractor.dimension} features: their covariance is singular"
             )
-    folder = caches.folder() if cache is None else cache
+    folder = caches.folder() if files.cache is None else files.cache
     cells = []
-    net.use("torch", precision)  # the precision decides about the images, the engine is chosen by what is to do
-    lacking = {s: list(library.missing(net, s, n, folder)) for s in settings}
+    net.use("torch", machine.precision)  # the precision decides about the images, the engine is chosen by what is to do
+    lacking = {s: list(library.missing(net, s, how.n, folder)) for s in settings}
     if work := sum(inputs.evaluations(sum(lacking[s]), s.steps, s.solver) for s in settings):
-        inputs.start_engine(net, engine, precision, work, console)
+        inputs.start_engine(net, machine.engine, machine.precision, work, console)
         warm_up(net)
-    work = sum(s.steps * -(-k // batch_size) for s in settings for k in lacking[s])
+    work = sum(s.steps * -(-k // machine.batch_size) for s in settings for k in lacking[s])
     with console.bar(work, "sampling") as bar:
         for setting in settings:
-            made = library.generate(net, setting, n, folder, batch_size, bar)
+            made = library.generate(net, setting, how.n, folder, machine.batch_size, bar)
             found = frechet.statistics(extractor.parts(made.pixels))
             cells.append(Cell(setting, frechet.distance(found, known), made.seconds, made.made))
             console.detail(f"{setting.row}, S = {setting.steps}: {cells[-1].distance:.4g} ({made.made} images made)")
-    if old := sum(n - c.made for c in cells):
-        console.notice(f"{old:,} of {n * len(cells):,} images were in the cache, {folder}")
-    seconds = seconds_per_image(cells, n)
+    if old := sum(how.n - c.made for c in cells):
+        console.notice(f"{old:,} of {how.n * len(cells):,} images were in the cache, {folder}")
+    seconds = seconds_per_image(cells, how.n)
     console.data(
         as_table(cells, seconds),
         {
@@ -136,21 +158,24 @@ def evaluate(
                 "dimension": extractor.dimension,
                 **{k: v for k, v in extractor.about.items() if k != "floor"},
             },
-            "reference": {"source": str(reference) if reference else "training images", "images": known.n},
+            "reference": {
+                "source": str(against.reference) if against.reference else "training images",
+                "images": known.n,
+            },
             "floor": floor,
-            "images": n,
-            "seed": seed,
-            "spacing": spacing,
-            "solver": solver,
+            "images": how.n,
+            "seed": how.seed,
+            "spacing": how.spacing,
+            "solver": how.solver,
             "engine": net.engine if work else None,
-            "precision": precision,
+            "precision": machine.precision,
             "results": [
                 {
                     "eta": c.setting.eta,
                     "sigma_hat": c.setting.sigma_hat,
                     "steps": c.setting.steps,
                     "distance": c.distance,
-                    "seconds_per_image": c.seconds / n,
+                    "seconds_per_image": c.seconds / how.n,
                     "made": c.made,
                 }
                 for c in cells
@@ -158,13 +183,15 @@ def evaluate(
             "seconds_per_image": {str(s): t for s, t in seconds.items()},
         },
     )
-    if plot is not None:
+    if files.plot is not None:
         lines: dict[str, dict[int, float]] = {}
         for c in cells:
             lines.setdefault(c.setting.row, {})[c.setting.steps] = c.distance
-        real = floor.get("test", {}).get(str(n))
-        plots.distance_against_steps(plot, lines, seconds, real, extractor.name, f"{net.name}, {n:,} images a cell")
-        console.notice(f"{plot}: distance and seconds against S")
+        real = floor.get("test", {}).get(str(how.n))
+        plots.distance_against_steps(
+            files.plot, lines, seconds, real, extractor.name, f"{net.name}, {how.n:,} images a cell"
+        )
+        console.notice(f"{files.plot}: distance and seconds against S")
 
 
 def warm_up(model: Model) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ddimctl.cli import inputs, models, options
-from ddimctl.cli.console import Console, figure, plain, table
+from ddimctl.cli.console import figure, plain, table
+from ddimctl.cli.groups import flat, like
 from ddimctl.errors import DDIMError, FileError
 
 if TYPE_CHECKING:
@@ -18,13 +20,20 @@ if TYPE_CHECKING:
 MANY = 8  # latents in one file whose figures are all printed
 
 
+@dataclass(frozen=True, kw_only=True)
+class Drawing(options.Output):
+    """Where the picture goes."""
+
+    output: Annotated[Path | None, like(options.Output, "output", metavar="PNG", help="Also draw x_T.")] = None
+
+
+@flat
 def info(
     file: Annotated[str, typer.Argument(help="A latent file, or a model.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="PNG", help="Also draw x_T.")] = None,
-    config: options.Config = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    force: options.Force = False,
+    *,
+    what: options.Config,
+    files: Drawing,
+    said: options.Said,
 ) -> None:
     """Tell what a file is: where a latent comes from and how much it resembles noise, or what a model is.
 
@@ -34,9 +43,9 @@ def info(
 
     Example: ddimctl info latent.pt
     """
-    console = Console(quiet, json=json)
-    if config is not None or not inputs.is_latent(file):
-        console.data(*models.describe(file, config, console))
+    console = said.console()
+    if what.config is not None or not inputs.is_latent(file):
+        console.data(*models.describe(file, what.config, console))
         return
     from ddimctl import latent
     from ddimctl.files import refuse_existing
@@ -46,19 +55,19 @@ def info(
         found = latent.load(Path(file))
     except FileError as e:  # checkpoints have the same suffixes
         try:
-            described = models.describe(file, config, console)
+            described = models.describe(file, what.config, console)
         except DDIMError as f:
             raise (f if "--config" in f.hint else e) from None  # what lacks only that is a model
         console.data(*described)
         return
-    if output is not None:
-        formats.check_suffix(output)
-        refuse_existing(output, force)
-        formats.check_apart(output, [file])
+    if files.output is not None:
+        formats.check_suffix(files.output)
+        refuse_existing(files.output, files.force)
+        formats.check_apart(files.output, [file])
     console.data(*about_latent(found))
-    if output is not None:
-        drawn = draw(output, found)
-        console.notice(f"{output}: {drawn}, black at -3 and white at 3")
+    if files.output is not None:
+        drawn = draw(files.output, found)
+        console.notice(f"{files.output}: {drawn}, black at -3 and white at 3")
 
 
 def about_latent(found: Latent) -> tuple[str, dict[str, Any]]:

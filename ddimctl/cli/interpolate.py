@@ -2,54 +2,65 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
 from ddimctl.cli import inputs, options
-from ddimctl.cli.console import Console, figure, table
+from ddimctl.cli.console import figure, table
+from ddimctl.cli.groups import flat, like
 from ddimctl.errors import DDIMError, UsageError
 
 OF_ENCODE = ("--frame", "--range", "--max-pixels")  # options that an image may need, and that this command lacks
 
 
-def interpolate(
-    latents: Annotated[list[str], typer.Argument(help="Two or more latents, or images, which are encoded first.")],
+@dataclass(frozen=True, kw_only=True)
+class Film(options.Output):
+    """Where the frames go."""
+
     output: Annotated[
         Path | None,
-        typer.Option(
-            "-o", "--output", metavar="PATH", help=".gif .webp .apng .mp4, a .png strip or grid, or a folder."
-        ),
-    ] = None,
-    frames: Annotated[int, typer.Option("--frames", metavar="N", help="Frames in all, both ends among them.")] = 10,
-    fps: Annotated[float, typer.Option(metavar="X", min=0.1, max=100, help="Frames a second.")] = 10.0,
-    loop: Annotated[bool, typer.Option("--loop", help="Go on from the last latent to the first.")] = False,
-    ease: Annotated[bool, typer.Option("--ease", help="Slow down at every latent.")] = False,
-    lerp: Annotated[bool, typer.Option("--lerp", help="Straight lines instead of slerp, to see why not.")] = False,
-    grid: Annotated[bool, typer.Option("--grid", help="A 2-D grid over four corners instead of an animation.")] = False,
-    size: Annotated[str, typer.Option(metavar="RxC", help="Rows and columns of the grid.")] = "8x8",
+        like(options.Output, "output", help=".gif .webp .apng .mp4, a .png strip or grid, or a folder."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Motion:
+    """What lies between the latents."""
+
+    PANEL: ClassVar[str] = "How"
+
+    frames: Annotated[int, typer.Option("--frames", metavar="N", help="Frames in all, both ends among them.")] = 10
+    fps: Annotated[float, typer.Option(metavar="X", min=0.1, max=100, help="Frames a second.")] = 10.0
+    loop: Annotated[bool, typer.Option("--loop", metavar="", help="Go on from the last latent to the first.")] = False
+    ease: Annotated[bool, typer.Option("--ease", metavar="", help="Slow down at every latent.")] = False
+    lerp: Annotated[
+        bool, typer.Option("--lerp", metavar="", help="Straight lines instead of slerp, to see why not.")
+    ] = False
+    grid: Annotated[
+        bool, typer.Option("--grid", metavar="", help="A 2-D grid over four corners instead of an animation.")
+    ] = False
+    size: Annotated[str, typer.Option(metavar="RxC", help="Rows and columns of the grid.")] = "8x8"
     zoom: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Enlarge N times (default: to about 224 pixels).")
-    ] = None,
+    ] = None
     distances: Annotated[
-        bool, typer.Option("--distances", help="Also print how far each frame is from the last.")
-    ] = False,
-    model: options.OtherModel = None,
-    steps: options.OtherSteps = None,
-    solver: options.OtherSolver = None,
-    spacing: options.OtherSpacing = None,
-    tolerance: options.Tolerance = None,
-    class_label: options.Class = None,
-    config: options.Config = None,
-    device: options.Device = "auto",
-    engine: options.Engine = "auto",
-    precision: options.Precision = "float32",
-    batch_size: options.BatchSize = options.DEFAULT_BATCH,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    force: options.Force = False,
+        bool, typer.Option("--distances", metavar="", help="Also print how far each frame is from the last.")
+    ] = False
+
+
+@flat
+def interpolate(
+    latents: Annotated[list[str], typer.Argument(help="Two or more latents, or images, which are encoded first.")],
+    *,
+    what: options.OtherWhat,
+    how: options.OtherHow,
+    motion: Motion,
+    files: Film,
+    machine: options.Machine,
+    said: options.Said,
 ) -> None:
     """Interpolate between latents with slerp and decode every frame.
 
@@ -65,28 +76,28 @@ def interpolate(
     from ddimctl.interpolate import grid as make_grid
     from ddimctl.solvers import TOLERANCES
 
-    console = Console(quiet, verbose, json)
-    interpolant = INTERPOLANTS["lerp" if lerp else "slerp"]
-    named = output is not None
-    output = output or Path("interpolation.png" if grid else "interpolation.gif")
-    if grid:
+    console = said.console()
+    interpolant = INTERPOLANTS["lerp" if motion.lerp else "slerp"]
+    named = files.output is not None
+    output = files.output or Path("interpolation.png" if motion.grid else "interpolation.gif")
+    if motion.grid:
         formats.check_suffix(output)
-        rows, columns = options.parse_size(size, "--size")
+        rows, columns = options.parse_size(motion.size, "--size")
     else:
         animation.check_target(output)
-    if not grid and not output.suffix:
+    if not motion.grid and not output.suffix:
         refuse_existing_folder(output)
     else:
-        refuse_existing(output, force)
+        refuse_existing(output, files.force)
         formats.check_apart(output, latents)
     if not named:
         console.notice(f"writing {output}")
 
-    count = rows * columns if grid else frames
+    count = rows * columns if motion.grid else motion.frames
     try:
-        net, keys, path, how = inputs.gather_latents(
-            latents, model, steps, solver, spacing, tolerance, device, batch_size, console, force, class_label, config,
-            engine, precision, count,
+        net, keys, path, solver = inputs.gather_latents(
+            latents, what.model, how.steps, how.solver, how.spacing, how.tolerance, machine.device, machine.batch_size,
+            console, files.force, what.class_label, what.config, machine.engine, machine.precision, count,
         )  # fmt: skip
     except DDIMError as e:
         for option in OF_ENCODE:
@@ -94,29 +105,31 @@ def interpolate(
                 raise type(e)(str(e), hint=f"encode it first, with {option}") from None
         raise
     formats.check_channels(f"an image of the model {net.name}", net.channels)
-    as_files = not grid and not output.suffix
-    zoom = zoom or (1 if as_files else sheets.factor_to_see(net.size, 224))
+    as_files = not motion.grid and not output.suffix
+    zoom = motion.zoom or (1 if as_files else sheets.factor_to_see(net.size, 224))
     height, width = zoom * net.size[0], zoom * net.size[1]
-    if grid:
+    if motion.grid:
         formats.check_side(output, *sheets.sheet_size(count, net.size, columns, factor=zoom))
     else:
         animation.check_frames(output, max(count, 1), height, width)
     formats.check_memory(count, height, width, net.channels)
     xT = (
         make_grid(list(keys), rows, columns, interpolant)
-        if grid
-        else keyframes(list(keys), frames, loop, ease, interpolant)
+        if motion.grid
+        else keyframes(list(keys), motion.frames, motion.loop, motion.ease, interpolant)
     )
-    batches = -(-len(xT) // batch_size)
+    batches = -(-len(xT) // machine.batch_size)
     with console.bar(batches * (len(path) - 1), "decoding") as bar:
         # One tolerance for both ways, where both take one: what `exact` encodes, `ddim` decodes.
-        images = ddim.decode(net, xT, path, how, tolerance if how in TOLERANCES else None, batch_size, bar).x
+        images = ddim.decode(
+            net, xT, path, solver, how.tolerance if solver in TOLERANCES else None, machine.batch_size, bar
+        ).x
     levels.check_finite(images, net.name)
     pixels = sheets.enlarge(levels.to_pixels(images), zoom)
-    if grid:
+    if motion.grid:
         writing.save_image(output, sheets.sheet(pixels, columns))
     else:
-        animation.save_frames(output, pixels, fps)
+        animation.save_frames(output, pixels, motion.fps)
         reading.allow_pixels(pixels.shape[1] * pixels.shape[2])  # to count what was just written
         if output.suffix.lower() in animation.MERGING and (held := animation.count_frames(output)[0]) < len(xT):
             console.notice(
@@ -124,7 +137,7 @@ def interpolate(
             )
     steps_apart = ((images[1:] - images[:-1]) / 2).flatten(1).square().mean(1).sqrt().tolist()
     text = str(output)
-    if distances:
+    if motion.distances:
         rows_ = [[f"{i} to {i + 1}", figure(d)] for i, d in enumerate(steps_apart)]
         text = table(["frames", "rms distance"], rows_) + "\n" + text
     console.data(text, {"file": str(output), "frames": len(xT), "distances": steps_apart})

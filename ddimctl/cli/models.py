@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from ddimctl.cli import options
 from ddimctl.cli.console import Console, plain
+from ddimctl.cli.groups import flat, like
 from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +23,8 @@ Reference = Annotated[str, typer.Argument(metavar="MODEL", help=options.MODEL_HE
 
 
 @app.command("list")
-def list_models(json: options.Json = False) -> None:
+@flat
+def list_models(said: options.Said) -> None:
     """Print the names of the bundled models.
 
     Example: ddimctl models list
@@ -31,39 +34,40 @@ def list_models(json: options.Json = False) -> None:
 
     names = bundled()
     folder = bundled_folder()
-    console = Console(json=json)
-    if names or json:
+    console = said.console()
+    if names or said.json:
         console.data("\n".join(names), {"models": [{"name": n, "folder": str(folder / n)} for n in names]})
     else:
         console.notice("no model is bundled")
 
 
 @app.command()
-def show(
-    model: Reference,
-    config: options.Config = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-) -> None:
+@flat
+def show(model: Reference, what: options.Config, said: options.Said) -> None:
     """Tell what a model is: architecture, parameters, schedule, digest, licence, memory needed.
 
     Example: ddimctl models show fashion-mnist
     """
-    console = Console(quiet, verbose, json)
-    console.data(*describe(model, config, console))
+    console = said.console()
+    console.data(*describe(model, what.config, console))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted(options.Forced):
+    """Where the model goes, and what its card says."""
+
+    output: Annotated[Path, like(options.Output, "output", metavar="FOLDER", help="The model folder to make.")]
+    license_: Annotated[str, typer.Option("--license", metavar="NAME", help="The model's licence, for the card.")] = ""
 
 
 @app.command()
+@flat
 def convert(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help=options.MODEL_HELP)],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="The model folder to make.")],
-    config: options.Config = None,
-    license_: Annotated[str, typer.Option("--license", metavar="NAME", help="The model's licence, for the card.")] = "",
-    force: options.Force = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    *,
+    files: Converted,
+    what: options.Config,
+    said: options.Said,
 ) -> None:
     """Convert any checkpoint into a model folder: diffusers' layout, safetensors, a card.
 
@@ -75,32 +79,33 @@ def convert(
     from ddimctl.files import write_bytes
     from ddimctl.model import from_checkpoint, read
 
-    console = Console(quiet, verbose, json)
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"{output} is a file", hint="name a folder")
-    if output.exists() and any(output.iterdir()) and not force:
-        raise UsageError(f"{output} is a folder with something in it", hint="name another, or add --force")
-    found, name, folder = read(checkpoint, config)
-    if folder is not None and folder.resolve() == output.resolve():
-        raise UsageError(f"{output} is the model itself", hint="name another folder")
+    console = said.console()
+    if files.output.exists() and not files.output.is_dir():
+        raise UsageError(f"{files.output} is a file", hint="name a folder")
+    if files.output.exists() and any(files.output.iterdir()) and not files.force:
+        raise UsageError(f"{files.output} is a folder with something in it", hint="name another, or add --force")
+    found, name, folder = read(checkpoint, what.config)
+    if folder is not None and folder.resolve() == files.output.resolve():
+        raise UsageError(f"{files.output} is the model itself", hint="name another folder")
     model = from_checkpoint(found, name, "cpu")  # refuses what does not fit together, before anything is written
     report(console, model)
-    licence = license_ or (diffusers.licence(folder) if folder else None)
-    if force:
-        diffusers.clear(output)
-    diffusers.write(output, found)
-    write_bytes(output / "README.md", card(found, name, model.digest, licence).encode())
+    licence = files.license_ or (diffusers.licence(folder) if folder else None)
+    if files.force:
+        diffusers.clear(files.output)
+    diffusers.write(files.output, found)
+    write_bytes(files.output / "README.md", card(found, name, model.digest, licence).encode())
     if found.label_scale != 1:
         console.notice("diffusers cannot scale labels: only ddimctl can use this folder")
-    console.data(str(output), {"folder": str(output), "digest": model.digest})
+    console.data(str(files.output), {"folder": str(files.output), "digest": model.digest})
 
 
 @app.command()
+@flat
 def pull(
     model: Annotated[str, typer.Argument(metavar="ID", help="A model on the Hugging Face hub: OWNER/NAME.")],
     revision: Annotated[str | None, typer.Option(metavar="NAME", help="A branch, tag or commit of it.")] = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
+    *,
+    said: options.Said,
 ) -> None:
     """Download a model from the Hugging Face hub into the hub's cache, and print its folder.
 
@@ -111,7 +116,7 @@ def pull(
     """
     from ddimctl.checkpoints import hub
 
-    console = Console(quiet, json=json)
+    console = said.console()
     if not hub.is_id(model):
         raise UsageError(f"{model!r} is not a hub id", hint="it has the form OWNER/NAME")
     folder = hub.fetch(model, revision)

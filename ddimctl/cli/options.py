@@ -1,14 +1,24 @@
-"""The options that commands share, each written once, and their defaults. Flag beats environment beats default."""
+"""The options of the command line, each written once, in groups that belong together. Flag beats environment beats default.
+
+See `ddimctl.cli.groups` for how a command takes them. An option that only one command has stands in that command's file.
+"""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import typer
+from typer import Option
 
+from ddimctl.cli import names
+from ddimctl.cli.console import Console
+from ddimctl.cli.groups import like
 from ddimctl.errors import UsageError
+
+if TYPE_CHECKING:
+    from ddimctl.images.preprocessing import Preprocessing
 
 DEFAULT_MODEL = "fashion-mnist"
 COLOUR_MODEL = "emoji"  # the bundled one that keeps colour
@@ -16,91 +26,10 @@ DEFAULT_STEPS = 20
 DEFAULT_SOLVER = "ab2"
 DEFAULT_SPACING = "karras"
 DEFAULT_BATCH = 64
+DEFAULT_MAX_PIXELS = 100_000_000
 
 MODEL_HELP = "A bundled model's name, a model folder, a checkpoint file, or a hub id (OWNER/NAME)."
-SOLVER_HELP = "How the ODE is integrated: ab2, ab2mix, ddim, heun, exact, adaptive."
-SPACING_HELP = "Where the noise levels lie: karras, linear, quadratic, log, arsinh."
-STEPS_HELP = "Steps along the path, each way."
-
-Model = Annotated[str, typer.Option("-m", "--model", envvar="DDIMCTL_MODEL", help=MODEL_HELP, metavar="MODEL")]
-Config = Annotated[
-    str | None,
-    typer.Option(
-        "--config", metavar="NAME|FILE", help="What an OpenAI or DDIM checkpoint does not say: a preset, or JSON."
-    ),
-]
-Class = Annotated[
-    int | None,
-    typer.Option("--class", metavar="N", min=0, help="The class that a class-conditional model is asked for."),
-]
-Steps = Annotated[int, typer.Option("--steps", metavar="S", help=STEPS_HELP)]
-Solver = Annotated[str, typer.Option("--solver", metavar="NAME", help=SOLVER_HELP)]
-Spacing = Annotated[str, typer.Option("--spacing", metavar="NAME", help=SPACING_HELP)]
-
-# Where a latent file says what to use, the option says otherwise.
-OtherModel = Annotated[
-    str | None, typer.Option("-m", "--model", help="Another model than the file's.", metavar="MODEL")
-]
-OtherSteps = Annotated[
-    int | None, typer.Option("--steps", metavar="S", help="Another number of steps than the file's.")
-]
-OtherSolver = Annotated[str | None, typer.Option("--solver", metavar="NAME", help="Another solver than the file's.")]
-OtherSpacing = Annotated[str | None, typer.Option("--spacing", metavar="NAME", help="Other levels than the file's.")]
-
-Tolerance = Annotated[
-    float | None,
-    typer.Option("--tolerance", metavar="X", help="For solvers that iterate: the largest relative residual."),
-]
-Lossless = Annotated[
-    bool, typer.Option("--lossless", help="Make sure that decoding gives back every 8-bit value (solver exact).")
-]
-Device = Annotated[
-    str, typer.Option("--device", envvar="DDIMCTL_DEVICE", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps.")
-]
-Engine = Annotated[
-    str,
-    typer.Option(
-        "--engine", envvar="DDIMCTL_ENGINE", metavar="NAME", help="auto, torch, compile or openvino: see bench."
-    ),
-]
-Precision = Annotated[
-    str, typer.Option("--precision", metavar="NAME", help="float32, or bf16: faster, and about 8 bits exact.")
-]
-BatchSize = Annotated[
-    int, typer.Option("--batch-size", metavar="N", min=1, help="Images that go through the network at once.")
-]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="The number that all randomness follows from.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No notices and no progress bar.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
-
-# How an image is made to fit the model.
-DEFAULT_MAX_PIXELS = 100_000_000
-Fit = Annotated[
-    str, typer.Option("--fit", metavar="HOW", help="crop (the middle), pad (with the background) or stretch.")
-]
-Background = Annotated[
-    str, typer.Option("--background", metavar="COLOUR", help="Seen through transparency: white, #808080, …")
-]
-Frame = Annotated[
-    int | None, typer.Option("--frame", metavar="N", min=0, help="Which frame of an animation or page, from 0.")
-]
-Range = Annotated[
-    str | None, typer.Option("--range", metavar="A,B", help="Black and white of floats, or of more than 8 bits.")
-]
-MaxPixels = Annotated[
-    int, typer.Option("--max-pixels", metavar="N", min=1, help="Images with more pixels are refused unread.")
-]
-
-# Many files at once.
-FromFile = Annotated[
-    str | None, typer.Option("--from-file", metavar="LIST", help="Work on the files in a list, one a line; - reads it.")
-]
-Shard = Annotated[
-    str | None, typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts, for several machines.")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+SOLVER_HELP = f"How the ODE is integrated: {', '.join(names.SOLVERS)}."
 
 
 def parse_path(text: str) -> Path:
@@ -119,10 +48,274 @@ def parse_output(text: str) -> Path:
     return parse_path(text)
 
 
-Output = Annotated[
-    Path | None,
-    typer.Option("-o", "--output", metavar="PATH", parser=parse_output, help="Where the result goes."),
-]
+# What
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What is said about a model that does not say it itself."""
+
+    PANEL: ClassVar[str] = "What"
+
+    config: Annotated[
+        str | None,
+        Option(
+            "--config", metavar="NAME|FILE", help="What an OpenAI or DDIM checkpoint does not say: a preset, or JSON."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked(Config):
+    """What a model is asked for."""
+
+    class_label: Annotated[
+        int | None,
+        Option("--class", metavar="N", min=0, help="The class that a class-conditional model is asked for."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class What(Asked):
+    """The model."""
+
+    model: Annotated[
+        str,
+        Option("-m", "--model", envvar="DDIMCTL_MODEL", metavar="MODEL", help=MODEL_HELP, autocompletion=names.models),
+    ] = DEFAULT_MODEL
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherWhat(Asked):
+    """The model, where a latent file says it and the command line may say otherwise."""
+
+    model: Annotated[str | None, like(What, "model", envvar=None, help="Another model than the file's.")] = None
+
+
+# How
+
+
+@dataclass(frozen=True, kw_only=True)
+class Iterating:
+    """How well the solvers that iterate solve."""
+
+    PANEL: ClassVar[str] = "How"
+
+    tolerance: Annotated[
+        float | None,
+        Option("--tolerance", metavar="X", help="For solvers that iterate: the largest relative residual."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class How(Iterating):
+    """The way between image and latent."""
+
+    steps: Annotated[int, Option("--steps", metavar="S", help="Steps along the path, each way.")] = DEFAULT_STEPS
+    solver: Annotated[
+        str,
+        Option(
+            "--solver",
+            metavar="NAME",
+            help=SOLVER_HELP,
+            autocompletion=names.one_of(*names.SOLVERS),
+        ),
+    ] = DEFAULT_SOLVER
+    spacing: Annotated[
+        str,
+        Option(
+            "--spacing",
+            metavar="NAME",
+            help=f"Where the noise levels lie: {', '.join(names.SPACINGS)}.",
+            autocompletion=names.one_of(*names.SPACINGS),
+        ),
+    ] = DEFAULT_SPACING
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherHow(Iterating):
+    """The way, where a latent file says it and the command line may say otherwise."""
+
+    steps: Annotated[int | None, like(How, "steps", help="Another number of steps than the file's.")] = None
+    solver: Annotated[str | None, like(How, "solver", help="Another solver than the file's.")] = None
+    spacing: Annotated[str | None, like(How, "spacing", help="Other levels than the file's.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How an image is made to fit the model."""
+
+    PANEL: ClassVar[str] = "How"
+
+    fit: Annotated[
+        str,
+        Option(
+            "--fit",
+            metavar="HOW",
+            help="crop (the middle), pad (with the background) or stretch.",
+            autocompletion=names.one_of(*names.FITS),
+        ),
+    ] = "crop"
+    background: Annotated[
+        str, Option("--background", metavar="COLOUR", help="Seen through transparency: white, #808080, …")
+    ] = "white"
+    frame: Annotated[
+        int | None, Option("--frame", metavar="N", min=0, help="Which frame of an animation or page, from 0.")
+    ] = None
+    value_range: Annotated[
+        str | None, Option("--range", metavar="A,B", help="Black and white of floats, or of more than 8 bits.")
+    ] = None
+    max_pixels: Annotated[
+        int, Option("--max-pixels", metavar="N", min=1, help="Images with more pixels are refused unread.")
+    ] = DEFAULT_MAX_PIXELS
+
+    def preprocessing(self) -> Preprocessing:
+        """What the options ask for. Raises `UsageError` if they make no sense."""
+        from ddimctl.images.preprocessing import Preprocessing
+
+        ends = None
+        if self.value_range is not None:
+            try:
+                low, high = map(float, self.value_range.split(","))
+            except ValueError:
+                raise UsageError(f"--range takes two numbers with a comma between, not {self.value_range!r}") from None
+            ends = (low, high)
+        return Preprocessing(self.fit, self.background, self.frame, ends, self.max_pixels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeded:
+    """What randomness follows from."""
+
+    PANEL: ClassVar[str] = "How"
+
+    seed: Annotated[int, Option("--seed", metavar="N", min=0, help="The number that all randomness follows from.")] = 0
+
+
+# Files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forced:
+    """Whether what is there may be written over."""
+
+    PANEL: ClassVar[str] = "Files"
+
+    force: Annotated[bool, Option("--force", metavar="", help="Overwrite files that exist.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output(Forced):
+    """Where the result goes."""
+
+    output: Annotated[
+        Path | None, Option("-o", "--output", metavar="PATH", parser=parse_output, help="Where the result goes.")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """What is worked on, where that may be many files."""
+
+    PANEL: ClassVar[str] = "Files"
+
+    from_file: Annotated[
+        str | None,
+        Option("--from-file", metavar="LIST", help="Work on the files in a list, one a line; - reads it."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """What part of it is done, and whether it is."""
+
+    PANEL: ClassVar[str] = "Files"
+
+    shard: Annotated[
+        str | None, Option("--shard", metavar="I/N", help="Only the I-th of N parts, for several machines.")
+    ] = None
+    dry_run: Annotated[bool, Option("--dry-run", metavar="", help="Say what would be done, and do nothing.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(Output, Listed, Planned):
+    """A run over many files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plotted(Forced):
+    """A plot beside the table."""
+
+    plot: Annotated[Path | None, Option(metavar="FILE", help="Draw it (.png, .svg, .pdf).")] = None
+
+
+# Machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """What the work is done on."""
+
+    PANEL: ClassVar[str] = "Machine"
+
+    device: Annotated[
+        str,
+        Option(
+            "--device",
+            envvar="DDIMCTL_DEVICE",
+            metavar="DEVICE",
+            help="auto, cpu, cuda, cuda:1, mps.",
+            autocompletion=names.one_of(*names.DEVICES),
+        ),
+    ] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine(Device):
+    """What the work is done on, and by what."""
+
+    engine: Annotated[
+        str,
+        Option(
+            "--engine",
+            envvar="DDIMCTL_ENGINE",
+            metavar="NAME",
+            help="auto, torch, compile or openvino: see bench.",
+            autocompletion=names.one_of("auto", *names.ENGINES),
+        ),
+    ] = "auto"
+    precision: Annotated[
+        str,
+        Option(
+            "--precision",
+            metavar="NAME",
+            help="float32, or bf16: faster, and about 8 bits exact.",
+            autocompletion=names.one_of(*names.PRECISIONS),
+        ),
+    ] = "float32"
+    batch_size: Annotated[
+        int, Option("--batch-size", metavar="N", min=1, help="Images that go through the network at once.")
+    ] = DEFAULT_BATCH
+
+
+# Output
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What a command says."""
+
+    PANEL: ClassVar[str] = "Output"
+
+    json: Annotated[bool, Option("--json", metavar="", help="One JSON object on stdout instead of text.")] = False
+    quiet: Annotated[bool, Option("-q", "--quiet", metavar="", help="No notices and no progress bar.")] = False
+    verbose: Annotated[bool, Option("-v", "--verbose", metavar="", help="Say more on stderr.")] = False
+
+    def console(self) -> Console:
+        return Console(self.quiet, self.verbose, self.json)
+
+
+# What the values of options mean
 
 
 def default_model() -> str:
@@ -136,17 +329,6 @@ def parse_list(text: str) -> list[str]:
     if not parts:
         raise UsageError(f"{text!r} names nothing", hint="give one name, or several with commas between")
     return parts
-
-
-def preprocessing(fit: str, background: str, frame: int | None, value_range: str | None, max_pixels: int) -> Any:
-    """The `preprocessing.Preprocessing` that the options ask for. Raises `UsageError` if they make no sense."""
-    from ddimctl.images.preprocessing import Preprocessing
-
-    try:
-        low, high = map(float, value_range.split(",")) if value_range is not None else (0.0, 1.0)
-    except ValueError:
-        raise UsageError(f"--range takes two numbers with a comma between, not {value_range!r}") from None
-    return Preprocessing(fit, background, frame, None if value_range is None else (low, high), max_pixels)
 
 
 def parse_integers(text: str, option: str) -> tuple[int, ...]:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddimctl.cli import batches, inputs, options
-from ddimctl.cli.console import Console, figure, table
+from ddimctl.cli import batches, inputs, names, options
+from ddimctl.cli.console import figure, table
+from ddimctl.cli.groups import flat, like
 from ddimctl.errors import AboveLimit, SomeFailed, UsageError, choose
 
 if TYPE_CHECKING:
@@ -30,6 +31,48 @@ REFERENCE = 1e-5  # the adaptive solver's tolerance for latent_error
 SHEET_IMAGES = 8
 GAP = 4  # pixels between them
 SHOWN = 20  # of more images than that, what was done to each is not told without -v
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet(options.Output, options.Listed, options.Plotted):
+    """What is reconstructed, and where the pictures go."""
+
+    limit: Annotated[int | None, typer.Option("-n", "--limit", metavar="N", min=1, help="Only the first N images.")] = (
+        None
+    )
+    plot: Annotated[
+        Path | None, like(options.Plotted, "plot", help="Draw error against evaluations (.png, .svg, .pdf).")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Several(options.Iterating):
+    """The ways to compare."""
+
+    steps: Annotated[str, like(options.How, "steps", metavar="S,…", help="Steps each way; several for a table.")] = "20"
+    solver: Annotated[
+        str, like(options.How, "solver", metavar="NAME,…", autocompletion=names.some_of(*names.SOLVERS))
+    ] = options.DEFAULT_SOLVER
+    spacing: Annotated[
+        str, like(options.How, "spacing", metavar="NAME,…", autocompletion=names.some_of(*names.SPACINGS))
+    ] = options.DEFAULT_SPACING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reports(options.Said):
+    """What is measured, and said."""
+
+    report: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,…",
+            help="What to measure: see the list below, or all.",
+            autocompletion=names.some_of(*names.REPORTS, "all"),
+        ),
+    ] = "mse,mse_8bit,psnr,wrong_pixels,max_abs"
+    fail_above: Annotated[
+        float | None, typer.Option(metavar="MSE", help="Exit with 5 if any line's mse is above this.")
+    ] = None
 
 
 @dataclass
@@ -58,48 +101,18 @@ class Cell:
         return float(COMBINE[report](values)) if report in COMBINE else sum(values) / len(values)
 
 
+@flat
 def reconstruct(
     images: Annotated[
         list[str] | None, typer.Argument(help="Images or folders; without any, the model's own held-out images.")
     ] = None,
-    output: options.Output = None,
-    steps: Annotated[str, typer.Option("--steps", metavar="S,…", help="Steps each way; several for a table.")] = "20",
-    solver: Annotated[
-        str, typer.Option("--solver", metavar="NAME,…", help=options.SOLVER_HELP)
-    ] = options.DEFAULT_SOLVER,
-    spacing: Annotated[
-        str, typer.Option("--spacing", metavar="NAME,…", help=options.SPACING_HELP)
-    ] = options.DEFAULT_SPACING,
-    report: Annotated[
-        str, typer.Option(metavar="NAME,…", help="What to measure: see the list below, or all.")
-    ] = "mse,mse_8bit,psnr,wrong_pixels,max_abs",
-    tolerance: options.Tolerance = None,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw error against evaluations (.png, .svg, .pdf).")
-    ] = None,
-    fail_above: Annotated[
-        float | None, typer.Option(metavar="MSE", help="Exit with 5 if any line's mse is above this.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("-n", "--limit", metavar="N", min=1, help="Only the first N images.")
-    ] = None,
-    fit: options.Fit = "crop",
-    background: options.Background = "white",
-    frame: options.Frame = None,
-    value_range: options.Range = None,
-    max_pixels: options.MaxPixels = options.DEFAULT_MAX_PIXELS,
-    from_file: options.FromFile = None,
-    model: options.Model = options.DEFAULT_MODEL,
-    class_label: options.Class = None,
-    config: options.Config = None,
-    device: options.Device = "auto",
-    engine: options.Engine = "auto",
-    precision: options.Precision = "float32",
-    batch_size: options.BatchSize = options.DEFAULT_BATCH,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    force: options.Force = False,
+    *,
+    what: options.What,
+    how: Several,
+    fit: options.Fit,
+    files: Sheet,
+    machine: options.Machine,
+    said: Reports,
 ) -> None:
     """Encode images, decode them again, and report the error.
 
@@ -118,56 +131,58 @@ def reconstruct(
     from ddimctl.images import formats, levels, plugins, reading, sheets
     from ddimctl.solvers import TOLERANCES
 
-    console = Console(quiet, verbose, json)
-    how = options.preprocessing(fit, background, frame, value_range, max_pixels)
-    reports = parse_reports(report)
-    if output is not None:
-        formats.check_suffix(output)
-        refuse_existing(output, force)
-    if plot is not None:
-        plots.check_target(plot)
-        refuse_existing(plot, force)
-        formats.check_apart(plot, filter(None, [output]))
+    console = said.console()
+    preprocessing = fit.preprocessing()
+    reports = parse_reports(said.report)
+    if files.output is not None:
+        formats.check_suffix(files.output)
+        refuse_existing(files.output, files.force)
+    if files.plot is not None:
+        plots.check_target(files.plot)
+        refuse_existing(files.plot, files.force)
+        formats.check_apart(files.plot, filter(None, [files.output]))
         if "mse" not in reports:
             raise UsageError("--plot draws the mse", hint="add it to --report")
-    if fail_above is not None and "mse" not in reports:
+    if said.fail_above is not None and "mse" not in reports:
         raise UsageError("--fail-above is about the mse", hint="add it to --report")
-    if tolerance is not None and not any(name in TOLERANCES for name in options.parse_list(solver)):
-        raise UsageError(f"the solver {solver} takes no tolerance", hint=f"these do: {', '.join(TOLERANCES)}")
+    if how.tolerance is not None and not any(name in TOLERANCES for name in options.parse_list(how.solver)):
+        raise UsageError(f"the solver {how.solver} takes no tolerance", hint=f"these do: {', '.join(TOLERANCES)}")
     quick = None
-    if output is None and set(reports) <= ON_ARRAYS:
-        quick = inputs.recall(model, device, engine, precision, console, class_label, config)
-    net: Any = quick or inputs.open_model(model, device, console, class_label, config)
+    if files.output is None and set(reports) <= ON_ARRAYS:
+        quick = inputs.recall(
+            what.model, machine.device, machine.engine, machine.precision, console, what.class_label, what.config
+        )
+    net: Any = quick or inputs.open_model(what.model, machine.device, console, what.class_label, what.config)
     cells = [
-        Cell(how, spaced, s, net.schedule.path(s, spaced))
-        for how in options.parse_list(solver)
-        for spaced in options.parse_list(spacing)
-        for s in options.parse_integers(steps, "--steps")
+        Cell(solver, spaced, s, net.schedule.path(s, spaced))
+        for solver in options.parse_list(how.solver)
+        for spaced in options.parse_list(how.spacing)
+        for s in options.parse_integers(how.steps, "--steps")
     ]
-    if images or from_file:
+    if images or files.from_file:
         batches.tell_left_out(images or [], console)
-        items = batches.items_of(images or [], from_file, plugins.readable(), None, writes=False)[:limit]
+        items = batches.items_of(images or [], files.from_file, plugins.readable(), None, writes=False)[: files.limit]
     else:
-        items = batches.items_of([str(inputs.held_out_folder(net))], None, formats.SUFFIXES, None)[:limit]
+        items = batches.items_of([str(inputs.held_out_folder(net))], None, formats.SUFFIXES, None)[: files.limit]
         console.notice(f"{len(items)} held-out images of {net.name}")
-    for target in filter(None, (output, plot)):
+    for target in filter(None, (files.output, files.plot)):
         formats.check_apart(target, (item.source for item in items))
     if quick is not None:
-        console.detail(f"{net.name} from the cache, without torch; engine {net.engine}, {precision}")
+        console.detail(f"{net.name} from the cache, without torch; engine {net.engine}, {machine.precision}")
     else:
         work = sum(2 * inputs.evaluations(len(items), c.steps, c.solver) for c in cells)
-        inputs.start_engine(net, engine, precision, work, console)
-    if output is not None:
+        inputs.start_engine(net, machine.engine, machine.precision, work, console)
+    if files.output is not None:
         shown, factor = min(len(items), SHEET_IMAGES), sheets.factor_to_see(net.size)
-        formats.check_side(output, *sheets.sheet_size(shown, net.size, 1 + 2 * len(cells), GAP, factor))
+        formats.check_side(files.output, *sheets.sheet_size(shown, net.size, 1 + 2 * len(cells), GAP, factor))
     count = failed = 0
-    single = batches.is_single(images or [], items, from_file, None)
+    single = batches.is_single(images or [], items, files.from_file, None)
     originals: list[Any] = []
     convert = levels.to_array if quick is not None else levels.to_tensor
-    work = sum((4 if "xT_error" in reports else 2) * c.steps for c in cells) * -(-len(items) // batch_size)
+    work = sum((4 if "xT_error" in reports else 2) * c.steps for c in cells) * -(-len(items) // machine.batch_size)
     with console.bar(work, "reconstructing") as bar:
         for group in batch.read_ahead(
-            items, lambda item: reading.read(item.source, net.channels, net.size, how), batch_size
+            items, lambda item: reading.read(item.source, net.channels, net.size, preprocessing), machine.batch_size
         ):
             x0 = batches.stacked(group, single, console, len(items) <= SHOWN, convert)
             failed += sum(b.failure is not None for b in group)
@@ -180,7 +195,7 @@ def reconstruct(
                 if "latent_error" in reports and cell.path[0] not in references:
                     ends = (cell.path[0], cell.path[-1])
                     references[cell.path[0]] = ddim.encode(net, x0, ends, "adaptive", REFERENCE, len(x0)).x
-                fits = tolerance if cell.solver in TOLERANCES else None
+                fits = how.tolerance if cell.solver in TOLERANCES else None
                 measure(cell, net, x0, references.get(cell.path[0]), reports, fits, bar)
     if not count:
         raise SomeFailed(f"none of {len(items)} images could be read")
@@ -191,25 +206,25 @@ def reconstruct(
                 f" on {cell.unconverged} of {count} images (residual at most {max(cell.residuals):.1e})"
             )
     console.data(as_table(cells, reports), as_record(cells, reports, net, count))
-    if output is not None:
-        gains = save_sheet(output, originals, cells)
+    if files.output is not None:
+        gains = save_sheet(files.output, originals, cells)
         several = len({c.spacing for c in cells}) > 1
-        said = [
+        gained = [
             f"{c.solver} {c.spacing + ' ' if several else ''}{c.steps} × {gain:,}"
             for c, gain in zip(cells, gains, strict=True)
         ]
         console.notice(
-            f"{output}: original, then for each line its reconstruction and the difference: {', '.join(said)}"
+            f"{files.output}: original, then for each line its reconstruction and the difference: {', '.join(gained)}"
         )
-    if plot is not None:
+    if files.plot is not None:
         lines: dict[str, list[tuple[float, float]]] = {}
         for c in cells:
             lines.setdefault(f"{c.solver}, {c.spacing}", []).append((c.evaluations, c.total("mse")))
-        plots.error_against_evaluations(plot, lines, f"{net.name}, {count} images")
-        console.notice(f"{plot}: error against evaluations")
+        plots.error_against_evaluations(files.plot, lines, f"{net.name}, {count} images")
+        console.notice(f"{files.plot}: error against evaluations")
     worst = max((c.total("mse") for c in cells), default=0.0) if "mse" in reports else math.nan
-    if fail_above is not None and not worst <= fail_above:
-        raise AboveLimit(f"mse {worst:.3g} is above {fail_above:.3g}")
+    if said.fail_above is not None and not worst <= said.fail_above:
+        raise AboveLimit(f"mse {worst:.3g} is above {said.fail_above:.3g}")
     if failed:
         raise SomeFailed(f"{failed} of {len(items)} images could not be read", hint="the figures are of the others")
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddimctl.cli import inputs, options
-from ddimctl.cli.console import Console, figure, table
+from ddimctl.cli.console import figure, table
+from ddimctl.cli.groups import flat, like
 from ddimctl.errors import UsageError, choose
 
 if TYPE_CHECKING:
@@ -21,6 +22,30 @@ if TYPE_CHECKING:
 
 COLUMNS = 8  # of a sheet, or a square where that is wider
 GAP = 4  # pixels between its images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples(options.Output):
+    """Where the images go, and the noise."""
+
+    noise: Annotated[
+        Path | None, typer.Option("--save-noise", metavar="FILE", help="Also write x_T: a latent file (.pt …).")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(options.Iterating, options.Seeded):
+    """The way from noise to images."""
+
+    n: Annotated[int, typer.Option("-n", "--number", metavar="N", min=1, help="How many images.")] = 16
+    steps: Annotated[str, like(options.How, "steps", metavar="S,…", help="Steps; several to compare them.")] = "20"
+    eta: Annotated[float, typer.Option("--eta", metavar="X", help="Noise on the way: 0 is DDIM, 1 is DDPM.")] = 0.0
+    sigma_hat: Annotated[bool, typer.Option("--sigma-hat", metavar="", help="The DDPM of larger variance.")] = False
+    solver: Annotated[
+        str | None,
+        like(options.How, "solver", help=f"{options.SOLVER_HELP} With noise on the way, only ddim."),
+    ] = None
+    spacing: Annotated[str, like(options.How, "spacing")] = options.DEFAULT_SPACING
 
 
 @dataclass
@@ -53,33 +78,14 @@ class Row:
         }
 
 
+@flat
 def sample(
-    n: Annotated[int, typer.Option("-n", "--number", metavar="N", min=1, help="How many images.")] = 16,
-    output: options.Output = None,
-    steps: Annotated[str, typer.Option("--steps", metavar="S,…", help="Steps; several to compare them.")] = "20",
-    eta: Annotated[float, typer.Option("--eta", metavar="X", help="Noise on the way: 0 is DDIM, 1 is DDPM.")] = 0.0,
-    sigma_hat: Annotated[bool, typer.Option("--sigma-hat", help="The DDPM of larger variance.")] = False,
-    solver: Annotated[
-        str | None,
-        typer.Option("--solver", metavar="NAME", help=f"{options.SOLVER_HELP} With noise on the way, only ddim."),
-    ] = None,
-    spacing: options.Spacing = options.DEFAULT_SPACING,
-    tolerance: options.Tolerance = None,
-    noise: Annotated[
-        Path | None, typer.Option("--save-noise", metavar="FILE", help="Also write x_T: a latent file (.pt …).")
-    ] = None,
-    seed: options.Seed = 0,
-    model: options.Model = options.DEFAULT_MODEL,
-    class_label: options.Class = None,
-    config: options.Config = None,
-    device: options.Device = "auto",
-    engine: options.Engine = "auto",
-    precision: options.Precision = "float32",
-    batch_size: options.BatchSize = options.DEFAULT_BATCH,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    force: options.Force = False,
+    *,
+    what: options.What,
+    how: Sampling,
+    files: Samples,
+    machine: options.Machine,
+    said: options.Said,
 ) -> None:
     """Make images out of noise.
 
@@ -99,41 +105,53 @@ def sample(
     from ddimctl.metrics import mse
     from ddimctl.solvers import DEFAULT_SOLVER, SOLVERS
 
-    console = Console(quiet, verbose, json)
-    lengths = list(dict.fromkeys(options.parse_integers(steps, "--steps")))
-    if solver is not None:
-        choose(SOLVERS, solver, "solver")
-        if sampling.is_random(eta, sigma_hat) and solver != "ddim":
-            raise UsageError(f"the solver {solver} adds no noise on the way", hint="leave it away, or --eta")
-    how = solver or ("ddim" if sampling.is_random(eta, sigma_hat) else DEFAULT_SOLVER)
-    sampling.check(n, eta, sigma_hat, how, tolerance)
-    folder, files = targets(output, n, lengths)
-    for file in files:
-        refuse_existing(file, force, makes_folder=folder is not None)
-    if noise is not None:
-        latent.check_suffix(noise)
-        made = folder is not None and noise.parent in (folder, *(f.parent for f in files))
-        refuse_existing(noise, force, makes_folder=made)
-    if output is None:
-        console.notice(f"writing {files[0]}")
+    console = said.console()
+    lengths = list(dict.fromkeys(options.parse_integers(how.steps, "--steps")))
+    if how.solver is not None:
+        choose(SOLVERS, how.solver, "solver")
+        if sampling.is_random(how.eta, how.sigma_hat) and how.solver != "ddim":
+            raise UsageError(f"the solver {how.solver} adds no noise on the way", hint="leave it away, or --eta")
+    solver = how.solver or ("ddim" if sampling.is_random(how.eta, how.sigma_hat) else DEFAULT_SOLVER)
+    sampling.check(how.n, how.eta, how.sigma_hat, solver, how.tolerance)
+    folder, pictures = targets(files.output, how.n, lengths)
+    for file in pictures:
+        refuse_existing(file, files.force, makes_folder=folder is not None)
+    if files.noise is not None:
+        latent.check_suffix(files.noise)
+        made = folder is not None and files.noise.parent in (folder, *(f.parent for f in pictures))
+        refuse_existing(files.noise, files.force, makes_folder=made)
+    if files.output is None:
+        console.notice(f"writing {pictures[0]}")
 
-    net = inputs.open_model(model, device, console, class_label, config)
+    net = inputs.open_model(what.model, machine.device, console, what.class_label, what.config)
     formats.check_channels(f"an image of the model {net.name}", net.channels)
-    columns = n if len(lengths) > 1 else min(n, max(COLUMNS, math.isqrt(n - 1) + 1))
+    columns = how.n if len(lengths) > 1 else min(how.n, max(COLUMNS, math.isqrt(how.n - 1) + 1))
     factor = sheets.factor_to_see(net.size)
     if folder is None:
-        formats.check_side(files[0], *sheets.sheet_size(n * len(lengths), net.size, columns, GAP, factor))
-    rows = [Row(s, net.schedule.path(s, spacing)) for s in lengths]
+        formats.check_side(pictures[0], *sheets.sheet_size(how.n * len(lengths), net.size, columns, GAP, factor))
+    rows = [Row(s, net.schedule.path(s, how.spacing)) for s in lengths]
     longest = max(rows, key=lambda row: row.steps)
-    inputs.start_engine(net, engine, precision, inputs.evaluations(n, sum(lengths), how), console)
+    inputs.start_engine(
+        net, machine.engine, machine.precision, inputs.evaluations(how.n, sum(lengths), solver), console
+    )
     apart: list[float] = []  # from one image to the next: what the table's figures would be of unrelated ones
-    with console.bar(sum(lengths) * -(-n // batch_size), "sampling") as bar:
-        for start in range(0, n, batch_size):
-            m = min(batch_size, n - start)
+    with console.bar(sum(lengths) * -(-how.n // machine.batch_size), "sampling") as bar:
+        for start in range(0, how.n, machine.batch_size):
+            m = min(machine.batch_size, how.n - start)
             xs = {}
             for row in rows:
                 solution = sampling.sample(
-                    net, m, row.path, seed, eta, sigma_hat, how, start, batch_size, bar, tolerance
+                    net,
+                    m,
+                    row.path,
+                    how.seed,
+                    how.eta,
+                    how.sigma_hat,
+                    solver,
+                    start,
+                    machine.batch_size,
+                    bar,
+                    how.tolerance,
                 )
                 levels.check_finite(solution.x, net.name)
                 row.add(solution)
@@ -142,9 +160,9 @@ def sample(
                 if folder is None:
                     row.pixels.append(pixels)
                     continue
-                at = rows.index(row) * n + start
-                make_folder(files[at].parent)
-                for file, image in zip(files[at : at + m], pixels, strict=True):
+                at = rows.index(row) * how.n + start
+                make_folder(pictures[at].parent)
+                for file, image in zip(pictures[at : at + m], pixels, strict=True):
                     writing.save_image(file, image)
             for row in rows:
                 row.mse += mse(xs[row.steps], xs[longest.steps]).tolist()
@@ -152,27 +170,31 @@ def sample(
     for row in rows:
         if row.unconverged:
             console.notice(
-                f"warning: {row.unconverged} of {n} images did not converge (residual at most {max(row.residuals):.1e})"
+                f"warning: {row.unconverged} of {how.n} images did not converge (residual at most {max(row.residuals):.1e})"
             )
     if folder is None:
-        save_sheet(files[0], rows, columns, factor)
-    if noise is not None:
-        save_noise(noise, net, n, seed, longest.path, spacing, how, tolerance, model, config)
-        if sampling.is_random(eta, sigma_hat):
-            console.notice(f"{noise} holds x_T alone: decode adds no noise on the way, and makes other images of it")
-    written = [str(f) for f in files] + ([str(noise)] if noise is not None else [])
+        save_sheet(pictures[0], rows, columns, factor)
+    if files.noise is not None:
+        save_noise(
+            files.noise, net, how.n, how.seed, longest.path, how.spacing, solver, how.tolerance, what.model, what.config
+        )
+        if sampling.is_random(how.eta, how.sigma_hat):
+            console.notice(
+                f"{files.noise} holds x_T alone: decode adds no noise on the way, and makes other images of it"
+            )
+    written = [str(f) for f in pictures] + ([str(files.noise)] if files.noise is not None else [])
     text = "\n".join(written)
     if len(rows) > 1:
         text = as_table(rows, longest, apart) + "\n" + text
     record: dict[str, Any] = {
         "files": written,
-        "images": n,
+        "images": how.n,
         "model": {"name": net.name, "digest": net.digest},
-        "seed": seed,
-        "eta": 1.0 if sigma_hat else eta,
-        "sigma_hat": sigma_hat,
-        "solver": how,
-        "spacing": spacing,
+        "seed": how.seed,
+        "eta": 1.0 if how.sigma_hat else how.eta,
+        "sigma_hat": how.sigma_hat,
+        "solver": solver,
+        "spacing": how.spacing,
         "results": [row.record for row in rows],
         "unrelated_mse": sum(apart) / len(apart) if apart else None,
     }

@@ -7,13 +7,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from ddimctl.cli import options
 from ddimctl.cli.console import Console
+from ddimctl.cli.groups import flat, like
 from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,52 +24,82 @@ if TYPE_CHECKING:
     from ddimctl.training.loop import Trainer
 
 
+@dataclass(frozen=True, kw_only=True)
+class Folder(options.Forced):
+    """Where the model goes."""
+
+    output: Annotated[Path, like(options.Output, "output", metavar="FOLDER", help="The model folder to make.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """What the images are."""
+
+    PANEL: ClassVar[str] = "Images"
+
+    held_out: Annotated[
+        str, typer.Option(metavar="SET", help="Images to measure with and never train on: a fraction, or a path.")
+    ] = "0.05"
+    size: Annotated[
+        str, typer.Option(metavar="HxW", help="Image size, such as 32 or 48x64; sides must halve evenly.")
+    ] = "32"
+    grey: Annotated[bool, typer.Option("--grey", metavar="", help="One channel instead of three.")] = False
+    license_: Annotated[str, typer.Option("--license", help="The images' licence, for the model card.")] = ""
+    data_name: Annotated[str, typer.Option("--data-name", help="What the images are, for the card.")] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """The network's shape."""
+
+    PANEL: ClassVar[str] = "Network"
+
+    channels: Annotated[str, typer.Option(metavar="A,B,…", help="Channels at each resolution.")] = "32,64,128"
+    layers: Annotated[int, typer.Option(min=1, help="Residual blocks at each resolution.")] = 1
+    attention: Annotated[
+        str, typer.Option(metavar="I,J,…", help="Resolutions with self-attention, 0 being the finest; or none.")
+    ] = "2"
+    groups: Annotated[int, typer.Option(min=1, help="Groups of the group norms.")] = 4
+    head_dim: Annotated[int, typer.Option(min=1, help="Channels of an attention head.")] = 64
+    dropout: Annotated[float, typer.Option(min=0, max=1, help="Dropout in the residual blocks.")] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(options.Seeded):
+    """How it is trained."""
+
+    PANEL: ClassVar[str] = "Training"
+
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Optimiser steps in all.")] = 16_000
+    batch_size: Annotated[int, like(options.Machine, "batch_size")] = 64
+    lr: Annotated[float, typer.Option(help="Peak learning rate: warm-up to it, then half a cosine to zero.")] = 1e-3
+    warmup: Annotated[int, typer.Option(metavar="N", min=1, help="Steps of warm-up.")] = 200
+    weight_decay: Annotated[float, typer.Option(min=0, help="AdamW's, on the weights of rank 2 and more.")] = 1e-4
+    ema: Annotated[float, typer.Option(min=0, max=1, help="Decay of the average of the weights.")] = 0.9995
+    clip: Annotated[float, typer.Option(min=0, help="Largest gradient norm.")] = 1.0
+    balance: Annotated[
+        float,
+        typer.Option(min=0, help="Weigh ε's error by 1 + min(σ², N): more care for the whole; 0 is the paper's loss."),
+    ] = 0.0
+    flip: Annotated[bool, typer.Option("--flip", metavar="", help="Mirror images at random.")] = False
+    bf16: Annotated[bool, typer.Option("--bf16/--float32", metavar="", help="Arithmetic of the network.")] = True
+    resume: Annotated[bool, typer.Option("--resume", metavar="", help="Continue the run in FOLDER, exactly.")] = False
+    sample_every: Annotated[int, typer.Option(metavar="N", min=1, help="Steps between sample sheets.")] = 2000
+    save_every: Annotated[int, typer.Option(metavar="N", min=1, help="Steps between checkpoints.")] = 500
+
+
+@flat
 def train(
     images: Annotated[
         Path, typer.Argument(parser=options.parse_path, help="A folder of images, or an IDX file (perhaps gzipped).")
     ],
-    output: Annotated[
-        Path,
-        typer.Option("-o", "--output", metavar="FOLDER", parser=options.parse_output, help="The model folder to make."),
-    ],
-    held_out: Annotated[
-        str, typer.Option(metavar="SET", help="Images to measure with and never train on: a fraction, or a path.")
-    ] = "0.05",
-    size: Annotated[
-        str, typer.Option(metavar="HxW", help="Image size, such as 32 or 48x64; sides must halve evenly.")
-    ] = "32",
-    grey: Annotated[bool, typer.Option("--grey", help="One channel instead of three.")] = False,
-    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Optimiser steps in all.")] = 16_000,
-    batch_size: options.BatchSize = 64,
-    lr: Annotated[float, typer.Option(help="Peak learning rate: warm-up to it, then half a cosine to zero.")] = 1e-3,
-    warmup: Annotated[int, typer.Option(metavar="N", min=1, help="Steps of warm-up.")] = 200,
-    weight_decay: Annotated[float, typer.Option(min=0, help="AdamW's, on the weights of rank 2 and more.")] = 1e-4,
-    ema: Annotated[float, typer.Option(min=0, max=1, help="Decay of the average of the weights.")] = 0.9995,
-    clip: Annotated[float, typer.Option(min=0, help="Largest gradient norm.")] = 1.0,
-    dropout: Annotated[float, typer.Option(min=0, max=1, help="Dropout in the residual blocks.")] = 0.0,
-    channels: Annotated[str, typer.Option(metavar="A,B,…", help="Channels at each resolution.")] = "32,64,128",
-    layers: Annotated[int, typer.Option(min=1, help="Residual blocks at each resolution.")] = 1,
-    attention: Annotated[
-        str, typer.Option(metavar="I,J,…", help="Resolutions with self-attention, 0 being the finest; or none.")
-    ] = "2",
-    groups: Annotated[int, typer.Option(min=1, help="Groups of the group norms.")] = 4,
-    head_dim: Annotated[int, typer.Option(min=1, help="Channels of an attention head.")] = 64,
-    balance: Annotated[
-        float,
-        typer.Option(min=0, help="Weigh ε's error by 1 + min(σ², N): more care for the whole; 0 is the paper's loss."),
-    ] = 0.0,
-    flip: Annotated[bool, typer.Option("--flip", help="Mirror images at random.")] = False,
-    bf16: Annotated[bool, typer.Option("--bf16/--float32", help="Arithmetic of the network.")] = True,
-    seed: options.Seed = 0,
-    license_: Annotated[str, typer.Option("--license", help="The images' licence, for the model card.")] = "",
-    data_name: Annotated[str, typer.Option("--data-name", help="What the images are, for the card.")] = "",
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in FOLDER, exactly.")] = False,
-    sample_every: Annotated[int, typer.Option(metavar="N", min=1, help="Steps between sample sheets.")] = 2000,
-    save_every: Annotated[int, typer.Option(metavar="N", min=1, help="Steps between checkpoints.")] = 500,
-    device: options.Device = "auto",
-    force: options.Force = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    *,
+    pictures: Pictures,
+    network: Network,
+    training: Training,
+    files: Folder,
+    machine: options.Device,
+    said: options.Said,
 ) -> None:
     """Train a model on images.
 
@@ -86,41 +118,54 @@ def train(
     from ddimctl.training.pixel import Pixel
     from ddimctl.training.settings import PixelSettings
 
-    console = Console(quiet, verbose)
+    console = said.console()
     settings = PixelSettings(
-        channels=1 if grey else 3,
-        size=options.parse_size(size, "--size"),
-        block_channels=options.parse_integers(channels, "--channels"),
-        attention=() if attention == "none" else options.parse_integers(attention, "--attention"),
-        layers=layers, groups=groups, head_dim=head_dim, dropout=dropout, steps=steps, batch=batch_size, lr=lr,
-        warmup=warmup, weight_decay=weight_decay, ema=ema, clip=clip, flip=flip, bf16=bf16, seed=seed,
-        balance=balance,
-    )  # fmt: skip
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"{output} is a file", hint="-o names a folder")
-    if output.exists() and any(output.iterdir()) and not (resume or force):
+        channels=1 if pictures.grey else 3,
+        size=options.parse_size(pictures.size, "--size"),
+        block_channels=options.parse_integers(network.channels, "--channels"),
+        attention=() if network.attention == "none" else options.parse_integers(network.attention, "--attention"),
+        layers=network.layers,
+        groups=network.groups,
+        head_dim=network.head_dim,
+        dropout=network.dropout,
+        steps=training.steps,
+        batch=training.batch_size,
+        lr=training.lr,
+        warmup=training.warmup,
+        weight_decay=training.weight_decay,
+        ema=training.ema,
+        clip=training.clip,
+        flip=training.flip,
+        bf16=training.bf16,
+        seed=training.seed,
+        balance=training.balance,
+    )
+    if files.output.exists() and not files.output.is_dir():
+        raise UsageError(f"{files.output} is a file", hint="-o names a folder")
+    if files.output.exists() and any(files.output.iterdir()) and not (training.resume or files.force):
         raise UsageError(
-            f"{output} is a folder with something in it", hint="--resume continues a run, --force starts again there"
+            f"{files.output} is a folder with something in it",
+            hint="--resume continues a run, --force starts again there",
         )
-    target = model.torch_device(device)
-    data = _load(images, held_out, settings.channels, settings.size, seed)
+    target = model.torch_device(machine.device)
+    data = _load(images, pictures.held_out, settings.channels, settings.size, training.seed)
     task = Pixel(settings, data, target)
-    trainer = Trainer(task, output)
-    if resume:
+    trainer = Trainer(task, files.output)
+    if training.resume:
         trainer.resume()
-    elif force:
-        diffusers.clear(output)
-    trainer.about |= {k: v for k, v in (("data_name", data_name), ("license", license_)) if v}
+    elif files.force:
+        diffusers.clear(files.output)
+    trainer.about |= {k: v for k, v in (("data_name", pictures.data_name), ("license", pictures.license_)) if v}
     about = card.About(
         images.resolve().name,
-        Path(held_out).name,
+        Path(pictures.held_out).name,
         trainer.about.get("data_name", images.resolve().name),
         trainer.about.get("license", "not stated"),
     )
     make_folder(trainer.work)
     log = LossLog(trainer.work / "loss.csv", trainer.step, settings.batch)
     parameters = sum(p.numel() for p in task.network.parameters())
-    start = f"continuing at step {trainer.step}" if resume else f"{parameters:,} parameters"
+    start = f"continuing at step {trainer.step}" if training.resume else f"{parameters:,} parameters"
     console.notice(f"{len(data.images):,} images to train on, {len(data.held_out):,} held out; {start}")
     if data.shared:
         console.notice(f"warning: {data.shared:,} of the held-out images are among those to train on as well")
@@ -131,9 +176,9 @@ def train(
             if report.step == settings.steps:
                 trainer.save()
                 break
-            if report.step % sample_every == 0:
+            if report.step % training.sample_every == 0:
                 _sample_sheet(trainer)
-            if stopped or report.step % save_every == 0:
+            if stopped or report.step % training.save_every == 0:
                 trainer.save()
                 trainer.export(card.write(trainer, about, log.held_out_loss))
             if stopped:
@@ -142,12 +187,12 @@ def train(
     # What follows only reads the checkpoint: if it is interrupted, --resume does it again.
     _sample_sheet(trainer)
     held_out_loss = trainer.validate() if log.held_out_loss is None else log.held_out_loss
-    net = model.from_checkpoint(task.checkpoint(trainer.average.module), output.name, device)
+    net = model.from_checkpoint(task.checkpoint(trainer.average.module), files.output.name, machine.device)
     shown = to_tensor(data.held_out[:N_HELD_OUT_FILES].permute(0, 2, 3, 1).numpy()).double()
     with console.bar(card.round_trip_steps(), "measuring round trips") as bar:
         measured = card.round_trip(net, shown, bar)
     trainer.export(card.write(trainer, about, held_out_loss, measured))
-    print(output)
+    console.data(str(files.output), {"folder": str(files.output)})
 
 
 def _load(images: Path, held_out: str, channels: int, size: tuple[int, int], seed: int) -> Data:

@@ -1,0 +1,44 @@
+"""What may be said for an option whose values have names: for the help, and for TAB.
+
+The names stand here a second time, because the registries they come from import torch or numpy; a test holds the two
+together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+SOLVERS = ("ab2", "ab2mix", "ddim", "heun", "exact", "adaptive")
+SPACINGS = ("karras", "linear", "quadratic", "log", "arsinh")
+ENGINES = ("torch", "compile", "openvino")
+PRECISIONS = ("float32", "bf16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+FITS = ("crop", "pad", "stretch")
+FEATURES = ("classifier", "inception")
+REPORTS = (
+    "mse", "mse_8bit", "psnr", "ssim", "max_abs", "wrong_pixels", "norm", "latent_error", "xT_error",
+)  # fmt: skip
+
+
+def one_of(*names: str) -> Callable[[str], list[str]]:
+    """Completes one name."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
+def some_of(*names: str) -> Callable[[str], list[str]]:
+    """Completes the last of several names with commas between, each once."""
+
+    def complete(incomplete: str) -> list[str]:
+        *before, last = incomplete.split(",")
+        return [",".join([*before, name]) for name in names if name.startswith(last) and name not in before]
+
+    return complete
+
+
+def models(incomplete: str) -> Iterable[str]:
+    """Completes the name of a bundled model."""
+    from ddimctl.files import bundled_folder
+
+    folder = bundled_folder()
+    found = sorted(p.name for p in folder.iterdir() if (p / "model_index.json").is_file()) if folder.is_dir() else []
+    return [name for name in found if name.startswith(incomplete)]
