@@ -8,63 +8,69 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from pages import put, table
 from torch import Tensor
 
-from ddimctl import ddim, lossless, plots
+from ddimctl import lossless, ode, plots, roundtrip
+from ddimctl.families import bundled, load
 from ddimctl.images import datasets, levels, reading
-from ddimctl.metrics import max_abs, mse, psnr, wrong_pixels
-from ddimctl.model import Model, bundled, load
+from ddimctl.model import Model
 from ddimctl.paper import TABLE_2
+from ddimctl.recipe import Way
+from ddimctl.roundtrip import REFERENCE, RoundTrip
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "inversion.md"
 GRID = [
-    *(("ddim", "linear", S) for S in (10, 20, 50, 100)),
-    *(("ddim", "quadratic", S) for S in (10, 20, 50, 100)),
-    *(("ab2", "karras", S) for S in (10, 20, 50, 100)),
-    *(("ab2mix", "arsinh", S) for S in (10, 20, 50, 100)),
-    ("ddim", "karras", 20),
-    ("heun", "karras", 10),
-    *(("exact", spacing, 20) for spacing in ("karras", "log")),
-    *(("exact", spacing, 50) for spacing in ("karras", "log")),
+    *(Way("ddim", "linear", S) for S in (10, 20, 50, 100)),
+    *(Way("ddim", "quadratic", S) for S in (10, 20, 50, 100)),
+    *(Way("ab2", "karras", S) for S in (10, 20, 50, 100)),
+    *(Way("ab2mix", "arsinh", S) for S in (10, 20, 50, 100)),
+    Way("ddim", "karras", 20),
+    Way("heun", "karras", 10),
+    *(Way("exact", spacing, 20) for spacing in ("karras", "log")),
+    *(Way("exact", spacing, 50) for spacing in ("karras", "log")),
 ]
+REPORTS = ("mse", "psnr", "wrong_pixels", "max_abs", "latent_error", "norm")
+BATCH = 64
 
 
-@dataclass(frozen=True)
-class Row:
-    solver: str
-    spacing: str
-    steps: int
-    encode: float
-    decode: float
-    mse: float
-    psnr: float
-    wrong: int
-    worst: float
-    latent_error: float
-    norm: float
-    unconverged: int
+def rms(values: Sequence[float]) -> float:
+    """The root mean square of all images' numbers, from each image's own."""
+    return math.sqrt(sum(v * v for v in values) / len(values))
 
 
-def rms(x: Tensor) -> float:
-    return float(x.double().square().mean().sqrt())
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
-def measure(model: Model, x0: Tensor, solver: str, spacing: str, steps: int, reference: Tensor) -> Row:
-    path = model.schedule.path(steps, spacing)
-    encoded = ddim.encode(model, x0, path, solver)
-    xT = encoded.x.float()
-    decoded = ddim.decode(model, xT, path, solver)
-    return Row(
-        solver, spacing, steps, encoded.mean_evaluations, decoded.mean_evaluations,
-        float(mse(x0, decoded.x).mean()), float(psnr(x0, decoded.x).mean()), int(wrong_pixels(x0, decoded.x).sum()),
-        float(max_abs(x0, decoded.x).max()), rms(xT - reference), rms(xT), len(encoded.unconverged),
-    )  # fmt: skip
+def batches(x0: Tensor) -> Iterator[Tensor]:
+    """The images in parts, saying which is worked on."""
+    for start in range(0, len(x0), BATCH):
+        print(f"from image {start} of {len(x0)}", flush=True)
+        yield x0[start : start + BATCH]
+
+
+def row(trip: RoundTrip, numbers: int) -> list[str]:
+    """A line of the page's table; `numbers` are the values of all images."""
+    way = trip.way
+    return [
+        way.solver, way.spacing, str(way.steps),
+        f"{mean(trip.encode_evaluations):.4g} + {mean(trip.decode_evaluations):.4g}",
+        f"{trip.total('mse'):.1e}", f"{trip.total('psnr'):.1f} dB",
+        f"{trip.total('wrong_pixels'):,.0f} of {numbers:,}", f"{trip.total('max_abs'):.2f}",
+        f"{rms(trip.values['latent_error']):.4f}", f"{rms(trip.values['norm']):.3f}", str(TABLE_2.get(way.steps, "–")),
+    ]  # fmt: skip
+
+
+def reference_evaluations(model: Model, x0: Tensor) -> float:
+    """Of the network for an image, by the solver that `latent_error` compares with: the most of any first level."""
+    ends = {(path[0], path[-1]) for path in (way.path(model.schedule) for way in GRID)}
+    return max(ode.encode(model, x0, REFERENCE.along(e)).mean_evaluations for e in ends)
 
 
 def strange(shape: tuple[int, int, int]) -> dict[str, Tensor]:
@@ -87,8 +93,8 @@ def strange(shape: tuple[int, int, int]) -> dict[str, Tensor]:
 
 
 def held_out(model: Model) -> Tensor:
-    assert model.folder is not None
-    return levels.signed(datasets.load_dataset(model.folder / "held-out", model.channels, model.size).float())
+    assert model.about.folder is not None
+    return levels.signed(datasets.load_dataset(model.about.folder / "held-out", model.channels, model.size).float())
 
 
 def main(source: Path | None) -> None:
@@ -98,32 +104,25 @@ def main(source: Path | None) -> None:
     else:
         x0 = levels.signed(datasets.load_dataset(source, model.channels, model.size)[:256].float())
     n = len(x0)
-    references = {}
-    rows = []
-    for solver, spacing, steps in GRID:
-        path = model.schedule.path(steps, spacing)
-        if path[0] not in references:
-            references[path[0]] = ddim.encode(model, x0, (path[0], path[-1]), "adaptive", 1e-4)
-        rows.append(measure(model, x0, solver, spacing, steps, references[path[0]].x))
-        print(rows[-1], flush=True)
+    trips = roundtrip.measure(model, batches(x0), GRID, reports=REPORTS)
+    rows = [row(trip, x0.numel()) for trip in trips]
+    print(*rows, sep="\n", flush=True)
     body = [
         f"Model fashion-mnist (digest {model.digest[:12]}…), {n} images that it never saw, float32 network, float64 state.",
         table(
             ["solver", "spacing", "S", "evaluations", "mse", "PSNR", "wrong values", "worst (levels)", "x_T error",
              "norm/√d", "paper's table 2"],
-            [[r.solver, r.spacing, str(r.steps), f"{r.encode:.4g} + {r.decode:.4g}", f"{r.mse:.1e}", f"{r.psnr:.1f} dB",
-              f"{r.wrong:,} of {x0.numel():,}", f"{r.worst:.2f}", f"{r.latent_error:.4f}", f"{r.norm:.3f}",
-              str(TABLE_2.get(r.steps, "–"))] for r in rows],
+            rows,
         ),
-        "*x_T error*: root mean square against the adaptive solver at a tolerance of 1e-4"
-        f" ({max(r.mean_evaluations for r in references.values()):.0f} evaluations an image), from the same first level.",
+        f"*x_T error*: root mean square against the adaptive solver at a tolerance of {REFERENCE.tolerance:g}"
+        f" ({reference_evaluations(model, x0):.0f} evaluations an image), from the same first level.",
         "`encode --lossless` at S = 20 of each model's own 64 held-out images, checks included in the evaluations:",
     ]  # fmt: skip
     checked = []
     for name in bundled():
         own = load(name, "cpu")
         for spacing in ("karras", "log"):
-            solution = lossless.encode(own, held_out(own), own.schedule.path(20, spacing))
+            solution = lossless.encode(own, held_out(own), Way("exact", spacing))
             assert solution.checks is not None
             good = sum(c.wrong == 0 for c in solution.checks)
             checked.append([name, spacing, f"{good} of {len(solution.checks)}", f"{solution.mean_evaluations:.1f}",
@@ -132,19 +131,20 @@ def main(source: Path | None) -> None:
     body += [table(["model", "spacing", "lossless", "evaluations, mean", "most", "worst (levels)"], checked),
              "The same for images unlike anything that fashion-mnist was trained on, karras spacing:"]  # fmt: skip
     odd = []
-    for name, image in strange(model.shape).items():
-        solution = lossless.encode(model, image, model.schedule.path(20))
+    for name, image in strange(model.image_shape).items():
+        solution = lossless.encode(model, image, Way("exact"))
         assert solution.checks is not None
         c = solution.checks[0]
         odd.append([name, str(c.wrong), f"{c.worst:.2f}", f"{c.tolerance:g}", str(solution.evaluations[0])])
         print(odd[-1], flush=True)
     body.append(table(["image", "wrong values", "worst (levels)", "tolerance needed", "evaluations in all"], odd))
     lines: dict[str, list[tuple[float, float]]] = {}
-    for r in rows:
-        lines.setdefault(f"{r.solver}, {r.spacing}", []).append((r.encode + r.decode, max(r.mse, 1e-14)))
+    for trip in trips:
+        point = trip.evaluations, max(trip.total("mse"), 1e-14)
+        lines.setdefault(f"{trip.way.solver}, {trip.way.spacing}", []).append(point)
     plots.error_against_evaluations(ROOT / "docs" / "inversion.png", lines, f"fashion-mnist, {n} images")
     put(PAGE, __file__, "\n\n".join(body))
-    assert all(math.isfinite(r.mse) for r in rows)
+    assert all(math.isfinite(trip.total("mse")) for trip in trips)
 
 
 if __name__ == "__main__":

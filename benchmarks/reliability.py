@@ -36,14 +36,21 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ddimctl import __version__, batch, ddim, latent, model
+from ddimctl import __version__, latent, ode
 from ddimctl.checkpoints import Checkpoint, diffusers
 from ddimctl.cli import app, info, inputs
 from ddimctl.cli.console import Console
 from ddimctl.errors import DDIMError, FileError
+from ddimctl.families import load
 from ddimctl.files import clean
 from ddimctl.images import animation, fitting, formats, preprocessing, reading, writing
 from ddimctl.latent import Latent
+from ddimctl.model import Model
+from ddimctl.ode import Solution
+from ddimctl.recipe import Way
+from ddimctl.runs import local, packed, plan
+from ddimctl.runs.manifest import Manifest, journal_of, read_manifest
+from ddimctl.runs.work import Encoding
 from ddimctl.schedule import Schedule
 from ddimctl.unet import UNet2DModel, UNetConfig
 
@@ -166,19 +173,14 @@ def folder_of_images(folder: Path, n: int, seed: int) -> Path:
     return folder
 
 
-def encoding(net: model.Model, reference: str = "tiny", steps: int = 2) -> batch.Encoding:
-    path = net.schedule.path(steps)
-
-    def about(solution: ddim.Solution, records: list[dict[str, object]]) -> dict[str, object]:
-        return latent.provenance(net, reference, path, "karras", "ab2", solution, records)
-
-    return batch.Encoding(net, path, "ab2", None, preprocessing.Preprocessing(), about)
+def encoding(net: Model, steps: int = 2) -> Encoding:
+    return Encoding(net, Way(steps=steps), preprocessing.Preprocessing())
 
 
-def some_latent(net: model.Model, n: int = 1, value: float = 0.5, reference: str = "tiny") -> Latent:
-    how = encoding(net, reference)
-    records = [{"name": f"{i}.png", "sha256": "0" * 64, "size": [8, 8]} for i in range(n)]
-    return Latent(torch.full((n, *net.shape), value), how.about(ddim.Solution(None, [2] * n), records))
+def some_latent(net: Model, n: int = 1, value: float = 0.5) -> Latent:
+    records: list[dict[str, object]] = [{"name": f"{i}.png", "sha256": "0" * 64, "size": [8, 8]} for i in range(n)]
+    about = latent.provenance(net, encoding(net).recipe, Solution(None, [2] * n), records)
+    return Latent(torch.full((n, *net.state_shape), value), about)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -195,12 +197,12 @@ def kill_while_writing(kind: str, n: int, seed: int, work: Path) -> Result:
     """kill −9 at a random moment while one file is written again and again."""
     result = Result(f"kill −9 while writing, {kind}", "0 corrupt final files")
     rng = random.Random(seed)
-    net = model.load(str(tiny_model(work / "tiny")))
+    net = load(str(tiny_model(work / "tiny")))
     source = folder_of_images(work / "in", 48, seed)
     path = work / "out" / f"x{kind if kind.startswith('.') else {'manifest': '.jsonl', 'packed': '.safetensors'}[kind]}"
     path.parent.mkdir()
-    items = batch.gather([str(source)], formats.SUFFIXES)
-    failed = batch.Outcome(items[0], batch.FAILED, failure=FileError("x" * 700))
+    items = plan.gather([str(source)], formats.SUFFIXES)
+    failed = plan.Outcome(items[0], plan.FAILED, failure=FileError("x" * 700))
     pixels = np.random.default_rng(seed).integers(0, 256, (12, 64, 64, 1), dtype=np.uint8)
 
     def write(i: int) -> None:
@@ -211,11 +213,11 @@ def kill_while_writing(kind: str, n: int, seed: int, work: Path) -> Result:
         elif kind == ".gif":
             animation.save_frames(path, pixels, 10)
         elif kind == "manifest":
-            with batch.Manifest(path, {"number": i}) as log:
+            with Manifest(path, {"number": i}) as log:
                 for _ in range(2):
                     log.add([failed] * 16)
         else:
-            for _ in batch.pack(items, path, encoding(net), 8, force=True):
+            for _ in packed.encode(items, path, encoding(net), batch_size=8, force=True):
                 pass
 
     def forever() -> None:
@@ -228,7 +230,7 @@ def kill_while_writing(kind: str, n: int, seed: int, work: Path) -> Result:
             return (
                 data.endswith(b"\n")
                 and all(json.loads(line) for line in data.splitlines())
-                and bool(batch.read_manifest(path))
+                and bool(read_manifest(path))
             )
         if kind in latent.SUFFIXES or kind == "packed":
             return len(latent.load(path).xT) == (48 if kind == "packed" else 64)
@@ -253,7 +255,7 @@ def kill_while_writing(kind: str, n: int, seed: int, work: Path) -> Result:
         if i % 4 == 3:
             path.unlink(missing_ok=True)
         if kind == "manifest":
-            journal = batch.journal_of(path)
+            journal = journal_of(path)
             torn += journal.exists() and not journal.read_bytes().endswith(b"\n")
     left = [p.name for p in path.parent.iterdir() if p.name.startswith(".") and p.suffix not in (".parts", ".journal")]
     result.check(not left, f"temporary files stay: {left}")
@@ -358,7 +360,7 @@ def disk_full(seed: int, work: Path) -> Result:
 def every_byte(seed: int, work: Path) -> Result:
     """Every byte of a latent changed in turn, every length cut off."""
     result = Result("every byte of a latent flipped, every length truncated, both formats", "0 silent")
-    net = model.load(str(tiny_model(work / "tiny")))
+    net = load(str(tiny_model(work / "tiny")))
     rng = random.Random(seed)
     harmless = detected = 0
     for suffix in latent.SUFFIXES:
@@ -528,18 +530,18 @@ def mutated_models(n: int, seed: int, work: Path) -> Result:
     """Latents, half of them with faults in their own terms and a right checksum, and checkpoints."""
     result = Result("mutated checkpoints and latents", "0 tracebacks, 0 hangs over 10 s, exit codes from the table")
     tiny = tiny_model(work / "tiny")
-    net = model.load(str(tiny))
-    whole = some_latent(net, 2, reference=str(tiny))
+    net = load(str(tiny))
+    whole = some_latent(net, 2)
     files = [latent.to_bytes(whole, s) for s in latent.SUFFIXES]
     parts = [p for p in tiny.rglob("*") if p.suffix in (".json", ".safetensors")]
     quiet = Console(quiet=True)
 
     def decode(found: Latent) -> str:
         info.about_latent(found)
-        where = inputs.model_of(found, "x", None, "cpu", quiet, False)
-        path, how = inputs.way_back(found, where, None, None, None)
-        if len(path) < 50:
-            ddim.decode(where, found.xT[:1], path, how)
+        where = inputs.model_of(found, "x", None, device="cpu", console=quiet, force=False)
+        way = inputs.way_back(found, where, inputs.OtherWay())
+        if way.steps < 50:
+            ode.decode(where, found.xT[:1], way, inputs.condition_of(found, None))
         return "decoded"
 
     def meaning(rng: random.Random) -> bytes:
@@ -613,10 +615,10 @@ def mutated_models(n: int, seed: int, work: Path) -> Result:
             else:
                 data = mutate(data, files, rng)
             (folder / part.relative_to(tiny)).write_bytes(data)
-            loaded = model.load(str(folder), "cpu")
+            loaded = load(str(folder), "cpu")
             _ = loaded.digest
-            if loaded.shape == net.shape:
-                ddim.decode(loaded, whole.xT[:1], loaded.schedule.path(1))
+            if loaded.state_shape == net.state_shape:
+                ode.decode(loaded, whole.xT[:1], Way(steps=1))
             return "loaded"
         data = (mutate(rng.choice(files), files, rng), meaning(rng), rezipped(rng))[kind]
         path = work / f"x{rng.choice(latent.SUFFIXES)}"
@@ -643,15 +645,15 @@ def hostile(seed: int, work: Path) -> Result:
         "hostile files (code, bombs, absurd shapes, links, traversal)", "exit 3 (4 in a batch), one line, no code run"
     )
     tiny = tiny_model(work / "tiny")
-    net = model.load(str(tiny))
+    net = load(str(tiny))
     flag = work / "executed"
-    whole = some_latent(net, reference=str(tiny))
+    whole = some_latent(net)
     text = {"format": latent.FORMAT, "version": "1", "provenance": json.dumps(whole.provenance)}
     torch.save({**text, "xT": Call(os.system, f"touch {flag}")}, work / "code.pt")
     torch.save(Call(os.system, f"touch {flag}"), work / "old.pt", _use_new_zipfile_serialization=False)
     torch.save({**text, "sha256": "", "xT": torch.zeros(1).expand(10**5, 10**3, 10**3, 10)}, work / "absurd.pt")
     torch.save({**text, "sha256": "", "xT": torch.zeros(1, 1, 8, 8, dtype=torch.float64)}, work / "float64.pt")
-    nan = torch.full((1, *net.shape), math.nan)
+    nan = torch.full((1, *net.state_shape), math.nan)
     torch.save({**text, "sha256": latent.digest(nan, text["provenance"]), "xT": nan}, work / "nan.pt")
     with zipfile.ZipFile(work / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as z:
         z.writestr("x/data.pkl", bytes(1 << 28))
@@ -699,7 +701,7 @@ def hostile(seed: int, work: Path) -> Result:
 def eight_writers(n: int, seed: int, work: Path) -> Result:
     """Eight processes write one target at the same time."""
     result = Result("eight writers to one target", "one valid winner")
-    net = model.load(str(tiny_model(work / "tiny")))
+    net = load(str(tiny_model(work / "tiny")))
     for i in range(n):
         suffix = latent.SUFFIXES[i % 2]
         path = work / f"x{suffix}"
@@ -725,19 +727,20 @@ def eight_writers(n: int, seed: int, work: Path) -> Result:
 def soak(n: int, seed: int, work: Path) -> Result:
     """One run over many images: memory after 500 and at the end."""
     result = Result(f"{n}-image soak", "memory grows by less than 5 % after the first 500")
-    net = model.load(str(tiny_model(work / "tiny")))
+    net = load(str(tiny_model(work / "tiny")))
     source = folder_of_images(work / "in", n, seed)
 
     def resident() -> float:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
     def run() -> None:
-        items = batch.gather([str(source)], formats.SUFFIXES)
+        items = plan.gather([str(source)], formats.SUFFIXES)
         early, late, done = 0.0, 0.0, 0
-        with batch.Manifest(work / "manifest.jsonl", {}) as log:
-            for outcome in batch.encode(items, work / "out", ".pt", encoding(net, steps=1), 64):
+        with Manifest(work / "manifest.jsonl", {}) as log:
+            targets = local.Targets(work / "out", ".pt")
+            for outcome in local.encode(items, targets, encoding(net, steps=1), batch_size=64):
                 log.add([outcome])
-                done += outcome.status == batch.DONE
+                done += outcome.status == plan.DONE
                 if done == 500:
                     early = resident()
                 if done % 100 == 0:

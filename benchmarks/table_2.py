@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from pages import put, table
 
-from ddimctl import ddim, engines
+from ddimctl import engines, roundtrip
+from ddimctl.families import load
 from ddimctl.files import make_folder, sha256, write_bytes
 from ddimctl.images.datasets import load_dataset
 from ddimctl.images.levels import signed
-from ddimctl.metrics import mse
-from ddimctl.model import Model, load
+from ddimctl.model import Model
 from ddimctl.paper import TABLE_2
+from ddimctl.recipe import Way
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "paper.md"
@@ -32,6 +33,7 @@ KEPT = ROOT / "runs" / "table_2"
 ROWS = (("ddim", "linear"), ("ddim", "quadratic"), ("ab2", "karras"))
 FEW, MANY = (10, 20), (50, 100)
 CHUNK = 256  # images of a file of results
+BATCH = 64  # of them, at once
 
 
 def kept(model: Model, data: np.ndarray, solver: str, spacing: str, steps: int, start: int) -> Path:
@@ -43,10 +45,8 @@ def kept(model: Model, data: np.ndarray, solver: str, spacing: str, steps: int, 
 def measure(model: Model, data: np.ndarray, file: Path, solver: str, spacing: str, steps: int, start: int) -> None:
     """The mse of each image of a chunk, into `file`."""
     x0 = signed(torch.from_numpy(data[start : start + CHUNK]).double())
-    path = model.schedule.path(steps, spacing)
-    xT = ddim.as_stored(ddim.encode(model, x0, path, solver).x)
-    errors = mse(x0, ddim.decode(model, xT, path, solver).x)
-    write_bytes(file, json.dumps(errors.tolist()).encode())
+    (trip,) = roundtrip.measure(model, x0.split(BATCH), [Way(solver, spacing, steps)])
+    write_bytes(file, json.dumps(trip.values["mse"]).encode())
 
 
 def cell(files: list[Path]) -> str:
@@ -64,7 +64,8 @@ def main() -> None:
     options.add_argument("--many", type=int, default=10_000, help="images for S = 50 and 100")
     chosen = options.parse_args()
     model = load("fashion-mnist", "cpu")
-    model.use(engines.pick(model, 1e9)[0])
+    module = model.network.module
+    model = model.with_network(engines.make(module, engines.pick(module, 1e9)[0]))
     data = load_dataset(chosen.source, model.channels, model.size)[: chosen.images].numpy()
     make_folder(KEPT)
     files = {

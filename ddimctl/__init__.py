@@ -15,33 +15,41 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ddimctl.version import __version__
 
 if TYPE_CHECKING:
-    from ddimctl.ddim import Solution, decode, encode, integrate, noise
     from ddimctl.errors import DDIMError
+    from ddimctl.families import bundled, load
     from ddimctl.images.levels import to_pixels, to_tensor
     from ddimctl.images.reading import read
     from ddimctl.interpolate import grid, keyframes, slerp
     from ddimctl.metrics import mse
-    from ddimctl.model import Model, bundled, load
-    from ddimctl.sampling import sample
+    from ddimctl.model import Condition, Model
+    from ddimctl.ode import Solution, decode, encode, integrate
+    from ddimctl.recipe import Recipe, Way
+    from ddimctl.sampling import Noising, sample
     from ddimctl.schedule import Schedule
+    from ddimctl.seeds import noise
 
 _HOME = {
-    "Solution": "ddim", "decode": "ddim", "encode": "ddim", "integrate": "ddim", "noise": "ddim",
     "DDIMError": "errors",
-    "read": "images.reading", "to_pixels": "images.levels", "to_tensor": "images.levels",
+    "bundled": "families", "load": "families",
+    "to_pixels": "images.levels", "to_tensor": "images.levels",
+    "read": "images.reading",
     "grid": "interpolate", "keyframes": "interpolate", "slerp": "interpolate",
     "mse": "metrics",
-    "Model": "model", "bundled": "model", "load": "model",
-    "sample": "sampling",
+    "Condition": "model", "Model": "model",
+    "Solution": "ode", "decode": "ode", "encode": "ode", "integrate": "ode",
+    "Recipe": "recipe", "Way": "recipe",
+    "Noising": "sampling", "sample": "sampling",
     "Schedule": "schedule",
+    "noise": "seeds",
 }  # fmt: skip
 
 __all__ = [
-    "DDIMError", "Model", "Schedule", "Solution", "bundled", "decode", "encode", "grid", "integrate", "keyframes", "load",
-    "mse", "noise", "read", "sample", "slerp", "to_pixels", "to_tensor",
+    "Condition", "DDIMError", "Model", "Noising", "Recipe", "Schedule", "Solution", "Way", "__version__", "bundled",
+    "decode", "encode", "grid", "integrate", "keyframes", "load", "mse", "noise", "read", "sample", "slerp", "to_pixels",
+    "to_tensor",
 ]  # fmt: skip
 
 

@@ -13,34 +13,38 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddimctl.errors import DDIMError
 
 if TYPE_CHECKING:
-    from ddimctl.ddim import Progress
-    from ddimctl.implicit import Array
-    from ddimctl.model import Model
+    from ddimctl.arrays import Array
+    from ddimctl.model import Condition, Model
+    from ddimctl.network import Embedded
+    from ddimctl.ode import Progress
 
 SIDE = 1024  # of the matrices
 # Run in a fresh process; what it prints are seconds, and bytes at the peak.
 START = """
 import sys, time
 begin = time.perf_counter()
-from ddimctl import ddim, model
+from ddimctl import engines, families, seeds
+from ddimctl.model import Condition
 imported = time.perf_counter()
 import json
 from pathlib import Path
-reference, device, engine, precision, classes, config, batch = json.loads(sys.argv[1])
-net = model.load(reference, device, classes, config).use(engine, precision)
+asked = json.loads(sys.argv[1])
+net = families.load(asked["reference"], asked["device"], config=asked["config"])
+net = net.with_network(engines.make(net.network.module, asked["engine"], asked["precision"]))
+eps = net.eps(Condition(**asked["condition"]))
 loaded = time.perf_counter()
-x = ddim.noise(net.shape, batch, 0).double().to(net.state_device)
-net.eps(x, 1.0)
+x = seeds.noise(net.state_shape, asked["batch"], 0).double().to(net.network.module.state_device)
+eps(x, 1.0)
 first = time.perf_counter()
-net.eps(x, 1.0)
+eps(x, 1.0)
 second = time.perf_counter()
 status = Path("/proc/self/status")
 peak = int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024 if status.exists() else None
@@ -105,7 +109,7 @@ def matmul(model: Model, seconds: float) -> float:
     """GFLOP/s of a matrix multiplication, in the model's precision and on its device, with torch."""
     import torch
 
-    kind = torch.bfloat16 if model.precision == "bf16" else torch.float32
+    kind = torch.bfloat16 if model.network.precision == "bf16" else torch.float32
     a = torch.randn(SIDE, SIDE, device=model.device).to(kind)
 
     def work() -> None:
@@ -114,58 +118,56 @@ def matmul(model: Model, seconds: float) -> float:
     return float(2 * SIDE**3 / repeated(work, seconds) / 1e9)
 
 
-def rate(model: Model, batch: int, seconds: float) -> Rate:
+def rate(model: Model, condition: Condition, batch: int, *, seconds: float) -> Rate:
     """Measures `model`, by the engine it uses, with so many images at once."""
-    from ddimctl import ddim
+    from ddimctl import seeds
 
-    x = ddim.noise(model.shape, batch, 0).double().to(model.state_device)
+    network = model.network
+    x = seeds.noise(model.state_shape, batch, 0).double().to(network.module.state_device)
+    eps = model.eps(condition)
     reached = matmul(model, seconds / 4)
-    spent = repeated(lambda: model.eps(x, 1.0).cpu(), seconds)
-    return Rate(
-        model.engine, model.precision, batch, 1 / spent, batch * model.flops / spent / 1e9, reached,
-        network_share(model, batch),
-    )  # fmt: skip
+    spent = repeated(lambda: eps(x, 1.0).cpu(), seconds)
+    flops = batch * network.module.facts.flops / spent / 1e9
+    share = network_share(model, condition, batch)
+    return Rate(network.engine, network.precision, batch, 1 / spent, flops, reached, share)
 
 
-def network_share(model: Model, batch: int, steps: int = 10) -> float:
+def network_share(model: Model, condition: Condition, batch: int, *, steps: int = 10) -> float:
     """The part of the time of an encoding that the network takes; the rest is the solver's and the scaling."""
-    from ddimctl import ddim
+    from ddimctl import ode, seeds
+    from ddimctl.recipe import Way
 
-    images = ddim.noise(model.shape, batch, 0)
-    path = model.schedule.path(steps)
-    run, inside = model.run, 0.0
+    network, inside = model.network, 0.0
 
-    def timed(x: Array, labels: Sequence[float]) -> Array:
+    def timed(x: Array, labels: Sequence[float], embedded: Embedded) -> Array:
         nonlocal inside
         begin = time.perf_counter()
-        out = run(x, labels)
-        if model.device.type == "cuda":  # which answers before it is done
+        out = network(x, labels, embedded)
+        if network.module.kind == "cuda":  # which answers before it is done
             import torch
 
             torch.cuda.synchronize()
         inside += time.perf_counter() - begin
         return out
 
-    model.run = timed
-    try:
-        begin = time.perf_counter()
-        ddim.encode(model, images, path, batch_size=batch).x.cpu()
-        return inside / (time.perf_counter() - begin)
-    finally:
-        model.run = run
+    watched, images = model.with_network(replace(network, call=timed)), seeds.noise(model.image_shape, batch, 0)
+    begin = time.perf_counter()
+    ode.encode(watched, images, Way(steps=steps), condition, batch_size=batch).x.cpu()
+    return inside / (time.perf_counter() - begin)
 
 
-def line(model: Model, batch: int, steps: Sequence[int], progress: Progress = iter) -> Line:
+def line(model: Model, condition: Condition, batch: int, *, steps: Sequence[int], progress: Progress = iter) -> Line:
     """Decodes a batch in each number of steps, and lays a line through the times."""
     import numpy as np
 
-    from ddimctl import ddim
+    from ddimctl import ode, seeds
+    from ddimctl.recipe import Way
 
-    xT = ddim.noise(model.shape, batch, 0)
+    xT = seeds.noise(model.state_shape, batch, 0)
 
     def seconds(s: int) -> float:
         begin = time.perf_counter()
-        ddim.decode(model, xT, model.schedule.path(s), batch_size=batch, progress=progress).x.cpu()
+        ode.decode(model, xT, Way(steps=s), condition, batch_size=batch, progress=progress).x.cpu()
         return time.perf_counter() - begin
 
     seconds(steps[0])  # not measured: the first evaluation compiles, and touches memory
@@ -173,31 +175,23 @@ def line(model: Model, batch: int, steps: Sequence[int], progress: Progress = it
     x, y = np.array(points).T
     step, fixed = np.polyfit(x, y, 1) if len(points) > 1 else (y[0] / x[0], 0.0)
     off = max(abs(fixed + step * s - t) / t for s, t in points)
-    return Line(model.engine, batch, points, float(fixed), float(step), float(off))
+    return Line(model.network.engine, batch, points, float(fixed), float(step), float(off))
 
 
-def start(
-    reference: str, device: str, engine: str, precision: str, class_label: int | None, config: str | None, batch: int
-) -> Start:
-    """Measures a fresh process. Raises `DDIMError` if it fails."""
-    setup = json.dumps([reference, device, engine, precision, class_label, config, batch])
-    done = subprocess.run([sys.executable, "-c", START, setup], capture_output=True, text=True, check=False)
+def start(model: Model, condition: Condition, batch: int) -> Start:
+    """Measures a fresh process that opens the same model with the same engine. Raises `DDIMError` if it fails."""
+    about, network = model.about, model.network
+    asked = {
+        "reference": about.reference, "config": about.config, "device": model.device, "engine": network.engine,
+        "precision": network.precision, "condition": asdict(condition), "batch": batch,
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", START, json.dumps(asked)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise DDIMError(f"a fresh process failed: {(done.stderr.strip().splitlines() or ['no reason'])[-1]}")
     imports, loading, first, peak = json.loads(done.stdout.splitlines()[-1])
     begin = time.perf_counter()
     subprocess.run([sys.executable, "-c", "pass"], check=False)
-    return Start(engine, time.perf_counter() - begin, imports, loading, max(first, 0.0), peak)
-
-
-def measure(
-    model: Model, wanted: Sequence[str], precision: str, batches: Sequence[int], seconds: float
-) -> Iterator[Rate]:
-    """The rates of every engine at every batch size, one after the other."""
-    for engine in wanted:
-        model.use(engine, precision)
-        for batch in batches:
-            yield rate(model, batch, seconds)
+    return Start(network.engine, time.perf_counter() - begin, imports, loading, max(first, 0.0), peak)
 
 
 def processor() -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,16 @@ import torch
 from torch import Tensor
 
 from ddimctl import sampling
-from ddimctl.ddim import DEFAULT_BATCH, Progress
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.files import atomic_file, clean, make_folder, read_bytes, sha256
 from ddimctl.images.datasets import find_images, load_dataset, read_idx
 from ddimctl.images.levels import to_pixels
 from ddimctl.images.preprocessing import describe
 from ddimctl.images.reading import read
-from ddimctl.model import Model
+from ddimctl.model import NOTHING, Condition, Model
+from ddimctl.ode import DEFAULT_BATCH, Progress
+from ddimctl.recipe import Recipe
+from ddimctl.sampling import Noising
 
 CHUNK = 128  # images of a file: what a killed run loses at most
 VERSION = 1
@@ -37,17 +39,18 @@ VERSION = 1
 class Setting:
     """One way to sample: a cell of the paper's table 1."""
 
-    eta: float  # 1 beside σ̂, whose direction it is
-    sigma_hat: bool
-    steps: int
-    spacing: str
-    solver: str  # of the ODE; not used where noise is added
-    seed: int
+    how: Noising
+    seed: int = 0
+    condition: Condition = NOTHING
+
+    @property
+    def steps(self) -> int:
+        return self.how.way.steps
 
     @property
     def row(self) -> str:
         """Its name in the table."""
-        return "σ̂" if self.sigma_hat else f"η = {self.eta:g}"
+        return "σ̂" if self.how.sigma_hat else f"η = {self.how.eta:g}"
 
 
 @dataclass(frozen=True)
@@ -61,19 +64,22 @@ class Generated:
 
 def identity(model: Model, setting: Setting) -> dict[str, Any]:
     """What decides which images a setting gives, as JSON knows it."""
-    said = asdict(setting)
-    if sampling.is_random(setting.eta, setting.sigma_hat):
-        said["solver"] = "eq. 12"
-    path = model.schedule.path(setting.steps, setting.spacing)
+    how = setting.how
+    made = Recipe.of(model, how.way, setting.condition)
     return {
         "version": VERSION,
-        "model": model.digest,
-        "schedule": model.schedule.digest,
-        "class": model.class_label,
-        "dtype": model.dtype,
-        "shape": list(model.shape),
-        "path": [level.hex() for level in path],
-        **said,
+        "model": made.model,
+        "schedule": made.schedule,
+        "class": setting.condition.class_label,
+        "dtype": made.dtype,
+        "shape": list(model.image_shape),
+        "path": [level.hex() for level in made.way.levels or ()],
+        "eta": how.eta,
+        "sigma_hat": how.sigma_hat,
+        "steps": how.way.steps,
+        "spacing": how.way.spacing,
+        "solver": "eq. 12" if how.is_random else how.way.solver,
+        "seed": setting.seed,
     }
 
 
@@ -81,6 +87,7 @@ def generate(
     model: Model,
     setting: Setting,
     n: int,
+    *,
     cache: Path,
     batch_size: int = DEFAULT_BATCH,
     progress: Progress = iter,
@@ -93,26 +100,17 @@ def generate(
     folder = _folder(cache, same)
     make_folder(folder)
     clean(folder)
-    path = model.schedule.path(setting.steps, setting.spacing)
     chunks, seconds, made = [], 0.0, 0
     for first in range(0, n, CHUNK):
         wanted = min(CHUNK, n - first)
         file, about = folder / f"{first:08}.chunk", {**same, "first": first}
-        pixels, took = _read(file, about, model.shape)
+        pixels, took = _read(file, about, model.image_shape)
         if len(pixels) < wanted:
             begin = time.perf_counter()
             more = sampling.sample(
-                model,
-                wanted - len(pixels),
-                path,
-                setting.seed,
-                setting.eta,
-                setting.sigma_hat,
-                setting.solver,
-                first + len(pixels),
-                batch_size,
-                progress,
-            )
+                model, wanted - len(pixels), setting.how, setting.condition, seed=setting.seed,
+                first=first + len(pixels), batch_size=batch_size, progress=progress,
+            )  # fmt: skip
             took += time.perf_counter() - begin
             if not torch.isfinite(more.x).all():
                 raise DDIMError(f"the model {model.name} gives images that are not finite ({setting.row})")
@@ -124,12 +122,12 @@ def generate(
     return Generated(torch.cat(chunks), seconds, made)
 
 
-def missing(model: Model, setting: Setting, n: int, cache: Path) -> Iterator[int]:
+def missing(model: Model, setting: Setting, n: int, *, cache: Path) -> Iterator[int]:
     """How many images each of the chunks lacks, that does: what `generate` would make."""
     same = identity(model, setting)
     for first in range(0, n, CHUNK):
         file = _folder(cache, same) / f"{first:08}.chunk"
-        lacks = min(CHUNK, n - first) - len(_read(file, {**same, "first": first}, model.shape)[0])
+        lacks = min(CHUNK, n - first) - len(_read(file, {**same, "first": first}, model.image_shape)[0])
         if lacks > 0:
             yield lacks
 

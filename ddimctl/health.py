@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddimctl.ddim import noise
+from ddimctl.seeds import noise
 
 PATCH = 4
 LOW_VARIANCE = 0.4

@@ -14,11 +14,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-Array = Any  # a torch tensor or a numpy array of shape (B, …), float64
+from ddimctl.arrays import Array, per_image
 
 DEPTH = 3  # changes remembered; more of them once an image proves difficult
 DEPTH_DIFFICULT = 8
@@ -125,14 +124,6 @@ def rms(a: Array) -> list[float]:
     """Each image's root mean square."""
     d = math.prod(a.shape[1:])
     return [math.sqrt(v / d) if v >= 0 else math.nan for v in dot(a, a)]
-
-
-def per_image(values: Sequence[float], like: Array) -> Array:
-    """One number an image, as an array of the kind of `like` that broadcasts against it."""
-    shape = (len(values), *[1] * (like.ndim - 1))
-    if hasattr(like, "new_tensor"):  # torch
-        return like.new_tensor(values).reshape(shape)
-    return np.asarray(values, dtype=like.dtype).reshape(shape)
 
 
 def _replace(a: Array, by: Array, rows: Sequence[bool]) -> Array:

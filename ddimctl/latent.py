@@ -12,13 +12,9 @@ itself is checked field by field, so that a command may rely on it.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import math
 import os
-import pickletools
 import sys
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -27,28 +23,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ddimctl.containers import (
+    NO_HINT,
+    array,
+    check_head,
+    read_safetensors,
+    read_zip,
+    safetensors_header,
+    to_zip,
+    values,
+)  # fmt: skip
 from ddimctl.errors import FileError, UsageError
 from ddimctl.files import atomic_file, read_bytes, refuse_special, write_bytes
-from ddimctl.solvers import decoder
+from ddimctl.model import Model
+from ddimctl.ode import Solution
+from ddimctl.recipe import Recipe
+from ddimctl.version import __version__
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from ddimctl.ddim import Solution
-    from ddimctl.model import Model
 
 FORMAT = "ddimctl-latent"
 VERSION = 1
 SUFFIXES = (".pt", ".safetensors")
 MAX_BYTES = 1 << 32  # a latent file larger than this is refused
-MAX_HEADER = 100_000_000  # safetensors' own limit
-GLOBALS = {
-    "torch._utils _rebuild_tensor_v2",
-    "torch FloatStorage",
-    "collections OrderedDict",
-}  # all that a tensor needs
-LAYOUT = "latent-1/"  # the folder in our zips: the same name means the same bytes for the same content
-NO_HINT = "make it again with: ddimctl encode"
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,11 @@ class Latent:
         return [float(s) for s in self.provenance["path"]]
 
     @property
+    def recipe(self) -> Recipe:
+        """How it was made."""
+        return Recipe.read(self.provenance)
+
+    @property
     def images(self) -> list[dict[str, Any]]:
         """One record for each of the N images: name, size, digest, preprocessing."""
         records: list[dict[str, Any]] = self.provenance.get("images", [])
@@ -76,7 +79,7 @@ class Latent:
 def digest(xT: Any, provenance: str) -> str:
     """SHA-256 of format, shape, values and provenance."""
     h = _hash(tuple(xT.shape))
-    h.update(_values(xT))
+    h.update(values(xT))
     h.update(provenance.encode())
     return h.hexdigest()
 
@@ -91,47 +94,28 @@ def check_suffix(path: Path) -> None:
         raise UsageError(f"{path} is no name for a latent", hint=f"use a suffix of {' '.join(SUFFIXES)}")
 
 
-def provenance(
-    model: Model,
-    reference: str,
-    path: Sequence[float],
-    spacing: str,
-    solver: str,
-    solution: Solution,
-    records: list[dict[str, Any]],
-    config: str | None = None,
-) -> dict[str, Any]:
+def provenance(model: Model, recipe: Recipe, solution: Solution, records: list[dict[str, Any]]) -> dict[str, Any]:
     """What a latent file says about itself, besides x_T: enough to decode it, and to make it again.
 
-    `reference` is the name that the model was loaded by, `config` what had to be said about it with --config,
-    `records` one of `reading.read` for each image.
+    `records` holds one of `images.reading.read` for each image.
     """
-    from ddimctl import __version__
-
     return {
         "ddimctl": __version__,
         "model": {
             "name": model.name,
-            "reference": reference,
-            "config": config,
-            "digest": model.digest,
-            "class": model.class_label,
+            "reference": model.about.reference,
+            "config": model.about.config,
+            "digest": recipe.model,
+            "class": recipe.condition.class_label,
         },
-        "schedule": model.schedule.digest,
-        "solver": solver,
-        "decoder": decoder(solver),
-        "spacing": spacing,
-        "steps": len(path) - 1,
-        "path": list(path),
-        "tolerance": solution.tolerance,
+        **recipe.record(),
         "evaluations": solution.evaluations,
         "residuals": solution.residuals,
         "unconverged": solution.unconverged,
         "lossless": None if solution.checks is None else [asdict(c) for c in solution.checks],
         "images": records,
-        "dtype": model.dtype,
-        "device": model.device.type,
-        "engine": model.engine,
+        "device": model.network.module.kind,
+        "engine": model.network.engine,
     }
 
 
@@ -140,14 +124,14 @@ def to_bytes(latent: Latent, suffix: str) -> bytes:
 
     Raises `FileError` for NaN and infinities, and for a provenance that `load` would refuse.
     """
-    xT = _array(latent.xT)
+    xT = array(latent.xT)
     text = _text(latent.provenance, len(xT))
     text["sha256"] = digest(xT, text["provenance"])
     if not np.isfinite(xT).all():
         raise FileError("the latent holds NaN or infinity and was not written")
     if suffix.lower() == ".safetensors":
-        return _safetensors_header(text, xT.shape) + _values(xT)
-    return _zip(text, xT)
+        return safetensors_header(text, xT.shape) + values(xT)
+    return to_zip(text, xT)
 
 
 def save(path: Path, latent: Latent) -> None:
@@ -164,7 +148,7 @@ def merge(parts: Sequence[Path], path: Path) -> None:
     check_suffix(path)
     if path.suffix.lower() == ".pt":
         latents = [load(p) for p in parts]
-        whole: Any = np.concatenate([_array(x.xT) for x in latents])
+        whole: Any = np.concatenate([array(x.xT) for x in latents])
         save(path, Latent(whole, _joined([x.provenance for x in latents])))
         return
     provenances, n = [], 0
@@ -175,15 +159,15 @@ def merge(parts: Sequence[Path], path: Path) -> None:
         n, shape = n + len(latent.xT), tuple(latent.xT.shape[1:])
     text = _text(_joined(provenances), n)
     with atomic_file(path) as f:
-        f.write(_safetensors_header({**text, "sha256": "0" * 64}, (n, *shape)))
+        f.write(safetensors_header({**text, "sha256": "0" * 64}, (n, *shape)))
         h = _hash((n, *shape))
         for part in parts:
-            values = _values(load(part).xT)
-            h.update(values)
-            f.write(values)
+            part_values = values(load(part).xT)
+            h.update(part_values)
+            f.write(part_values)
         h.update(text["provenance"].encode())
         f.seek(0)
-        f.write(_safetensors_header({**text, "sha256": h.hexdigest()}, (n, *shape)))
+        f.write(safetensors_header({**text, "sha256": h.hexdigest()}, (n, *shape)))
 
 
 def load(path: Path) -> Latent:
@@ -192,7 +176,7 @@ def load(path: Path) -> Latent:
     try:
         with path.open("rb") as f:  # what is no latent is refused before all of it is read
             head = f.read(8)
-            _check_head(head, os.fstat(f.fileno()).st_size, str(path))
+            check_head(head, os.fstat(f.fileno()).st_size, str(path))
     except OSError:
         pass  # `read_bytes` says it better
     return from_bytes(read_bytes(path, MAX_BYTES), str(path))
@@ -202,8 +186,8 @@ def from_bytes(data: bytes, name: str) -> Latent:
     """The latent in `data`; `name` is for messages. Raises `FileError` if it is not whole or not a latent."""
     import torch
 
-    _check_head(data[:8], len(data), name)
-    text, xT = _read_zip(data, name) if data[:2] == b"PK" else _read_safetensors(data, name)
+    check_head(data[:8], len(data), name)
+    text, xT = read_zip(data, name) if data[:2] == b"PK" else read_safetensors(data, name)
     if text.get("format") != FORMAT:
         raise FileError(f"{name} is not a ddimctl latent", hint=NO_HINT)
     if text.get("version") != str(VERSION):
@@ -216,10 +200,6 @@ def from_bytes(data: bytes, name: str) -> Latent:
     xT = xT.contiguous()
     if not _is_unicode(about) or digest(xT, about) != text.get("sha256"):
         raise FileError(f"{name} is damaged: its checksum does not match", hint=NO_HINT)
-    if data[30 : 30 + len(LAYOUT)] == LAYOUT.encode():  # nor may anything differ that a zip holds twice, or for nothing
-        rest = {k: v for k, v in text.items() if isinstance(k, str) and isinstance(v, str)}
-        if _zip(rest, _array(xT)) != data:
-            raise FileError(f"{name} is damaged: it is not as it was written", hint=NO_HINT)
     if not torch.isfinite(xT).all():
         raise FileError(f"{name} holds NaN or infinity", hint=NO_HINT)
     try:
@@ -239,8 +219,9 @@ def check_provenance(record: Any, n: int) -> None:
             raise ValueError(f"its provenance has no {name}")
         if not is_right(record[name]):
             raise ValueError(f"its provenance has a wrong {name}")
-    if not _is_name(record.get("engine", "torch")):  # the first files do not have it
-        raise ValueError("its provenance has a wrong engine")
+    for name, is_right in LATER.items():
+        if name in record and not is_right(record[name]):
+            raise ValueError(f"its provenance has a wrong {name}")
     if record["steps"] != len(record["path"]) - 1:
         raise ValueError("its provenance has another number of steps than levels")
     for name in EACH:
@@ -251,6 +232,11 @@ def check_provenance(record: Any, n: int) -> None:
 def _is_name(value: Any) -> bool:
     """A text that may be shown: not long, no control characters."""
     return isinstance(value, str) and len(value) < 4096 and value.isprintable()
+
+
+def _is_text(value: Any) -> bool:
+    """A prompt: it may have several lines."""
+    return isinstance(value, str) and len(value) < 1 << 16 and _is_unicode(value)
 
 
 def _is_unicode(text: str) -> bool:
@@ -303,6 +289,16 @@ FIELDS: dict[str, Callable[[Any], bool]] = {  # of a provenance, and what each m
     "device": _is_name,
 }
 
+LATER: dict[str, Callable[[Any], bool]] = {  # fields that not every file has
+    "engine": _is_name,
+    "autoencoder": _is_name,
+    "condition": lambda v: (
+        isinstance(v, dict)
+        and v.keys() == {"prompt", "negative", "guidance"}
+        and all(v[k] is None or _is_text(v[k]) for k in ("prompt", "negative"))
+        and _is_number(v["guidance"])
+    ),
+}
 EACH = ("images", "evaluations", "residuals", "lossless")  # hold one entry for each image, where they hold any
 
 
@@ -332,122 +328,3 @@ def _joined(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(text: str) -> float:
     raise ValueError(f"it holds {text}")
-
-
-def _check_head(head: bytes, size: int, name: str) -> None:
-    """Refuses what cannot be a latent by its first 8 bytes and its size."""
-    if head[:2] == b"PK":
-        return
-    if len(head) < 8 or not 2 <= int.from_bytes(head, "little") <= min(size - 8, MAX_HEADER):
-        raise FileError(f"{name} is not a latent, or damaged", hint=NO_HINT)
-
-
-def _array(xT: Any) -> np.ndarray:
-    """x_T, a tensor or an array, as float32 in the order of memory."""
-    return np.ascontiguousarray(xT.detach().cpu().numpy() if hasattr(xT, "detach") else xT, "<f4")
-
-
-def _values(xT: Any) -> memoryview:
-    return _array(xT).reshape(-1).view(np.uint8).data
-
-
-def _zip(text: dict[str, str], xT: np.ndarray) -> bytes:
-    """What ``torch.save({**text, "xT": xT})`` makes: a zip of a pickle and the values; without its unchecked padding."""
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as z:
-        members = {
-            "data.pkl": _pickle(text, xT.shape),
-            "byteorder": b"little",
-            "data/0": _values(xT),
-            "version": b"3\n",
-        }
-        for name, content in members.items():
-            z.writestr(zipfile.ZipInfo(LAYOUT + name), bytes(content))  # a ZipInfo of its own has no date of today
-    return out.getvalue()
-
-
-def _pickle(text: dict[str, str], shape: tuple[int, ...]) -> bytes:
-    """The dictionary of `text` and of "xT", a tensor of that shape whose values are in ``data/0``: pickle protocol 2."""
-
-    def string(value: str) -> bytes:
-        data = value.encode("utf-8", "surrogatepass")
-        return b"X" + len(data).to_bytes(4, "little") + data
-
-    def integer(value: int) -> bytes:
-        return b"\x8a\x08" + value.to_bytes(8, "little")  # LONG1
-
-    def several(*parts: bytes) -> bytes:
-        return b"(" + b"".join(parts) + b"t"
-
-    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-    storage = several(
-        string("storage"), b"ctorch\nFloatStorage\n", string("0"), string("cpu"), integer(math.prod(shape))
-    )
-    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n" + several(
-        storage + b"Q", integer(0), several(*map(integer, shape)), several(*map(integer, strides)),
-        b"\x89", b"ccollections\nOrderedDict\n)R",
-    )  # fmt: skip
-    items = b"".join(string(k) + string(v) for k, v in text.items())
-    return b"\x80\x02}(" + items + string("xT") + tensor + b"Ru."
-
-
-def _safetensors_header(text: dict[str, str], shape: tuple[int, ...]) -> bytes:
-    """Length and header of a safetensors file. (Its own library writes the metadata in an order of the day.)"""
-    entry = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, 4 * math.prod(shape)]}
-    header = json.dumps({"__metadata__": text, "xT": entry}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    if len(header) > MAX_HEADER:
-        raise UsageError("a safetensors file cannot name so many images", hint="split the run with --shard")
-    return len(header).to_bytes(8, "little") + header
-
-
-def _read_safetensors(data: bytes, name: str) -> tuple[dict[str, Any], Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load as load_safetensors
-
-    try:
-        tensors = load_safetensors(data)
-        length = int.from_bytes(data[:8], "little")
-        text = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
-    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
-        raise FileError(f"{name} is not a latent, or damaged", hint=NO_HINT) from e
-    return text, tensors.get("xT")
-
-
-def _read_zip(data: bytes, name: str) -> tuple[dict[str, Any], Any]:
-    """The dictionary in torch's zip, and the tensor in it.
-
-    Python's zip reader checks sizes and checksums, the pickle may name nothing but what a tensor needs, and torch gets a
-    fresh zip of just that: two readers may disagree about what a hostile zip holds.
-    """
-    import torch
-
-    try:
-        clean = io.BytesIO()
-        with zipfile.ZipFile(io.BytesIO(data)) as z, zipfile.ZipFile(clean, "w") as out:
-            members = z.infolist()
-            if sum(m.file_size for m in members) > len(data) or any(m.compress_type for m in members):
-                raise FileError(f"{name} unpacks to more than it holds and was refused")
-            for m in members:
-                content = z.read(m)
-                if m.filename.endswith("data.pkl"):
-                    _check_pickle(content, name)
-                out.writestr(m.filename, content)
-        clean.seek(0)
-        loaded = torch.load(clean, weights_only=True, map_location="cpu")
-    except FileError:
-        raise
-    except Exception as e:  # torch.load documents no exceptions, and hostile bytes reach deep
-        raise FileError(f"{name} is not a latent, or damaged", hint=NO_HINT) from e
-    if not isinstance(loaded, dict):
-        raise FileError(f"{name} is not a ddimctl latent", hint=NO_HINT)
-    return loaded, loaded.get("xT")
-
-
-def _check_pickle(content: bytes, name: str) -> None:
-    """Raises `FileError` if the pickle calls anything but what a tensor needs. Runs nothing."""
-    for op, argument, _ in pickletools.genops(content):
-        if op.name == "GLOBAL" and argument not in GLOBALS:
-            raise FileError(f"{name} would call {str(argument).replace(' ', '.')[:80]} and was refused")
-        if op.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD", "EXT1", "EXT2", "EXT4"):
-            raise FileError(f"{name} would make objects and was refused")

@@ -7,18 +7,18 @@ decoder computes may differ in the last float32 digits (another batch, another p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ddimctl import ddim
-from ddimctl.ddim import DEFAULT_BATCH, Check, Progress, Solution
+from ddimctl import ode
 from ddimctl.errors import DDIMError
 from ddimctl.images.levels import in_levels
+from ddimctl.model import NOTHING, Condition, Model
+from ddimctl.ode import DEFAULT_BATCH, Check, Progress, Solution
+from ddimctl.recipe import Way
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from ddimctl.model import Model
 
 TOLERANCES = (1e-4, 3e-5, 1e-5, 2e-6)
 SAID = 3  # wrong values told of, the worst first
@@ -28,32 +28,34 @@ MARGIN = 0.45  # 8-bit levels; half a level is where rounding goes the other way
 def encode(
     model: Model,
     images: Tensor,
-    path: Sequence[float],
-    tolerance: float | None = None,
+    way: Way,
+    condition: Condition = NOTHING,
+    *,
     batch_size: int = DEFAULT_BATCH,
     progress: Progress = iter,
 ) -> Solution:
     """Images (N, C, H, W) in [−1, 1], whose values are 8-bit levels → x_T, float32, with a `Check` for each.
 
-    `tolerance` is the first one tried. An image that no tolerance brings back keeps its best x_T, and its check says
-    how many values are wrong and by how much. `evaluations` are all that were spent, the checks' own decoding included.
+    The tolerance of `way`, whose solver is `exact`, is the first one tried. An image that no tolerance brings back keeps
+    its best x_T, and its check says how many values are wrong and by how much. `evaluations` are all that were spent, the
+    checks' own decoding included.
     """
     import torch
 
     n = len(images)
-    first = TOLERANCES[0] if tolerance is None else tolerance
-    tolerances = [first, *(t for t in TOLERANCES if t < first)]
-    best = torch.zeros(images.shape, dtype=torch.float32)
+    first = first_tolerance(way)
+    best = torch.zeros(n, *model.state_shape, dtype=torch.float32)
     evaluations, residuals = [0] * n, [float("inf")] * n
     checks = [Check(images[0].numel(), [], float("inf"), first)] * n if n else []
     todo = list(range(n))
-    for tight in tolerances:
+    for tight in tolerances(first):
         if not todo:
             break
-        x0 = images[todo]
-        encoded = ddim.encode(model, x0, path, "exact", tight, batch_size, progress)
+        x0, tried = images[todo], replace(way, tolerance=tight)
+        encoded = ode.encode(model, x0, tried, condition, batch_size=batch_size, progress=progress)
         xT = encoded.x.float()
-        back = ddim.decode(model, xT, path, "ddim", None, batch_size, progress)
+        plain = replace(way, solver="ddim", tolerance=None)
+        back = ode.decode(model, xT, plain, condition, batch_size=batch_size, progress=progress)
         found = compare(x0, back.x.cpu(), tight)
         for j, i in enumerate(todo):
             evaluations[i] += encoded.evaluations[j] + back.evaluations[j]
@@ -62,6 +64,16 @@ def encode(
                 best[i], residuals[i] = xT[j], (encoded.residuals or residuals)[j]
         todo = [i for i in todo if checks[i].worst > MARGIN]
     return Solution(best.double(), evaluations, residuals, first, checks)
+
+
+def first_tolerance(way: Way) -> float:
+    """The tolerance that `encode` tries first."""
+    return TOLERANCES[0] if way.tolerance is None else way.tolerance
+
+
+def tolerances(first: float) -> list[float]:
+    """What is tried, one after the other."""
+    return [first, *(t for t in TOLERANCES if t < first)]
 
 
 def compare(images: Tensor, back: Tensor, tolerance: float) -> list[Check]:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ddimctl.arrays import float64, largest, log10
 from ddimctl.errors import UsageError
 from ddimctl.images.levels import in_levels, nearest
 
@@ -36,13 +37,7 @@ def mse_8bit(a: Tensor, b: Tensor) -> Tensor:
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB, −10 log₁₀ `mse`; infinite for equal images."""
-    error: Any = mse(a, b)
-    if hasattr(error, "log10"):
-        return -10 * error.log10()  # type: ignore[no-any-return]
-    import numpy as np
-
-    with np.errstate(divide="ignore"):
-        return -10 * np.log10(error)  # type: ignore[no-any-return]
+    return -10 * log10(mse(a, b))  # type: ignore[no-any-return]
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
@@ -70,26 +65,20 @@ def max_abs(a: Tensor, b: Tensor) -> Tensor:
     Below 0.5 an 8-bit original comes back exactly.
     """
     a, b = _pair(a, b)
-    far: Any = _flat(abs(in_levels(a - b)))
-    return far.amax(1) if hasattr(far, "amax") else far.max(1)  # type: ignore[no-any-return]
+    return largest(_flat(abs(in_levels(a - b))))  # type: ignore[no-any-return]
 
 
 def wrong_pixels(a: Tensor, b: Tensor) -> Tensor:
     """How many 8-bit values differ, each channel counted by itself; 0 means that both save to the same PNG."""
     a, b = _pair(a, b)
-    wrong: Tensor = _double(_flat(nearest(a) != nearest(b)).sum(1))
+    wrong: Tensor = float64(_flat(nearest(a) != nearest(b)).sum(1))
     return wrong
 
 
 def _pair(a: Any, b: Any) -> tuple[Any, Any]:
     if a.shape != b.shape or a.ndim != 4:
         raise ValueError(f"two tensors (B, C, H, W) are needed, not {tuple(a.shape)} and {tuple(b.shape)}")
-    return _double(a), _double(b)
-
-
-def _double(a: Any) -> Any:
-    """In float64, of whichever library."""
-    return a.double() if hasattr(a, "double") else a.astype("float64")
+    return float64(a), float64(b)
 
 
 def _unit(images: Any) -> Any:

@@ -1,269 +1,155 @@
-"""A model: a network, its schedule, and the one function that solvers see, ε(x̄, σ).
+"""A model: a network with its schedule, and the one function that solvers see, ε(x̄, σ).
 
-`Model.eps` is what solvers are given; it never clips. The network itself is asked by an engine, see `engines`. `load` is
-the one loader that every command shares.
+`Model.eps` is the only place for the scaling x̄ → x_t, the translation σ → label, what the network predicts, and guidance.
+It never clips. A `Model` is a value: another engine, precision or schedule is another one, by ``dataclasses.replace``.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
-import torch
-from torch import Tensor
-
-from ddimctl import engines, files
-from ddimctl.checkpoints import Checkpoint, diffusers, formats, hub
-from ddimctl.errors import DDIMError, FileError, UsageError, choose
-from ddimctl.files import bundled_folder
-from ddimctl.implicit import Array
+from ddimctl.arrays import Array, per_image
+from ddimctl.errors import UsageError
+from ddimctl.network import Embedded, Network
+from ddimctl.predictions import PREDICTIONS
 from ddimctl.schedule import Schedule
-from ddimctl.unet import Attention, UNet2DModel, UNetConfig
-
-PREDICTIONS = diffusers.PREDICTIONS
-DEFAULT_MODEL = "fashion-mnist"
-# Weights above this many bytes stay mapped from their file: channels-last copies of them save no measurable time.
-COPY_BELOW = 200_000_000
+from ddimctl.solvers import Eps
 
 
-@dataclass
-class Model:
-    """A network with its schedule, ready to evaluate; see `load`.
+@dataclass(frozen=True)
+class Condition:
+    """What an integration is asked for: one for all of its images. The default asks for nothing."""
 
-    `notes` says what was chosen while loading, `guesses` what was assumed because the checkpoint does not say.
-    """
-
-    network: UNet2DModel
-    schedule: Schedule
-    prediction: str = "epsilon"
-    name: str = "unnamed"
-    folder: Path | None = None  # where it was loaded from; None for a single file
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    class_label: int | None = None  # what a class-conditional network is asked for
-    label_scale: float = 1.0  # the network was trained on labels times this
-    engine: str = "torch"  # what evaluates it, and in which precision: see `use`
-    precision: str = "float32"
-    notes: tuple[str, ...] = ()
-    guesses: tuple[str, ...] = ()
+    class_label: int | None = None
+    prompt: str | None = None
+    negative: str | None = None  # what guidance leads away from; without one, the empty prompt
+    guidance: float = 1.0  # g in ε = ε_u + g (ε_c − ε_u) (Ho and Salimans 2022); 1 needs no second evaluation
 
     @property
-    def config(self) -> UNetConfig:
-        return self.network.config
+    def null(self) -> Condition:
+        """The condition of ε_u."""
+        return Condition(prompt=self.negative or "")
+
+
+NOTHING = Condition()
+
+
+class Autoencoder(Protocol):
+    """Between images and the states of the ODE."""
+
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 of what it computes; None for the identity."""
+
+    def encode(self, images: Array) -> Array:
+        """Images (B, C, H, W) in [−1, 1] → states (B, c, h, w)."""
+
+    def decode(self, z: Array) -> Array:
+        """States → images in about [−1, 1]."""
+
+
+class Pixels:
+    """The autoencoder of models of pixels: nothing."""
+
+    digest = None
+
+    def encode(self, images: Array) -> Array:
+        return images
+
+    def decode(self, z: Array) -> Array:
+        return z
+
+
+@dataclass(frozen=True)
+class About:
+    """What a model is called, where it is from, and what was said while it was loaded."""
+
+    name: str = "unnamed"
+    reference: str = ""  # what it was asked for by
+    config: str | None = None  # what had to be said about it beside that
+    folder: Path | None = None  # where it was loaded from; None for a single file
+    family: str = "pixel"
+    classes: int | None = None  # of a class-conditional network
+    notes: tuple[str, ...] = ()  # what was chosen while loading
+    guesses: tuple[str, ...] = ()  # what was assumed because the checkpoint does not say
+
+
+def no_condition(condition: Condition) -> Embedded:
+    """The embedding of a network that is asked for nothing. Raises `UsageError` if it is."""
+    if condition != NOTHING:
+        raise UsageError("the model takes no class, prompt or guidance")
+    return {}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network, its schedule, and what stands between images and it."""
+
+    network: Network
+    schedule: Schedule
+    image_shape: tuple[int, int, int]  # (C, H, W) of its images
+    about: About = field(default_factory=About)
+    prediction: str = "epsilon"  # a name of `PREDICTIONS`
+    label_scale: float = 1.0  # the network was trained on labels times this
+    embed: Callable[[Condition], Embedded] = no_condition  # raises `UsageError` for what the network cannot be asked
+    autoencoder: Autoencoder = field(default_factory=Pixels)
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the ODE's states, x_T among them."""
+        return self.network.module.state_shape
+
+    @property
+    def name(self) -> str:
+        return self.about.name
 
     @property
     def channels(self) -> int:
-        return self.config.in_channels
+        """Of its images."""
+        return self.image_shape[0]
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of its images. Raises `FileError` if the configuration does not say."""
-        if self.config.image_size is None:
-            raise FileError(f"the model {self.name} does not say its image size (sample_size)")
-        return self.config.image_size
+        """(height, width) of its images."""
+        return self.image_shape[1:]
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of its images and latents."""
-        return (self.channels, *self.size)
-
-    @property
-    def state_device(self) -> torch.device:
-        """Where x̄ lives: with the network, except on MPS, which has no float64."""
-        return torch.device("cpu") if self.device.type == "mps" else self.device
-
-    def use(self, engine: str, precision: str = "float32") -> Model:
-        """Itself, from now on evaluated by the engine of that name. Raises `UsageError` where that is not possible."""
-        choose(engines.ENGINES, engine, "engine")
-        engines.check(engine, precision)
-        self.engine, self.precision = engine, precision
-        self.__dict__.pop("run", None)
-        _ = self.run
-        return self
-
-    @cached_property
-    def run(self) -> engines.Run:
-        """The engine: (x_t, labels) → what the network predicts."""
-        return engines.ENGINES[self.engine](self)
-
-    @property
-    def dtype(self) -> str:
-        """What the network computes in, as a latent's provenance says it."""
-        return "bfloat16" if self.precision == "bf16" else str(self.network.conv_in.weight.dtype).removeprefix("torch.")
-
-    def eps(self, xbar: Array, sigma: float | Sequence[float]) -> Array:
-        """The noise prediction ε_θ(x̄/√(σ²+1), label(σ)), eq. 14.
-
-        `xbar` is (B, C, H, W) float64 and `sigma` one level, or one for each image; the result is float64 like `xbar`.
-        """
-        return engines.eps(self, xbar, sigma)
-
-    @cached_property
     def digest(self) -> str:
-        """SHA-256 of what the network computes: the same whatever format it came from, another for any other weight."""
-        return digest(self.config, self.network.state_dict(), self.prediction, self.label_scale)
+        """SHA-256 of what the network computes."""
+        return self.network.module.facts.digest
 
     @property
-    def parameters(self) -> int:
-        return sum(p.numel() for p in self.network.parameters())
+    def device(self) -> str:
+        return self.network.module.device
 
-    @cached_property
-    def flops(self) -> int:
-        """Floating-point operations of one evaluation for one image, see `flops`. Raises as `size` does."""
-        _ = self.size
-        return flops(self.config)
+    def eps(self, condition: Condition = NOTHING) -> Eps:
+        """ε(x̄, σ) under a condition: the noise prediction ε_θ(x_t, label(σ)), x_t = x̄/scale(σ) (eq. 14).
 
+        x̄ is (B, C, H, W) float64 and σ one level, or one for each image; the result is float64 like x̄. Raises
+        `UsageError` where the network cannot be asked for that.
+        """
+        embedded = self.embed(condition)
+        null = self.embed(condition.null) if condition.guidance != 1 else None
+        schedule, formula, network = self.schedule, PREDICTIONS[self.prediction], self.network
+        channels, g = self.state_shape[0], condition.guidance
 
-def flops(config: UNetConfig) -> int:
-    """Operations (a multiplication and an addition are two) of one evaluation for one image: an estimate.
+        def eps(xbar: Array, sigma: float | Sequence[float]) -> Array:
+            sigmas = [sigma] if isinstance(sigma, float | int) else list(sigma)
+            x = xbar * per_image([1.0 / schedule.scale(s) for s in sigmas], xbar)
+            labels = [schedule.label(s) * self.label_scale for s in sigmas]
+            # A network with twice the channels has learned variances too; DDIM has no use for them.
+            out = network(x, labels, embedded)[:, :channels]
+            if null is not None:
+                away = network(x, labels, null)[:, :channels]
+                out = away + g * (out - away)
+            # Below the first trained level the network is asked at that level; so is the algebra around it.
+            return formula(out, x, [max(s, schedule.sigma(1)) for s in sigmas])
 
-    Counted are convolutions, linear layers and attention, as is usual. Raises `ValueError` if the size is open.
-    """
-    if config.image_size is None:
-        raise ValueError("the configuration leaves the image size open")
+        return eps
 
-    def cost(part: torch.nn.Module | None, area: int) -> int:
-        total = 0
-        for name, m in part.named_modules() if part is not None else ():
-            if isinstance(m, Attention):  # q·k, and the sum over v
-                total += 4 * area**2 * m.to_q.out_features
-            elif isinstance(m, torch.nn.Conv2d | torch.nn.Linear):
-                total += 2 * m.weight.numel() * (1 if "time_emb" in name else area)
-        return total
-
-    with torch.device("meta"):
-        network = UNet2DModel(config)
-    levels = len(config.block_out_channels)
-    areas = [math.prod(config.image_size) >> 2 * i for i in range(levels)]
-    total = cost(network.time_embedding, 1) + cost(network.mid_block, areas[-1])
-    total += cost(network.conv_in, areas[0]) + cost(network.conv_out, areas[0])
-    for i, (down, up) in enumerate(zip(network.down_blocks, reversed(network.up_blocks), strict=True)):
-        for block, sampled in ((down, areas[min(i + 1, levels - 1)]), (up, areas[max(i - 1, 0)])):
-            for name, part in block.named_children():
-                total += cost(part, sampled if "samplers" in name else areas[i])
-    return total
-
-
-def memory(config: UNetConfig) -> int:
-    """Bytes that one image needs in float32, weights included: an estimate. The image size must be known."""
-    with torch.device("meta"):
-        weights = sum(p.numel() for p in UNet2DModel(config).parameters())
-    return 4 * (weights + config.activation_floats())
-
-
-def bundled() -> list[str]:
-    """The names of the bundled models."""
-    folder = bundled_folder()
-    return sorted(p.name for p in folder.iterdir() if diffusers.recognises(p)) if folder.is_dir() else []
-
-
-def read(reference: str, config: str | None = None) -> tuple[Checkpoint, str, Path | None]:
-    """(checkpoint, name, folder) of a bundled name, a folder, a checkpoint file or a hub id, tried in this order.
-
-    `config`, a preset's name or a JSON file, says what a checkpoint file does not. Raises `UsageError` if there is
-    nothing of that name, `FileError` if it cannot be used, `DDIMError` if it cannot be downloaded.
-    """
-    settings = formats.read_config(config) if config is not None else None
-    path = bundled_folder() / reference if reference in bundled() else Path(reference)
-    here = files.exists(path)
-    name, folder = path.resolve().name if here and path.is_dir() else path.stem, path
-    if not here:
-        if not hub.is_id(reference):
-            raise UsageError(
-                f"no model {reference!r}: not a bundled one, no folder or file here, and no hub id (OWNER/NAME)",
-                hint=f"bundled: {', '.join(bundled()) or 'none'}",
-            )
-        path = folder = hub.fetch(reference)
-        name = reference
-    return formats.read(path, settings), name, folder if folder.is_dir() else None
-
-
-def load(
-    reference: str = DEFAULT_MODEL, device: str = "auto", class_label: int | None = None, config: str | None = None
-) -> Model:
-    """Loads a model: a bundled name, a folder in diffusers' layout, a checkpoint file, or a hub id.
-
-    `device` is "auto" (CUDA, then MPS, then CPU) or a torch device; `class_label` what a class-conditional network is
-    asked for; `config` as in `read`. Raises `UsageError` if there is no such model or class, `FileError` if it cannot
-    be used.
-    """
-    checkpoint, name, folder = read(reference, config)
-    check_class(checkpoint.config, name, class_label)
-    return from_checkpoint(checkpoint, name, device, folder, class_label)
-
-
-def check_class(config: UNetConfig, name: str, class_label: int | None) -> None:
-    """Raises `UsageError` unless the network has that class; None is for a network without classes."""
-    n = config.num_class_embeds
-    if class_label is None and n is not None:
-        raise UsageError(f"the model {name} is class-conditional", hint=f"add --class with a number from 0 to {n - 1}")
-    if class_label is not None and n is None:
-        raise UsageError(f"the model {name} has no classes", hint="leave --class away")
-    if class_label is not None and n is not None and not 0 <= class_label < n:
-        raise UsageError(f"the model {name} has no class {class_label}", hint=f"its classes are 0 to {n - 1}")
-
-
-def from_checkpoint(
-    checkpoint: Checkpoint,
-    name: str,
-    device: str = "auto",
-    folder: Path | None = None,
-    class_label: int | None = None,
-) -> Model:
-    """A `Model` of a checkpoint that was read. Raises `FileError` if weights and configuration do not fit."""
-    config = checkpoint.config
-    if config.out_channels not in (config.in_channels, 2 * config.in_channels):
-        raise FileError(
-            f"{name} maps {config.in_channels} channels to {config.out_channels}: not a denoiser of images alone",
-            hint="super-resolution and inpainting networks need an image beside the noise",
-        )
-    with torch.device("meta"):
-        network = UNet2DModel(config)
-    wanted = {k: v.shape for k, v in network.state_dict().items()}
-    given = {k: v.shape for k, v in checkpoint.weights.items()}
-    if wanted != given:
-        odd = sorted(k for k in wanted.keys() | given.keys() if wanted.get(k) != given.get(k))
-        raise FileError(f"the weights of {name} do not fit its configuration ({len(odd)} tensors, {odd[0]} first)")
-    target = torch_device(device)
-    network.load_state_dict(checkpoint.weights, assign=True)
-    network = network.to(target).eval().requires_grad_(False)
-    if target.type != "cpu" or sum(w.nbytes for w in checkpoint.weights.values()) < COPY_BELOW:
-        for w in network.parameters():
-            if w.ndim == 4:
-                w.data = w.data.contiguous(memory_format=torch.channels_last)
-    notes = [*checkpoint.notes, f"predicts {checkpoint.prediction}; {checkpoint.schedule.T} noise levels"]
-    if config.out_channels != config.in_channels:
-        notes.append("the learned variances are left out")
-    return Model(
-        network, checkpoint.schedule, checkpoint.prediction, name, folder, target, class_label,
-        checkpoint.label_scale, notes=tuple(notes), guesses=tuple(checkpoint.guesses),
-    )  # fmt: skip
-
-
-def digest(config: UNetConfig, weights: Mapping[str, Tensor], prediction: str, label_scale: float) -> str:
-    """SHA-256 of the weights and of what else decides the output: see `UNetConfig.essence`."""
-    h = hashlib.sha256(repr((config.essence(), prediction, float(label_scale))).encode())
-    for name, w in sorted(weights.items()):
-        h.update(f"{name} {tuple(w.shape)} {w.dtype}".encode())
-        h.update(w.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return h.hexdigest()
-
-
-def torch_device(name: str) -> torch.device:
-    """The torch device of that name. Raises `UsageError` if it does not exist here."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as e:
-        raise UsageError(f"the device {name!r} is not available here", hint="use auto, cpu, cuda or mps") from e
-    if device.type == "cuda":  # inversion needs the digits that TF32 drops
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    return device
-
-
-__all__ = ["DDIMError", "Model", "bundled", "load", "read"]
+    def with_network(self, network: Network) -> Model:
+        """The same model, evaluated by another engine or in another precision."""
+        return replace(self, network=network)

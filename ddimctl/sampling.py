@@ -17,68 +17,103 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from ddimctl import ddim
-from ddimctl.ddim import DEFAULT_BATCH, Progress, Solution
+from ddimctl import ode, seeds
+from ddimctl.arrays import Array
 from ddimctl.errors import UsageError
-from ddimctl.solvers import DEFAULT_SOLVER, Array, Eps, States
+from ddimctl.model import NOTHING, Condition, Model
+from ddimctl.ode import DEFAULT_BATCH, Progress, Solution
+from ddimctl.recipe import Way
+from ddimctl.solvers import Eps, States
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ddimctl.model import Model
-
 Spread = Callable[[float, float], tuple[float, float]]  # (s, t) → ν in the direction and ν before z, of x̄
+
+
+@dataclass(frozen=True)
+class Noising:
+    """How noise becomes images: the way, and how much noise is added on it.
+
+    With η = 0 the way's solver decodes; with more, or σ̂, it is eq. 12, which needs no solver.
+    """
+
+    way: Way = field(default_factory=Way)
+    eta: float = 0.0  # 0 is DDIM, 1 is DDPM
+    sigma_hat: bool = False  # the DDPM of larger variance, whose direction is that of η = 1
+
+    @property
+    def is_random(self) -> bool:
+        """Whether noise is added on the way; if not, a solver decodes."""
+        return self.eta > 0 or self.sigma_hat
+
+    def check(self) -> None:
+        """Raises `UsageError` for an η that is not within 0 … 1, an η below 1 beside σ̂ (0 is no choice), an unknown
+        solver, and a tolerance where nothing iterates."""
+        if not 0 <= self.eta <= 1:
+            hint = "0 is DDIM, 1 is DDPM, and between them is between"
+            raise UsageError(f"an eta of {self.eta:g} makes no sense", hint=hint)
+        if self.sigma_hat and self.eta not in (0, 1):
+            raise UsageError(f"sigma-hat has the direction of eta 1, not {self.eta:g}", hint="leave eta away")
+        if self.is_random and self.way.tolerance is not None:
+            raise UsageError("where noise is added on the way nothing iterates", hint="leave the tolerance away")
+        self.way.check()
+
+
+DDIM = Noising()
 
 
 def sample(
     model: Model,
     n: int,
-    path: Sequence[float],
+    how: Noising = DDIM,
+    condition: Condition = NOTHING,
+    *,
     seed: int = 0,
-    eta: float = 0.0,
-    sigma_hat: bool = False,
-    solver: str = DEFAULT_SOLVER,
     first: int = 0,
     batch_size: int = DEFAULT_BATCH,
     progress: Progress = iter,
-    tolerance: float | None = None,
 ) -> Solution:
     """Images number first … first+n−1 of a seed: (n, C, H, W) float64 in about [−1, 1], never clipped.
 
-    `path` is the rising one that encodes; its first level counts as clean. Image k of a seed is the same, to float32
-    rounding, whatever n, batch or device: each has its own generator, on the CPU, whose first draw is x_T and whose later
-    ones are the noise of the steps. With η = 0 it is ``decode(model, noise(…))`` with `solver`; with more, or σ̂, it is
-    eq. 12, which needs no solver. Raises `UsageError` where `check` does.
+    The way's lowest level counts as clean. Image k of a seed is the same, to float32 rounding, whatever n, batch or
+    device: each has its own generator, on the CPU, whose first draw is x_T and whose later ones are the noise of the
+    steps. Without noise on the way it is ``decode(model, noise(…))``. Raises `UsageError` where `Noising.check` does, and
+    for a number of images below 0.
     """
-    check(n, eta, sigma_hat, solver, tolerance)
-    if not is_random(eta, sigma_hat):
-        xT = ddim.noise(model.shape, n, seed, first)
-        return ddim.decode(model, xT, path, solver, tolerance, batch_size, progress)
+    if n < 0:
+        raise UsageError(f"{n} images make no sense", hint="give a number from 0 up")
+    how.check()
+    if not how.is_random:
+        xT = seeds.noise(model.state_shape, n, seed, first=first)
+        return ode.decode(model, xT, how.way, condition, batch_size=batch_size, progress=progress)
     import torch
 
-    spread = hat(model.schedule.sigma(1)) if sigma_hat else dial(eta)
-    xs = [torch.empty(0, *model.shape, dtype=torch.float64, device=model.state_device)]
+    path, eps = how.way.path(model.schedule), model.eps(condition)
+    spread = hat(model.schedule.sigma(1)) if how.sigma_hat else dial(how.eta)
+    images = [torch.empty(0, *model.image_shape, dtype=torch.float64, device=model.network.module.state_device)]
     for start in range(first, first + n, batch_size):
-        generators = ddim.generators(min(batch_size, first + n - start), seed, start)
+        generators = seeds.generators(min(batch_size, first + n - start), seed, first=start)
         draw = partial(_draw, model, generators)
-        xbar = draw() * math.sqrt(1 + path[-1] ** 2)
-        for state in progress(eq_12(model.eps, xbar, path[::-1], spread, draw)):
+        xbar = draw() * model.schedule.scale(path[-1])
+        for state in progress(eq_12(eps, xbar, path[::-1], spread=spread, draw=draw)):
             xbar = state
-        xs.append(xbar)
-    return Solution(torch.cat(xs), [len(path) - 1] * n)
+        images.append(model.autoencoder.decode(xbar))
+    return Solution(torch.cat(images), [len(path) - 1] * n)
 
 
 def _draw(model: Model, generators: Sequence[torch.Generator]) -> Tensor:
     """The next N(0, I) of each image, where and as x̄ is."""
-    return ddim.draw(model.shape, generators).to(model.state_device).double()
+    return seeds.draw(model.state_shape, generators).to(model.network.module.state_device).double()
 
 
-def eq_12(eps: Eps, xbar: Array, path: Sequence[float], spread: Spread, draw: Callable[[], Array]) -> States:
+def eq_12(eps: Eps, xbar: Array, path: Sequence[float], *, spread: Spread, draw: Callable[[], Array]) -> States:
     """Eq. 12 in x̄ along a falling path; `draw` gives z ~ N(0, I) of x̄'s shape. One evaluation a step."""
     for s, t in pairwise(path):
         along, nu = spread(s, t)
@@ -113,23 +148,3 @@ def hat(lowest: float) -> Spread:
         return along(s, t)[0], math.sqrt((s * s - t * t) * (1 + t * t) / (1 + s * s))
 
     return spread
-
-
-def is_random(eta: float, sigma_hat: bool) -> bool:
-    """Whether noise is added on the way; if not, a solver decodes."""
-    return eta > 0 or sigma_hat
-
-
-def check(n: int, eta: float, sigma_hat: bool, solver: str, tolerance: float | None) -> None:
-    """Raises `UsageError` for a number of images below 0, an η that is not within 0 … 1, an η below 1 beside σ̂ (0 is no
-    choice), an unknown solver, and a tolerance where nothing iterates.
-    """
-    if n < 0:
-        raise UsageError(f"{n} images make no sense", hint="give a number from 0 up")
-    if not 0 <= eta <= 1:
-        raise UsageError(f"an eta of {eta:g} makes no sense", hint="0 is DDIM, 1 is DDPM, and between them is between")
-    if sigma_hat and eta not in (0, 1):
-        raise UsageError(f"sigma-hat has the direction of eta 1, not {eta:g}", hint="leave eta away")
-    ddim.bind(solver, None if is_random(eta, sigma_hat) else tolerance)
-    if is_random(eta, sigma_hat) and tolerance is not None:
-        raise UsageError("where noise is added on the way nothing iterates", hint="leave the tolerance away")

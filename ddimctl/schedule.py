@@ -73,6 +73,10 @@ class Schedule:
             raise ValueError(f"time {t} is outside 0 … {self.T}")
         return self.sigmas[t]
 
+    def scale(self, sigma: float) -> float:
+        """x̄/x_t = 1/√α = √(1+σ²)."""
+        return math.sqrt(1.0 + sigma * sigma)
+
     def label(self, sigma: float) -> float:
         """The network's label for a noise level: linear in log σ between trained levels, exact at them.
 

@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 from ddimctl import implicit
-from ddimctl.implicit import per_image, rms
+from ddimctl.arrays import Array, per_image
+from ddimctl.errors import UsageError, choose
+from ddimctl.implicit import rms
 
-Array = Any  # a torch tensor or a numpy array of shape (B, …), float64
 Eps = Callable[[Array, "float | Sequence[float]"], Array]  # ε(x̄, σ), σ one level or one for each of the B
 
 
@@ -216,3 +218,17 @@ TOLERANCES: dict[str, float] = {"exact": 1e-5, "adaptive": 1e-5}
 def decoder(solver: str) -> str:
     """The solver that decodes what `solver` encoded: its own self, but for `exact`, which inverts `ddim`."""
     return "ddim" if solver == "exact" else solver
+
+
+def bind(solver: str, tolerance: float | None) -> tuple[Solver, float | None]:
+    """The solver of that name with its tolerance (its own default where none is given), and that tolerance."""
+    solve = choose(SOLVERS, solver, "solver")
+    if solver not in TOLERANCES:
+        if tolerance is not None:
+            raise UsageError(f"the solver {solver} takes no tolerance", hint=f"these do: {', '.join(TOLERANCES)}")
+        return solve, None
+    tolerance = TOLERANCES[solver] if tolerance is None else tolerance
+    if not 0 < tolerance < 1:
+        raise UsageError(f"a tolerance of {tolerance:g} makes no sense", hint="give one between 0 and 1")
+    iterative: Any = solve
+    return partial(iterative, tolerance=tolerance), tolerance

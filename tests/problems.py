@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ddimctl.model import NOTHING, About, Condition, Model, Pixels
+from ddimctl.network import Facts, Module, Network
 from ddimctl.schedule import Schedule
 
 
@@ -72,14 +75,75 @@ class Mixture:
 
 @dataclass
 class AnalyticModel:
-    """What `ddim.encode` and `ddim.decode` need of a `Model`, with an analytic ε; counts its evaluations."""
+    """What `ode` and `sampling` need of a `Model`, with an analytic ε in float64; counts its evaluations."""
 
     problem: Gaussian | Mixture
-    shape: tuple[int, int, int] = (1, 4, 4)
-    schedule: Schedule = field(default_factory=Schedule.linear)
-    state_device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    state_shape: tuple[int, int, int] = (1, 4, 4)
+    schedule: Any = field(default_factory=Schedule.linear)
+    autoencoder: Any = field(default_factory=Pixels)
     evaluations: int = 0
+    name: str = "analytic"
 
-    def eps(self, xbar: Tensor, sigma: float | Sequence[float]) -> Tensor:
-        self.evaluations += 1
-        return self.problem.eps(xbar, sigma)
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.state_shape
+
+    @property
+    def network(self) -> Any:
+        return SimpleNamespace(module=SimpleNamespace(state_device="cpu"))
+
+    def eps(self, condition: Condition = NOTHING) -> Any:
+        assert condition == NOTHING
+
+        def eps(xbar: Tensor, sigma: float | Sequence[float]) -> Tensor:
+            self.evaluations += 1
+            return self.problem.eps(xbar, sigma)
+
+        return eps
+
+
+@dataclass(frozen=True)
+class Flow(Schedule):
+    """The levels of a VP schedule as a flow has them: x_t = (1−t) x_0 + t ε, t = σ/(1+σ), which is the label."""
+
+    def scale(self, sigma: float) -> float:
+        return 1 + sigma
+
+    def label(self, sigma: float) -> float:
+        return sigma / (1 + sigma)
+
+
+def in_a_network(
+    problem: Gaussian | Mixture, shape: tuple[int, int, int] = (1, 4, 4), *, prediction: str = "epsilon"
+) -> Model:
+    """A real `Model` whose network predicts what a perfect one would, in float64, of x_t and labels alone.
+
+    Like any network it knows no level below σ(1), but for a flow.
+    """
+    flow = prediction == "flow"
+    schedule = Flow(Schedule.linear().alpha) if flow else Schedule.linear()
+
+    def sigma(label: float) -> float:
+        """The level of a label; between trained ones log σ is linear."""
+        if flow:
+            return label / (1 - label)
+        i, part = int(label) + 1, label % 1
+        low, high = (schedule.sigmas[min(t, schedule.T)] for t in (i, i + 1))
+        return low * (high / low) ** part
+
+    def call(x: Any, labels: Sequence[float], embedded: Any) -> Any:
+        sigmas = [sigma(label) for label in labels]
+        s = levels(sigmas[0] if len(sigmas) == 1 else sigmas, x)
+        xbar = x * (1 + s) if flow else x * (1 + s * s) ** 0.5
+        eps = problem.eps(xbar, sigmas[0] if len(sigmas) == 1 else sigmas)
+        x0 = xbar - s * eps
+        return {
+            "epsilon": lambda: eps,
+            "v_prediction": lambda: (eps - s * x0) / (1 + s * s) ** 0.5,
+            "sample": lambda: x0,
+            "flow": lambda: eps - x0,
+        }[prediction]()
+
+    module = Module(shape, "cpu", lambda: None, lambda: Facts("analytic", 0, 0), dtype="float64")
+    network = Network(module, "analytic", "float32", call)
+    return Model(network, schedule, shape, About("analytic"), prediction)

@@ -242,7 +242,8 @@ def prepare(folder: Path) -> None:
     (folder / "latents.txt").write_text("one.pt\nlossless.safetensors\n")
     for suffix in (".pt", ".safetensors"):
         data = (folder / f"one{suffix}").read_bytes()
-        (folder / f"damaged{suffix}").write_bytes(data[:-200] + bytes([data[-200] ^ 1]) + data[-199:])
+        middle = data.index(b"spacing")  # what it says of itself
+        (folder / f"damaged{suffix}").write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
         (folder / f"later{suffix}").write_bytes(later(data))
     other(folder)
 

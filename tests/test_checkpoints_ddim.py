@@ -13,10 +13,13 @@ import torch
 from diffusers import UNet2DModel as TheirUNet
 from rounding import NETWORK, apart
 
-from ddimctl import ddim as solve
+from ddimctl import ode
 from ddimctl.checkpoints import Checkpoint, ddim, diffusers, formats
 from ddimctl.errors import FileError
-from ddimctl.model import from_checkpoint, load
+from ddimctl.families import load
+from ddimctl.families.pixel import from_checkpoint
+from ddimctl.model import About
+from ddimctl.recipe import Way
 from ddimctl.schedule import Schedule
 
 # What the networks of both repositories are, in diffusers' words; written here independently of the reader.
@@ -71,7 +74,7 @@ def test_eps_equals_the_known_network(changes: dict[str, Any], wrapped: bool, le
         sigma = model.schedule.sigma(t)
         with torch.inference_mode():
             theirs = network(x, t - 1).sample
-        ours = model.eps(x.double() * math.sqrt(1 + sigma**2), sigma)
+        ours = model.eps()(x.double() * math.sqrt(1 + sigma**2), sigma)
         assert apart(ours, theirs) < NETWORK
 
 
@@ -89,9 +92,9 @@ def test_the_same_network_in_three_layouts(tmp_path: Path) -> None:
     images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     errors = []
     for model in models:
-        path = model.schedule.path(10)
-        xT = solve.encode(model, images, path).x
-        back = solve.decode(model, xT, path).x
+        way = Way(steps=10)
+        xT = ode.encode(model, images, way).x
+        back = ode.decode(model, xT, way).x
         errors.append((back - images).square().mean().item())
     assert errors == pytest.approx([errors[0]] * len(errors), rel=1e-3)
 
@@ -129,7 +132,7 @@ def test_guesses_are_said_and_a_configuration_replaces_them(tmp_path: Path) -> N
     }
     (tmp_path / "c.json").write_text(json.dumps(settings))
     model = load(str(path), "cpu", config=str(tmp_path / "c.json"))
-    assert model.guesses == ()
+    assert model.about.guesses == ()
     assert model.size == (64, 64)
     assert model.schedule.T == 500
     assert model.schedule.alpha[1] == pytest.approx(0.999)
@@ -170,4 +173,4 @@ def test_what_is_not_theirs_is_refused_by_name() -> None:
     with pytest.raises(FileError, match="lacks a tensor"):
         ddim.read({k: w for k, w in state.items() if not k.startswith("down.0")})
     with pytest.raises(FileError, match="do not fit"):
-        from_checkpoint(ddim.read({**state, "extra.weight": torch.zeros(1)}), "x", "cpu")
+        from_checkpoint(ddim.read({**state, "extra.weight": torch.zeros(1)}), About("x"))

@@ -16,7 +16,9 @@ from safetensors.torch import save_file
 
 from ddimctl.checkpoints import Checkpoint, betas, diffusers, formats
 from ddimctl.errors import FileError
-from ddimctl.model import Model, from_checkpoint, load
+from ddimctl.families import load
+from ddimctl.families.pixel import from_checkpoint
+from ddimctl.model import NOTHING, About, Condition, Model
 from ddimctl.schedule import Schedule
 
 TINY: dict[str, Any] = {
@@ -47,15 +49,15 @@ def save(folder: Path, net: TheirUNet, flat: bool = False, scheduler: Any = None
     return folder
 
 
-def check(model: Model, net: TheirUNet, bound: float = NETWORK) -> None:
+def check(model: Model, net: TheirUNet, condition: Condition = NOTHING, *, bound: float = NETWORK) -> None:
     """ε of both on random inputs, at the first, a middle and the last level."""
     x = torch.randn(2, model.channels, 16, 16, generator=torch.Generator().manual_seed(1))
-    classes = None if model.class_label is None else torch.tensor([model.class_label] * 2)
+    classes = None if condition.class_label is None else torch.tensor([condition.class_label] * 2)
     for t in (1, 480, model.schedule.T):
         sigma = model.schedule.sigma(t)
         with torch.inference_mode():
             theirs = net(x, t - 1, classes).sample[:, : model.channels]
-        ours = model.eps(x.double() * math.sqrt(1 + sigma**2), sigma)
+        ours = model.eps(condition)(x.double() * math.sqrt(1 + sigma**2), sigma)
         assert apart(ours, theirs) < bound, t
 
 
@@ -90,8 +92,8 @@ def test_half_precision_variant(kind: str, tmp_path: Path) -> None:
     whole.unlink()
     model = load(str(folder), "cpu")
     check(model, half.float())
-    assert model.network.conv_in.weight.dtype == torch.float32
-    assert "float16, computed in float32" in " ".join(model.notes)
+    assert model.network.module.torch.conv_in.weight.dtype == torch.float32
+    assert "float16, computed in float32" in " ".join(model.about.notes)
     assert model.digest != both.digest
 
 
@@ -141,7 +143,7 @@ def test_predictions(prediction: str, tmp_path: Path) -> None:
         with torch.inference_mode():
             x0 = scheduler.step(net(x, t - 1).sample, t - 1, x).pred_original_sample
         theirs = (x - math.sqrt(alpha) * x0) / math.sqrt(1 - alpha)
-        ours = model.eps(x.double() / math.sqrt(alpha), model.schedule.sigma(t))
+        ours = model.eps()(x.double() / math.sqrt(alpha), model.schedule.sigma(t))
         assert apart(ours, theirs) < NETWORK
 
 
@@ -225,14 +227,14 @@ def test_learned_variances_are_left_out(tmp_path: Path) -> None:
     scheduler = DDPMScheduler(variance_type="learned_range")
     model = load(str(save(tmp_path / "m", net, scheduler=scheduler)), "cpu")
     check(model, net)
-    assert "learned variances" in " ".join(model.notes)
+    assert "learned variances" in " ".join(model.about.notes)
 
 
 def test_class_conditional(tmp_path: Path) -> None:
     net = network(num_class_embeds=4)
     folder = str(save(tmp_path / "m", net))
     for label in (0, 3):
-        check(load(folder, "cpu", class_label=label), net)
+        check(load(folder, "cpu"), net, Condition(label))
 
 
 @pytest.mark.parametrize("gone", ["scheduler", "model_index.json"])
@@ -241,7 +243,7 @@ def test_optional_parts(gone: str, tmp_path: Path) -> None:
     net = network()
     folder = tmp_path / "m"
     DDIMPipeline(net, DDIMScheduler()).save_pretrained(folder)
-    assert load(str(folder), "cpu").guesses == ()
+    assert load(str(folder), "cpu").about.guesses == ()
     path = folder / gone
     if path.is_dir():
         (path / "scheduler_config.json").unlink()
@@ -249,7 +251,7 @@ def test_optional_parts(gone: str, tmp_path: Path) -> None:
         path.unlink()
     model = load(str(folder), "cpu")
     check(model, net)
-    assert bool(model.guesses) == (gone == "scheduler")
+    assert bool(model.about.guesses) == (gone == "scheduler")
 
 
 def test_parts_of_a_model_folder_are_the_model(tmp_path: Path) -> None:
@@ -259,7 +261,7 @@ def test_parts_of_a_model_folder_are_the_model(tmp_path: Path) -> None:
     for reference in (folder / "unet", folder / "unet" / f"{STEM}.safetensors"):
         model = load(str(reference), "cpu")
         assert model.schedule.T == 500
-        assert model.guesses == ()
+        assert model.about.guesses == ()
         check(model, net)
 
 
@@ -272,7 +274,7 @@ def test_a_weights_file_that_is_named_is_the_one_that_is_read(tmp_path: Path) ->
     torch.save(half.state_dict(), folder / "unet" / "other.bin")
     for name in (f"{STEM}.fp16.safetensors", "other.bin"):
         model = load(str(folder / "unet" / name), "cpu")
-        assert f"weights: {name}" in model.notes
+        assert f"weights: {name}" in model.about.notes
         check(model, half.float())
         half.half()
 
@@ -288,7 +290,7 @@ def test_the_average_of_a_training_script_is_taken(tmp_path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **ema, "use_ema_warmup": True, "inv_gamma": 1.0}))
     model = load(str(folder), "cpu")
     check(model, average)
-    assert "averaged weights" in " ".join(model.notes)
+    assert "averaged weights" in " ".join(model.about.notes)
 
 
 def test_what_we_write_diffusers_reads(tmp_path: Path) -> None:
@@ -302,7 +304,7 @@ def test_what_we_write_diffusers_reads(tmp_path: Path) -> None:
         a, b = pipeline.unet.eval()(x, 7).sample, net(x, 7).sample
     assert apart(a, b) < NETWORK
     again = formats.read(tmp_path / "ours")
-    assert from_checkpoint(again, "b", "cpu").digest == from_checkpoint(checkpoint, "a", "cpu").digest
+    assert from_checkpoint(again, About("b")).digest == from_checkpoint(checkpoint, About("a")).digest
     assert again.schedule.digest == checkpoint.schedule.digest
     mode = (tmp_path / "ours" / "unet" / f"{STEM}.safetensors").stat().st_mode & 0o777
     assert mode & 0o044 == (tmp_path / "ours" / "model_index.json").stat().st_mode & 0o044

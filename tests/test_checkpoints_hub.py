@@ -19,7 +19,7 @@ from conftest import Result, write_tiny_model
 
 from ddimctl.checkpoints import hub
 from ddimctl.errors import DDIMError, FileError, UsageError
-from ddimctl.model import load
+from ddimctl.families import load
 
 
 class HubError(Exception):
@@ -112,7 +112,7 @@ def test_only_what_is_needed_is_downloaded(fake: FakeHub) -> None:
     ]
     assert model.digest == load(str(fake.repo), "cpu").digest
     assert model.name == "someone/tiny"
-    assert model.folder == fake.cache
+    assert model.about.folder == fake.cache
 
 
 def test_flat_repositories(fake: FakeHub) -> None:

@@ -14,10 +14,13 @@ from diffusers import UNet2DModel as TheirUNet
 from rounding import NETWORK, apart
 from torch import Tensor
 
-from ddimctl import ddim
+from ddimctl import ode
 from ddimctl.checkpoints import diffusers, formats, openai
 from ddimctl.errors import FileError, UsageError
-from ddimctl.model import Model, from_checkpoint, load
+from ddimctl.families import load
+from ddimctl.families.pixel import from_checkpoint
+from ddimctl.model import NOTHING, About, Condition, Model
+from ddimctl.recipe import Way
 
 CONFIG = {"image_size": 16, "num_heads": 4}
 CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -44,8 +47,7 @@ def read(tmp_path: Path, state: layouts.State, config: dict[str, Any]) -> Model:
     """The model, through a file as OpenAI's scripts save it."""
     torch.save(state, tmp_path / "model.pt")
     (tmp_path / "flags.json").write_text(json.dumps({**CONFIG, **config}))
-    classes = 1 if "label_emb.weight" in state else None
-    return load(str(tmp_path / "model.pt"), "cpu", class_label=classes, config=str(tmp_path / "flags.json"))
+    return load(str(tmp_path / "model.pt"), "cpu", config=str(tmp_path / "flags.json"))
 
 
 def oracle(state: layouts.State, config: dict[str, Any], x: Tensor, t: int) -> Tensor:
@@ -73,7 +75,8 @@ def test_eps_equals_their_network(make: dict[str, Any], config: dict[str, Any], 
     for t in (1, 400, model.schedule.T):
         sigma = model.schedule.sigma(t)
         theirs = oracle(state, config, x, t)
-        ours = model.eps(x.double() * math.sqrt(1 + sigma**2), sigma)
+        condition = NOTHING if model.about.classes is None else Condition(1)
+        ours = model.eps(condition)(x.double() * math.sqrt(1 + sigma**2), sigma)
         assert apart(ours, theirs) < NETWORK
 
 
@@ -84,12 +87,12 @@ def test_converted_it_is_the_same_network(make: dict[str, Any], config: dict[str
     model = read(tmp_path, state, config)
     checkpoint = formats.read(tmp_path / "model.pt", {**CONFIG, **config})
     diffusers.write(tmp_path / "converted", checkpoint)
-    again = from_checkpoint(diffusers.read(tmp_path / "converted"), "again", "cpu", class_label=model.class_label)
+    again = from_checkpoint(diffusers.read(tmp_path / "converted"), About("again"))
     assert again.digest == model.digest
     assert again.schedule.digest == model.schedule.digest
     assert (again.prediction, again.label_scale) == (model.prediction, model.label_scale)
     assert (tmp_path / "converted" / "model_index.json").is_file() == (model.label_scale == 1)
-    if isinstance(model.config.attention_head_dim, tuple):
+    if isinstance(model.network.module.torch.config.attention_head_dim, tuple):
         return  # beyond diffusers
     theirs = TheirUNet.from_pretrained(tmp_path / "converted" / "unet").eval()
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -108,8 +111,8 @@ def test_encode_and_decode_as_well_as_in_our_layout(tmp_path: Path) -> None:
     images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     errors = []
     for m in (model, load(str(tmp_path / "ours"), "cpu")):
-        path = m.schedule.path(10)
-        back = ddim.decode(m, ddim.encode(m, images, path).x, path).x
+        way = Way(steps=10)
+        back = ode.decode(m, ode.encode(m, images, way).x, way).x
         errors.append((back - images).square().mean().item())
     assert errors[0] == pytest.approx(errors[1], rel=1e-3)
 
@@ -214,7 +217,7 @@ def test_tensors_of_any_shape_are_one_line(shape: tuple[int, ...]) -> None:
         if not {k for k in changed if odd[k].shape != state[k].shape}:
             continue
         with pytest.raises(FileError):
-            from_checkpoint(openai.read(odd, CONFIG, "x"), "x", "cpu")
+            from_checkpoint(openai.read(odd, CONFIG, "x"), About("x"))
 
 
 def test_a_published_name_does_not_help_odd_tensors(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,14 @@ from conftest import Result, write_tiny_model
 from PIL import Image
 from rounding import apart
 
-from ddimctl import ddim, latent
 from ddimctl import interpolate as slerps
-from ddimctl import model as model_module
+from ddimctl import latent, ode
 from ddimctl.cli import options
+from ddimctl.families import bundled, load
+from ddimctl.files import bundled_folder
 from ddimctl.images import datasets, writing
 from ddimctl.images.animation import count_frames
 from ddimctl.metrics import METRICS
-from ddimctl.model import bundled, load
 from ddimctl.paper import TABLE_2
 from ddimctl.schedule import SPACINGS
 from ddimctl.solvers import SOLVERS, decoder
@@ -119,7 +120,7 @@ def test_the_promised_lines(tiny: Invoke, pictures: list[str], tmp_path: Path) -
 @pytest.mark.slow
 @needs_bundled
 def test_the_promised_lines_on_the_bundled_model(invoke: Invoke, tmp_path: Path) -> None:
-    held_out = datasets.find_images(model_module.bundled_folder() / "fashion-mnist" / "held-out")
+    held_out = datasets.find_images(bundled_folder() / "fashion-mnist" / "held-out")
     for name, file in zip(("img.png", "a.png", "b.png"), held_out, strict=False):
         (tmp_path / name).write_bytes(file.read_bytes())
     assert promised(invoke, tmp_path) <= 2e-5
@@ -181,12 +182,13 @@ def test_nor_with_the_bundled_model(invoke: Invoke, tmp_path: Path, solver: str)
     Not so `adaptive`: the network's last float32 digits decide which steps it takes, so that it agrees with itself only
     as well as with the truth, to about 1e-3 at its default tolerance.
     """
-    held_out = datasets.find_images(model_module.bundled_folder() / "fashion-mnist" / "held-out")[:5]
+    held_out = datasets.find_images(bundled_folder() / "fashion-mnist" / "held-out")[:5]
     for size in (1, 5):
         invoke("encode", *held_out, "-o", f"{size}.pt", "--solver", solver, "--batch-size", size, "--steps", 20).ok()
         found = latent.load(tmp_path / f"{size}.pt")
         net = load("fashion-mnist", "cpu")
-        back = [ddim.decode(net, x, found.path, decoder(solver)).x for x in found.xT.split(size)]
+        way = replace(found.recipe.way, solver=decoder(solver), tolerance=None)
+        back = [ode.decode(net, x, way).x for x in found.xT.split(size)]
         torch.save(torch.cat(back), tmp_path / f"{size}.tensor")
     xT, x0 = ([latent.load(tmp_path / f"{n}.pt").xT for n in (1, 5)], [torch.load(f"{n}.tensor") for n in (1, 5)])
     assert apart(*xT) < 1e-3
@@ -802,6 +804,4 @@ def test_a_colour_image_for_a_grey_model_is_told_which_model_keeps_colour(
 
 @pytest.mark.skipif(options.COLOUR_MODEL not in bundled(), reason="the colour model is not here")
 def test_the_colour_model_is_of_colour() -> None:
-    from ddimctl.model import read
-
-    assert read(options.COLOUR_MODEL)[0].config.in_channels == 3
+    assert load(options.COLOUR_MODEL, "cpu").channels == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from ddimctl import bench
-from ddimctl.model import Model, load
+from ddimctl.families import load
+from ddimctl.model import NOTHING, Model
 
 HERE = ["torch", *(["openvino"] if importlib.util.find_spec("openvino") is not None else [])]
 
@@ -75,29 +77,28 @@ def test_auto_means_what_is_there(invoke: Any, model_folder: Path) -> None:
     assert [r["engine"] for r in record["rates"]] == HERE
 
 
-def test_the_share_of_the_network_is_put_back(model: Model) -> None:
-    run = model.run
-    assert 0 < bench.network_share(model, 2, steps=3) < 1
-    assert model.run is run
+def test_the_share_of_the_network(model: Model) -> None:
+    assert 0 < bench.network_share(model, NOTHING, 2, steps=3) < 1
 
 
 def test_a_line_through_a_line(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock that only evaluations move, time is S times one of them."""
     clock = [0.0]
 
-    def run(x: Any, labels: Any) -> Any:
+    def call(x: Any, labels: Any, embedded: Any) -> Any:
         clock[0] += 0.25
         return torch.zeros_like(x)
 
-    model.run = run
+    model = model.with_network(replace(model.network, call=call))
     monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
-    line = bench.line(model, 2, [5, 10, 30])
+    line = bench.line(model, NOTHING, 2, steps=[5, 10, 30])
     assert line.points == [(5, 1.25), (10, 2.5), (30, 7.5)]
     assert line.step == pytest.approx(0.25)
     assert line.fixed == pytest.approx(0, abs=1e-9)
     assert line.off == pytest.approx(0, abs=1e-9)
 
 
-def test_a_fresh_process_that_fails_says_why() -> None:
+def test_a_fresh_process_that_fails_says_why(model: Model) -> None:
+    lost = replace(model, about=replace(model.about, reference="nothing"))
     with pytest.raises(bench.DDIMError, match=r"a fresh process failed: .*no model 'nothing'"):
-        bench.start("nothing", "cpu", "torch", "float32", None, None, 1)
+        bench.start(lost, NOTHING, 1)

@@ -21,9 +21,11 @@ from PIL import Image
 from test_features import small
 
 from ddimctl import evaluate, features, frechet, sampling
+from ddimctl.families import load
 from ddimctl.images import levels
-from ddimctl.model import Model, load
+from ddimctl.model import NOTHING, Condition, Model
 from ddimctl.paper import TABLE_1
+from ddimctl.recipe import Way
 
 Run = Callable[..., Result]
 FEW = ("--steps", "2,3", "-n", 20)
@@ -54,11 +56,16 @@ def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     eps = Model.eps
 
-    def counted(self: Model, xbar: torch.Tensor, sigma: Any) -> torch.Tensor:
-        calls.append(len(xbar))
-        return eps(self, xbar, sigma)
+    def counting(self: Model, condition: Condition = NOTHING) -> Any:
+        inner = eps(self, condition)
 
-    monkeypatch.setattr(Model, "eps", counted)
+        def counted(xbar: torch.Tensor, sigma: Any) -> torch.Tensor:
+            calls.append(len(xbar))
+            return inner(xbar, sigma)
+
+        return counted
+
+    monkeypatch.setattr(Model, "eps", counting)
     return calls
 
 
@@ -89,8 +96,8 @@ def test_a_cell_is_the_distance_of_the_samples_of_that_name(run: Run, rated: Pat
     assert extractor.reference is not None
     assert len(record["results"]) == 6
     for cell in record["results"]:
-        path = model.schedule.path(cell["steps"], "linear")
-        x = sampling.sample(model, 20, path, 3, cell["eta"], cell["sigma_hat"], "ddim").x
+        how = sampling.Noising(Way("ddim", "linear", cell["steps"]), cell["eta"], cell["sigma_hat"])
+        x = sampling.sample(model, 20, how, seed=3).x
         pixels = torch.from_numpy(np.moveaxis(levels.to_pixels(x), -1, 1).copy())
         expected = frechet.distance(frechet.statistics(extractor.parts(pixels)), extractor.reference)
         assert cell["distance"] == pytest.approx(expected, rel=1e-3)  # a value of a pixel may round another way
@@ -151,12 +158,12 @@ def test_a_run_that_was_stopped_goes_on_and_comes_to_the_same(
     evaluations.clear()
     sample, calls = sampling.sample, 0
 
-    def stops(*args: Any) -> Any:
+    def stops(*args: Any, **more: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 5:
             os.kill(os.getpid(), signal.SIGTERM)
-        return sample(*args)
+        return sample(*args, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(sampling, "sample", stops)

@@ -149,12 +149,12 @@ def test_images_have_one_or_three_channels(
 def test_what_no_file_can_hold_is_refused_before_any_work(
     command: list[str], tiny: Invoke, latents: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ddimctl import ddim, sampling
+    from ddimctl import ode, sampling
 
     def works(*args: object, **more: object) -> None:
         raise AssertionError("work was done")
 
-    for module, name in ((ddim, "encode"), (ddim, "decode"), (sampling, "sample")):
+    for module, name in ((ode, "encode"), (ode, "decode"), (sampling, "sample")):
         monkeypatch.setattr(module, name, works)
     assert "holds at most" in tiny(*command).failed(2)
     assert sorted(p.name for p in tmp_path.iterdir() if p.suffix) == latents

@@ -13,8 +13,9 @@ import torch
 from conftest import Result, write_tiny_model
 from rounding import NETWORK, apart
 
-from ddimctl import model as model_module
-from ddimctl.model import load
+from ddimctl import families
+from ddimctl.families import load, pixel
+from ddimctl.model import Condition
 
 Invoke = Callable[..., Result]
 
@@ -29,7 +30,7 @@ def authors(tmp_path: Path) -> Path:
     }  # fmt: skip
     known = load(str(write_tiny_model(tmp_path / "known", **fields)), "cpu")
     path = tmp_path / "ckpt.pth"
-    torch.save(layouts.ermongroup(layouts.to_ddim(known.network.state_dict(), 2)), path)
+    torch.save(layouts.ermongroup(layouts.to_ddim(known.network.module.torch.state_dict(), 2)), path)
     return path
 
 
@@ -48,11 +49,11 @@ def test_list(invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for name in ("b", "a"):
         write_tiny_model(tmp_path / "bundled" / name)
     (tmp_path / "bundled" / "not-a-model").mkdir()
-    monkeypatch.setattr(model_module, "bundled_folder", lambda: tmp_path / "bundled")
+    monkeypatch.setattr(families, "bundled_folder", lambda: tmp_path / "bundled")
     assert invoke("models", "list").ok().out == "a\nb\n"
     record = json.loads(invoke("models", "list", "--json").ok().out)
     assert [m["name"] for m in record["models"]] == ["a", "b"]
-    monkeypatch.setattr(model_module, "bundled_folder", lambda: tmp_path / "nothing")
+    monkeypatch.setattr(families, "bundled_folder", lambda: tmp_path / "nothing")
     nothing = invoke("models", "list").ok()
     assert (nothing.out, nothing.err) == ("", "no model is bundled\n")
     assert json.loads(invoke("models", "list", "--json").ok().out) == {"models": []}
@@ -65,7 +66,7 @@ def test_show(invoke: Invoke, tmp_path: Path) -> None:
     plain = invoke("models", "show", folder).ok()
     for said in (
         "16 x 16",
-        f"{model.parameters:,}",
+        f"{model.network.module.facts.parameters:,}",
         "epsilon",
         "T = 1000",
         "0.01 to 157.4",
@@ -77,10 +78,10 @@ def test_show(invoke: Invoke, tmp_path: Path) -> None:
     assert plain.err == ""
     record = json.loads(invoke("models", "show", folder, "--json").ok().out)
     assert record["digest"] == model.digest
-    assert record["parameters"] == model.parameters
+    assert record["parameters"] == model.network.module.facts.parameters
     assert record["licence"] == "cc-by-4.0"
     assert record["schedule"]["digest"] == model.schedule.digest
-    assert record["memory_bytes"] == model_module.memory(model.config)
+    assert record["memory_bytes"] == pixel.memory(model.network.module.torch.config)
     assert "weights: diffusion_pytorch_model.safetensors" in invoke("models", "show", folder, "-v").ok().err
 
 
@@ -122,14 +123,14 @@ def test_convert_openai(invoke: Invoke, openai: tuple[Path, Path], tmp_path: Pat
     checkpoint, flags = openai
     target = tmp_path / "new"
     done = invoke("models", "convert", checkpoint, "--config", flags, "-o", target, "--json").ok()
-    before = load(str(checkpoint), "cpu", class_label=1, config=str(flags))
-    after = load(str(target), "cpu", class_label=1)
+    before = load(str(checkpoint), "cpu", config=str(flags))
+    after = load(str(target), "cpu")
     assert json.loads(done.out) == {"folder": str(target), "digest": before.digest}
     assert after.digest == before.digest
     assert after.schedule.digest == before.schedule.digest
     assert "diffusers cannot scale labels" in done.err
     xbar = torch.randn(1, 3, 16, 16, dtype=torch.float64)
-    assert apart(after.eps(xbar, 2.0), before.eps(xbar, 2.0)) < NETWORK
+    assert apart(after.eps(Condition(1))(xbar, 2.0), before.eps(Condition(1))(xbar, 2.0)) < NETWORK
 
 
 def test_convert_never_overwrites_unasked(invoke: Invoke, authors: Path, tmp_path: Path) -> None:

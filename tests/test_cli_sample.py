@@ -14,11 +14,12 @@ import torch
 from conftest import Result, write_tiny_model
 from PIL import Image
 
-from ddimctl import ddim, latent
+from ddimctl import latent, seeds
+from ddimctl.families import load
 from ddimctl.images import levels, sheets
 from ddimctl.metrics import mse
-from ddimctl.model import load
-from ddimctl.sampling import sample
+from ddimctl.recipe import Way
+from ddimctl.sampling import Noising, sample
 from ddimctl.solvers import SOLVERS
 
 Invoke = Callable[..., Result]
@@ -40,10 +41,12 @@ def folder_of(path: Path) -> list[np.ndarray]:
     return [pixels(p) for p in sorted(path.glob("*.png"))]
 
 
-def expected(model_folder: Path, n: int, steps: int, spacing: str = "karras", **how: Any) -> np.ndarray:
+def expected(
+    model_folder: Path, n: int, steps: int, spacing: str = "karras", solver: str = "ab2", seed: int = 0, **how: Any
+) -> np.ndarray:
     """What the library makes, uint8 (n, H, W)."""
     model = load(str(model_folder), "cpu")
-    return levels.to_pixels(sample(model, n, model.schedule.path(steps, spacing), **how).x)[..., 0]
+    return levels.to_pixels(sample(model, n, Noising(Way(solver, spacing, steps), **how), seed=seed).x)[..., 0]
 
 
 def names(folder: Path) -> list[str]:
@@ -121,7 +124,7 @@ def test_consistency(tiny: Invoke, model_folder: Path, tmp_path: Path) -> None:
     assert header.split() == ["steps", "evaluations", "mse", "to", "8", "rms"]
     assert file == "s.png"
     model = load(str(model_folder), "cpu")
-    xs = {s: sample(model, 4, model.schedule.path(s)).x for s in (2, 8, 4)}
+    xs = {s: sample(model, 4, Noising(Way(steps=s))).x for s in (2, 8, 4)}
     for row, s in zip(rows, (2, 8, 4), strict=False):
         errors = mse(xs[s], xs[8])
         assert row.split()[:2] == [str(s), str(s)]
@@ -184,7 +187,7 @@ def test_saved_noise_says_that_it_was_drawn(tiny: Invoke, model_folder: Path, tm
     done = tiny("sample", "-n", 2, "--seed", 5, "--steps", "2,4", "-o", "s.png", "--save-noise", "xT.pt").ok()
     assert done.out.splitlines()[-2:] == ["s.png", "xT.pt"]
     found = latent.load(tmp_path / "xT.pt")
-    assert torch.equal(found.xT, ddim.noise(SHAPE, 2, 5))
+    assert torch.equal(found.xT, seeds.noise(SHAPE, 2, 5))
     assert found.provenance["evaluations"] == [0, 0]
     assert found.provenance["steps"] == 4  # the longest
     assert [i["noise"] for i in found.images] == [{"seed": 5, "number": 0}, {"seed": 5, "number": 1}]
@@ -208,7 +211,7 @@ def test_an_encoded_latent_is_not_called_drawn(tiny: Invoke, model_folder: Path,
 def test_with_noise_on_the_way_the_latent_is_x_T_alone(tiny: Invoke, tmp_path: Path) -> None:
     done = tiny("sample", "-n", 2, "--steps", 3, "--eta", 1, "-o", "s.png", "--save-noise", "xT.pt").ok()
     assert "decode adds no noise on the way" in done.err
-    assert torch.equal(latent.load(tmp_path / "xT.pt").xT, ddim.noise(SHAPE, 2, 0))
+    assert torch.equal(latent.load(tmp_path / "xT.pt").xT, seeds.noise(SHAPE, 2, 0))
     assert latent.load(tmp_path / "xT.pt").provenance["decoder"] == "ddim"
 
 

@@ -19,12 +19,14 @@ from conftest import isolated, write_tiny_model
 from rounding import NETWORK, apart
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddimctl import cache, ddim, engines, latent, lossless
-from ddimctl import model as model_module
-from ddimctl.engines import ENGINES, PARTS
+from ddimctl import cache, engines, latent, lossless, ode
+from ddimctl.engines import ENGINES, openvino, processors, pytorch
+from ddimctl.engines.openvino import PARTS
 from ddimctl.errors import DDIMError, UsageError
+from ddimctl.families import load, pixel
 from ddimctl.images import datasets, levels
-from ddimctl.model import Model, load
+from ddimctl.model import NOTHING, Condition, Model
+from ddimctl.recipe import Way
 from ddimctl.unet import UNet2DModel
 
 needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
@@ -54,25 +56,31 @@ def entries() -> list[Path]:
     return sorted(cache.folder().iterdir()) if cache.folder().exists() else []
 
 
-def truth(model: Model, x: torch.Tensor, levels: Any) -> torch.Tensor:
+def use(model: Model, engine: str, precision: str = "float32") -> Model:
+    return model.with_network(engines.make(model.network.module, engine, precision))
+
+
+def truth(model: Model, x: torch.Tensor, levels: Any, condition: Condition = NOTHING) -> torch.Tensor:
     """ε by the network in float64. Untrained networks magnify rounding: eager float32 is off by up to 3e-5 itself."""
-    return replace(model, network=copy.deepcopy(model.network).double(), engine="torch").eps(x, levels)
+    double = copy.deepcopy(model.network.module.torch).double()
+    module = replace(model.network.module, load=lambda: double, dtype="float64")
+    return model.with_network(engines.make(module)).eps(condition)(x, levels)
 
 
 @pytest.mark.parametrize("engine", EVERY)
 def test_the_same_as_eager(engine: str) -> None:
     """For every batch size, with one level for all and one for each."""
     model = load("fashion-mnist", "cpu")
-    x = torch.randn(PARTS[0] + 7, *model.shape, dtype=torch.float64)
+    x = torch.randn(PARTS[0] + 7, *model.state_shape, dtype=torch.float64)
     levels = [0.02 * 1.3**i for i in range(len(x))]
     sizes = (1, 2, 5, len(x)) if engine != "compile" else (2, len(x))
-    eager = [(model.eps(x[:n], 1.0), model.eps(x[:n], levels[:n])) for n in sizes]
-    model.use(engine)
+    eager = [(model.eps()(x[:n], 1.0), model.eps()(x[:n], levels[:n])) for n in sizes]
+    model = use(model, engine)
     for n, (one, each) in zip(sizes, eager, strict=True):
-        got = model.eps(x[:n], 1.0)
+        got = model.eps()(x[:n], 1.0)
         assert (got.dtype, got.shape) == (torch.float64, x[:n].shape)
         assert apart(got, one) < NETWORK
-        assert apart(model.eps(x[:n], levels[:n]), each) < NETWORK
+        assert apart(model.eps()(x[:n], levels[:n]), each) < NETWORK
 
 
 @needs_openvino
@@ -86,56 +94,70 @@ def test_the_same_as_eager(engine: str) -> None:
     ],
 )
 def test_openvino_converts_every_kind_of_network(fields: dict[str, Any], tmp_path: Path) -> None:
-    model = load(
-        str(write_tiny_model(tmp_path / "m", held_out=0, **fields)), "cpu", 2 if "num" in str(fields) else None
-    )
-    x = torch.randn(3, *model.shape, dtype=torch.float64)
+    model = load(str(write_tiny_model(tmp_path / "m", held_out=0, **fields)), "cpu")
+    condition = Condition(2 if "num" in str(fields) else None)
+    x = torch.randn(3, *model.state_shape, dtype=torch.float64)
     levels = [0.1, 1.0, 50.0]
-    assert apart(model.use("openvino").eps(x, levels), truth(model, x, levels)) < NETWORK
+    assert apart(use(model, "openvino").eps(condition)(x, levels), truth(model, x, levels, condition)) < NETWORK
+
+
+@pytest.mark.parametrize("engine", EVERY)
+def test_the_class_is_an_argument_and_not_a_part_of_the_network(engine: str, tmp_path: Path) -> None:
+    """One network answers for every class, one after the other."""
+    model = load(str(write_tiny_model(tmp_path / "m", held_out=0, num_class_embeds=3)), "cpu")
+    quick = use(model, engine)
+    x = torch.randn(3, *model.state_shape, dtype=torch.float64)
+    answers = [quick.eps(Condition(k))(x, 1.0) for k in (0, 1, 2, 0)]
+    assert torch.equal(answers[0], answers[3])
+    for k in range(3):
+        assert apart(answers[k], truth(model, x, 1.0, Condition(k))) < NETWORK
+        assert apart(answers[k], answers[(k + 1) % 3]) > 10 * NETWORK
+    if engine == "openvino":
+        assert len(entries()) == 2  # the graph, and it compiled for one image: three are three times one
 
 
 @needs_openvino
 def test_openvino_takes_numpy_arrays(model: Model) -> None:
-    x = torch.randn(3, *model.shape, dtype=torch.float64)
-    model.use("openvino")
-    assert isinstance(model.eps(x.numpy(), 1.0), np.ndarray)
-    np.testing.assert_array_equal(model.eps(x.numpy(), 1.0), model.eps(x, 1.0).numpy())
+    x = torch.randn(3, *model.state_shape, dtype=torch.float64)
+    model = use(model, "openvino")
+    assert isinstance(model.eps()(x.numpy(), 1.0), np.ndarray)
+    np.testing.assert_array_equal(model.eps()(x.numpy(), 1.0), model.eps()(x, 1.0).numpy())
 
 
 @needs_openvino
 def test_batches_of_any_size_compile_nothing_new(model: Model) -> None:
     """Solvers shrink a batch as images converge, and the last batch is smaller: the parts are always the same."""
-    model.use("openvino")
+    model = use(model, "openvino")
     for n in (21, 20, 5, 1):
-        model.eps(torch.zeros(n, *model.shape, dtype=torch.float64), 1.0)
+        model.eps()(torch.zeros(n, *model.state_shape, dtype=torch.float64), 1.0)
     before = entries()
     assert len(before) == 1 + len(PARTS)  # the graph, and one compiled network for each size
     for n in range(1, 40, 3):
-        model.eps(torch.zeros(n, *model.shape, dtype=torch.float64), 1.0)
+        model.eps()(torch.zeros(n, *model.state_shape, dtype=torch.float64), 1.0)
     assert entries() == before
-    assert model.eps(torch.zeros(0, *model.shape, dtype=torch.float64), 1.0).shape == (0, *model.shape)
+    assert model.eps()(torch.zeros(0, *model.state_shape, dtype=torch.float64), 1.0).shape == (0, *model.state_shape)
 
 
 @needs_openvino
 def test_a_warm_cache_converts_nothing(model: Model, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.randn(1, *model.shape, dtype=torch.float64)
-    cold = model.use("openvino").eps(x, 1.0)
-    monkeypatch.setattr(engines, "_convert", lambda *_: pytest.fail("converted again"))
-    assert torch.equal(load(str(model_folder), "cpu").use("openvino").eps(x, 1.0), cold)
+    x = torch.randn(1, *model.state_shape, dtype=torch.float64)
+    cold = use(model, "openvino").eps()(x, 1.0)
+    monkeypatch.setattr(openvino, "_convert", lambda *_: pytest.fail("converted again"))
+    assert torch.equal(use(load(str(model_folder), "cpu"), "openvino").eps()(x, 1.0), cold)
     # A batch of another size is compiled from the same graph.
-    load(str(model_folder), "cpu").use("openvino").eps(torch.randn(4, *model.shape, dtype=torch.float64), 1.0)
+    use(load(str(model_folder), "cpu"), "openvino").eps()(torch.randn(4, *model.state_shape, dtype=torch.float64), 1.0)
 
 
 @needs_openvino
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
 def test_damaged_entries_are_made_again(damage: str, model: Model) -> None:
-    x = torch.randn(1, *model.shape, dtype=torch.float64)
-    cold = model.use("openvino").eps(x, 1.0)
+    x = torch.randn(1, *model.state_shape, dtype=torch.float64)
+    cold = use(model, "openvino").eps()(x, 1.0)
     whole = {p: p.read_bytes() for p in entries()}
     for path, data in whole.items():
         broken = {"flip": data[:200] + bytes([data[200] ^ 1]) + data[201:], "cut": data[:-5], "empty": b""}
         path.write_bytes(broken[damage])
-    assert torch.equal(model.use("openvino").eps(x, 1.0), cold)
+    assert torch.equal(use(model, "openvino").eps()(x, 1.0), cold)
     assert entries() == sorted(whole)
     assert all(cache.load(p.name) is not None for p in whole)
 
@@ -144,18 +166,18 @@ def test_damaged_entries_are_made_again(damage: str, model: Model) -> None:
 def test_works_where_nothing_can_be_written(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    x = torch.randn(1, *model.shape, dtype=torch.float64)
-    eager = model.eps(x, 1.0)
-    assert apart(model.use("openvino").eps(x, 1.0), eager) < NETWORK
+    x = torch.randn(1, *model.state_shape, dtype=torch.float64)
+    eager = model.eps()(x, 1.0)
+    assert apart(use(model, "openvino").eps()(x, 1.0), eager) < NETWORK
 
 
 @needs_openvino
 def test_another_network_has_another_entry(model: Model, tmp_path: Path) -> None:
-    x = torch.randn(1, *model.shape, dtype=torch.float64)
+    x = torch.randn(1, *model.state_shape, dtype=torch.float64)
     other = load(str(write_tiny_model(tmp_path / "other", seed=1)), "cpu")
-    eager = other.eps(x, 1.0)
-    model.use("openvino").eps(x, 1.0)
-    assert apart(other.use("openvino").eps(x, 1.0), eager) < NETWORK
+    eager = other.eps()(x, 1.0)
+    use(model, "openvino").eps()(x, 1.0)
+    assert apart(use(other, "openvino").eps()(x, 1.0), eager) < NETWORK
 
 
 def test_the_cache_forgets_what_was_not_used_for_longest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,59 +196,59 @@ def test_the_cache_forgets_what_was_not_used_for_longest(monkeypatch: pytest.Mon
 def test_bf16_changes_little(engine: str, model_folder: Path) -> None:
     """8 bits of mantissa: a few thousandths of ε, which is seen in x_T but not much in a round trip."""
     model = load("fashion-mnist", "cpu")
-    x = torch.randn(4, *model.shape, dtype=torch.float64)
-    eager = model.eps(x, 1.0)
-    model.use(engine, "bf16")
-    error = apart(model.eps(x, 1.0), eager)
+    x = torch.randn(4, *model.state_shape, dtype=torch.float64)
+    eager = model.eps()(x, 1.0)
+    rough, fine = use(model, engine, "bf16"), use(model, engine)
     # A processor without bf16 arithmetic may compute in float32.
-    assert error < 0.1
-    assert model.dtype == "bfloat16"
-    assert model.use(engine).dtype == "float32"
-    assert apart(model.eps(x, 1.0), eager) < NETWORK
+    assert apart(rough.eps()(x, 1.0), eager) < 0.1
+    assert rough.network.dtype == "bfloat16"
+    assert fine.network.dtype == "float32"
+    assert apart(fine.eps()(x, 1.0), eager) < NETWORK
 
 
 def test_large_batches_go_in_parts_that_fit(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.randn(7, *model.shape, dtype=torch.float64)
+    x = torch.randn(7, *model.state_shape, dtype=torch.float64)
     levels = [0.1 * (i + 1) for i in range(7)]
-    whole = model.eps(x, 1.0), model.eps(x, levels)
-    monkeypatch.setattr(engines, "ROOM", 12 * model.config.activation_floats())
-    assert engines.most_at_once(model) == 3
+    whole = model.eps()(x, 1.0), model.eps()(x, levels)
+    assert model.network.module.activations == model.network.module.torch.config.activation_floats() > 0
+    monkeypatch.setattr(pytorch, "ROOM", 12 * model.network.module.activations)
+    assert pytorch.most_at_once(model.network.module) == 3
     seen = []
-    model.network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
-    model.use("torch")
-    assert apart(model.eps(x, 1.0), whole[0]) < NETWORK
-    assert apart(model.eps(x, levels), whole[1]) < NETWORK
+    model.network.module.torch.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    model = use(model, "torch")
+    assert apart(model.eps()(x, 1.0), whole[0]) < NETWORK
+    assert apart(model.eps()(x, levels), whole[1]) < NETWORK
     assert seen == [3, 3, 1] * 2
 
 
 @needs_openvino
 def test_lossless_whichever_engine_decodes() -> None:
     model = load("fashion-mnist", "cpu")
-    assert model.folder is not None
-    x0 = datasets.load_dataset(model.folder / "held-out", *model.shape[:1], model.size)[:2].float() / 127.5 - 1
-    path = model.schedule.path(20)
-    solution = lossless.encode(model.use("openvino"), x0, path)
-    back = ddim.decode(model.use("torch"), solution.x.float(), path, "ddim").x
+    assert model.about.folder is not None
+    x0 = levels.signed(datasets.load_dataset(model.about.folder / "held-out", model.channels, model.size)[:2].float())
+    solution = lossless.encode(use(model, "openvino"), x0, Way("exact"))
+    back = ode.decode(use(model, "torch"), solution.x.float(), Way("ddim")).x
     np.testing.assert_array_equal(levels.to_pixels(back), levels.to_pixels(x0))
 
 
 def test_auto_picks_what_pays(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else there(name))
-    assert engines.pick(model, 1e9)[0] == "torch"
+    assert engines.pick(model.network.module, 1e9)[0] == "torch"
     monkeypatch.setattr(importlib.util, "find_spec", there)
+    assert engines.pick(replace(model.network.module, device="cuda:0"), 1e9) == ("torch", "on cuda")
     if there("openvino") is None:
         return
-    assert engines.pick(model, 1)[0] == "torch"
-    assert engines.pick(model, engines.PAYS / model.flops + 1)[0] == "openvino"
-    model.use("openvino").eps(torch.zeros(1, *model.shape, dtype=torch.float64), 1.0)
-    assert engines.pick(model, 1) == ("openvino", "converted before")
+    assert engines.pick(model.network.module, 1)[0] == "torch"
+    assert engines.pick(model.network.module, engines.PAYS / model.network.module.facts.flops + 1)[0] == "openvino"
+    use(model, "openvino").eps()(torch.zeros(1, *model.state_shape, dtype=torch.float64), 1.0)
+    assert engines.pick(model.network.module, 1) == ("openvino", "converted before")
 
 
 def test_a_missing_extra_is_one_line(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="needs the extra 'openvino'") as e:
-        model.use("openvino")
+        use(model, "openvino")
     assert e.value.hint == "install it with: pip install 'ddimctl[openvino]'"
 
 
@@ -239,8 +261,8 @@ def test_an_openvino_that_cannot_be_loaded_is_one_line_and_auto_does_without(
 
     monkeypatch.setattr(importlib, "import_module", broken)
     with pytest.raises(UsageError, match=r"cannot be loaded: libopenvino.so: .* file$"):
-        model.use("openvino")
-    engine, why = engines.pick(model, 1e12)
+        use(model, "openvino")
+    engine, why = engines.pick(model.network.module, 1e12)
     assert engine == "torch"
     assert "cannot be loaded" in why
 
@@ -250,10 +272,12 @@ def test_an_openvino_that_cannot_be_loaded_is_one_line_and_auto_does_without(
 def test_a_signal_is_handled_after_an_engine_went_in_another_thread(model_folder: Path, tmp_path: Path) -> None:
     code = f"""
 import gc, os, signal, threading, torch
-from ddimctl.model import load
+from ddimctl import engines
+from ddimctl.families import load
 signal.signal(signal.SIGUSR1, lambda *_: print("alive"))
-models = [load({str(model_folder)!r}, "cpu").use("openvino")]
-models[0].eps(torch.zeros(1, *models[0].shape).double(), 1.0)
+model = load({str(model_folder)!r}, "cpu")
+models = [model.with_network(engines.make(model.network.module, "openvino"))]
+models[0].eps()(torch.zeros(1, *models[0].state_shape).double(), 1.0)
 thread = threading.Thread(target=lambda: (models.clear(), gc.collect()))
 thread.start()
 thread.join()
@@ -277,7 +301,7 @@ def test_a_limit_of_instructions_does_not_crash_openvino(invoke: Any, ddimctl: A
 
 def test_auto_is_a_choice_and_no_engine(model: Model) -> None:
     with pytest.raises(UsageError, match="unknown engine 'auto'"):
-        model.use("auto")
+        use(model, "auto")
 
 
 def test_everything_works_without_a_home(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +316,7 @@ def test_everything_works_without_a_home(model: Model, monkeypatch: pytest.Monke
     assert not cache.has("x")
     assert cache.load("x") is None
     assert cache.fetch("x", lambda: b"made") == b"made"
-    assert engines.pick(model, 1)[0] == "torch"
+    assert engines.pick(model.network.module, 1)[0] == "torch"
 
 
 def test_the_cache_removes_what_killed_writers_left() -> None:
@@ -306,7 +330,7 @@ def test_the_cache_removes_what_killed_writers_left() -> None:
 def test_a_missing_compiler_is_one_line(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UsageError, match=r"needs a C\+\+ compiler"):
-        model.use("compile")
+        use(model, "compile")
 
 
 def test_unknown_names() -> None:
@@ -318,10 +342,10 @@ def test_unknown_names() -> None:
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert engines.threads() == 3
+    assert processors.threads() == 3
     for odd in ("", "many", "0", "4,2"):
         monkeypatch.setenv("OMP_NUM_THREADS", odd)
-        assert engines.threads() >= 1
+        assert processors.threads() >= 1
 
 
 @pytest.mark.parametrize(
@@ -334,24 +358,30 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )  # fmt: skip
 def test_flops_against_torchs_own_count(fields: dict[str, Any], tmp_path: Path) -> None:
-    config = load(str(write_tiny_model(tmp_path / "m", held_out=0, **fields)), "cpu").config
+    module = load(str(write_tiny_model(tmp_path / "m", held_out=0, **fields)), "cpu").network.module
+    config = module.torch.config
     assert config.image_size is not None
     network = UNet2DModel(config)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         network(torch.zeros(1, config.in_channels, *config.image_size), torch.zeros(1))
-    assert model_module.flops(config) == pytest.approx(counter.get_total_flops(), rel=0.05)
+    assert pixel.flops(config) == pytest.approx(counter.get_total_flops(), rel=0.05)
+    assert module.facts.flops == pixel.flops(config)
 
 
 @needs_cuda
 @pytest.mark.parametrize(("precision", "limit"), [("float32", NETWORK), ("bf16", 0.1)])
 def test_cuda(precision: str, limit: float, model_folder: Path) -> None:
     x = torch.randn(5, 1, 16, 16, dtype=torch.float64)
-    expected = load(str(model_folder), "cpu").eps(x, 1.0)
-    got = load(str(model_folder), "cuda").use("torch", precision).eps(x.cuda(), 1.0).cpu()
+    expected = load(str(model_folder), "cpu").eps()(x, 1.0)
+    got = use(load(str(model_folder), "cuda"), "torch", precision).eps()(x.cuda(), 1.0).cpu()
     assert apart(got, expected) < limit
+
+
+@needs_openvino
+def test_openvino_runs_on_cpus(model: Model) -> None:
     with pytest.raises(UsageError, match="runs on CPUs, not on cuda"):
-        load(str(model_folder), "cuda").use("openvino")
+        engines.make(replace(model.network.module, device="cuda:0"), "openvino")
 
 
 # The commands

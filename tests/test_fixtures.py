@@ -42,7 +42,11 @@ def test_old_latents_decode_to_the_same_pixels(name: str, engine: str, invoke: I
 def test_damaged_and_later_ones_are_refused_by_name(name: str, invoke: Invoke, folder: Path) -> None:
     file = folder / name
     data = file.read_bytes()
-    for at in range(5, len(data), len(data) // 7):
+    for at in (
+        data.index(b"spacing"),
+        data.index(b"ddimctl-latent"),
+        data.index(b"sha256"),
+    ):  # not a date or padding of the zip
         file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
         assert name in invoke("decode", name, "-o", "back.png", env=ENV).failed(3)
     file.write_bytes(data[: len(data) // 2])

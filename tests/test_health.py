@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddimctl import health
-from ddimctl.ddim import noise
 from ddimctl.health import FIGURES, Figure, examine, verdict
+from ddimctl.seeds import noise
 
 SHAPE = (3, 28, 28)
 OTHERS = 1000  # a seed that `examine` does not draw its reference with

@@ -16,8 +16,8 @@ from rounding import apart
 from torch import Tensor
 
 from ddimctl import implicit
-from ddimctl.ddim import integrate
 from ddimctl.errors import UsageError
+from ddimctl.ode import integrate
 from ddimctl.schedule import SPACINGS, Schedule
 
 LINEAR = Schedule.linear()
@@ -39,7 +39,7 @@ def closed_form(problem: Gaussian, x: Tensor, path: tuple[float, ...]) -> Tensor
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_the_closed_form_of_the_gaussian(spacing: str, S: int) -> None:
     problem, path = Gaussian(0.2, SPREAD), LINEAR.path(S, spacing)
-    solution = integrate(problem.eps, X0, path, "exact", 1e-10)
+    solution = integrate(problem.eps, X0, path, "exact", tolerance=1e-10)
     assert solution.unconverged == []
     want = closed_form(problem, X0, path)
     assert apart(solution.x, want) < 1e-8
@@ -49,7 +49,7 @@ def test_the_closed_form_of_the_gaussian(spacing: str, S: int) -> None:
 def test_ddim_brings_it_back(problem: Any) -> None:
     path = LINEAR.path(20)
     for tolerance in (1e-3, 1e-6, 1e-9):
-        latent = integrate(problem.eps, X0, path, "exact", tolerance)
+        latent = integrate(problem.eps, X0, path, "exact", tolerance=tolerance)
         back = integrate(problem.eps, latent.x, path[::-1], "ddim").x
         assert float((back - X0).square().mean().sqrt()) < 10 * tolerance
     assert latent.mean_evaluations < 120
@@ -65,8 +65,8 @@ def test_decoding_with_it_is_ddim() -> None:
 def test_an_image_does_not_depend_on_its_batch() -> None:
     problem, path = Mixture(), LINEAR.path(20)
     x = X0 * torch.tensor([0.01, 1.0, 3.0, 0.3]).view(-1, 1, 1, 1)
-    together = integrate(problem.eps, x, path, "exact", 1e-6)
-    alone = [integrate(problem.eps, v[None], path, "exact", 1e-6) for v in x]
+    together = integrate(problem.eps, x, path, "exact", tolerance=1e-6)
+    alone = [integrate(problem.eps, v[None], path, "exact", tolerance=1e-6) for v in x]
     assert together.evaluations == [a.evaluations[0] for a in alone]
     assert len(set(together.evaluations)) > 1, "a converged image should leave the batch"
     torch.testing.assert_close(together.x, torch.cat([a.x for a in alone]), rtol=1e-10, atol=1e-10)
@@ -80,7 +80,7 @@ def test_the_evaluations_counted_are_those_made() -> None:
         rows += len(x)
         return Mixture().eps(x, sigma)
 
-    assert sum(integrate(eps, X0, LINEAR.path(20), "exact", 1e-5).evaluations) == rows
+    assert sum(integrate(eps, X0, LINEAR.path(20), "exact", tolerance=1e-5).evaluations) == rows
 
 
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-5])
@@ -114,10 +114,10 @@ def test_a_network_that_breaks_down_is_reported_and_spoils_nobody_else(bad: floa
 
     x = X0.clone()
     x[2, 0, 0, 0] = 200.0
-    solution = integrate(eps, x, LINEAR.path(3), "exact", 1e-6)
+    solution = integrate(eps, x, LINEAR.path(3), "exact", tolerance=1e-6)
     assert solution.unconverged == [2]
     others = [0, 1, 3]
-    clean = integrate(Mixture().eps, x[others], LINEAR.path(3), "exact", 1e-6)
+    clean = integrate(Mixture().eps, x[others], LINEAR.path(3), "exact", tolerance=1e-6)
     torch.testing.assert_close(solution.x[others], clean.x, rtol=1e-12, atol=1e-12)
 
 
@@ -138,9 +138,9 @@ def test_combine_is_the_least_squares_of_each_image(m: int, seed: int) -> None:
 @pytest.mark.parametrize("tolerance", [0.0, 1.0, -1e-3, math.nan])
 def test_a_tolerance_that_makes_no_sense(tolerance: float) -> None:
     with pytest.raises(UsageError, match="tolerance"):
-        integrate(Mixture().eps, X0, LINEAR.path(3), "exact", tolerance)
+        integrate(Mixture().eps, X0, LINEAR.path(3), "exact", tolerance=tolerance)
 
 
 def test_explicit_solvers_take_no_tolerance() -> None:
     with pytest.raises(UsageError, match="takes no tolerance"):
-        integrate(Mixture().eps, X0, LINEAR.path(3), "ab2", 1e-3)
+        integrate(Mixture().eps, X0, LINEAR.path(3), "ab2", tolerance=1e-3)

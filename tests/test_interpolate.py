@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from rounding import apart
 from torch import Tensor
 
-from ddimctl.ddim import noise
 from ddimctl.errors import DDIMError, UsageError
 from ddimctl.interpolate import INTERPOLANTS, grid, keyframes, lerp, slerp, weights
+from ddimctl.seeds import noise
 
 SHAPE = (2, 3, 4)
 seeds = st.integers(0, 2**32 - 1)

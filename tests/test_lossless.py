@@ -19,13 +19,15 @@ from problems import AnalyticModel, Mixture
 from rounding import apart
 from torch import Tensor
 
-from ddimctl import ddim, latent, lossless
+from ddimctl import latent, lossless, ode
 from ddimctl.checkpoints import diffusers
-from ddimctl.ddim import Check
 from ddimctl.errors import DDIMError
+from ddimctl.families import bundled, load
 from ddimctl.images import datasets, levels, reading
 from ddimctl.metrics import max_abs, wrong_pixels
-from ddimctl.model import Model, bundled, load
+from ddimctl.model import Model
+from ddimctl.ode import Check
+from ddimctl.recipe import Way
 
 Invoke = Callable[..., Result]
 
@@ -56,10 +58,10 @@ def x0(folder: Path) -> Tensor:
 
 @pytest.mark.parametrize("steps", [10, 20])
 def test_every_value_comes_back_from_float32(model: Model, x0: Tensor, steps: int) -> None:
-    path = model.schedule.path(steps)
-    solution = lossless.encode(model, x0, path)
+    way = Way("exact", steps=steps)
+    solution = lossless.encode(model, x0, way)
     assert torch.equal(solution.x.float().double(), solution.x)  # float32 already: a file holds all of it
-    back = ddim.decode(model, solution.x.float(), path, "ddim").x
+    back = ode.decode(model, solution.x.float(), Way("ddim", steps=steps)).x
     np.testing.assert_array_equal(levels.to_pixels(back), levels.to_pixels(x0))
     assert solution.checks is not None
     for check, worst in zip(solution.checks, max_abs(x0, back).tolist(), strict=True):
@@ -71,17 +73,17 @@ def test_every_value_comes_back_from_float32(model: Model, x0: Tensor, steps: in
 
 def test_each_image_alone_gives_the_same(model: Model, x0: Tensor) -> None:
     """But for rounding, which ill-conditioned steps magnify: another batch size differs in float32's last digits."""
-    path = model.schedule.path(10)
-    together = lossless.encode(model, x0, path)
+    way = Way("exact", steps=10)
+    together = lossless.encode(model, x0, way)
     for i, image in enumerate(x0.split(1)):
-        alone = lossless.encode(model, image, path)
+        alone = lossless.encode(model, image, way)
         assert apart(alone.x[0], together.x[i]) < 1e-2
         assert alone.evaluations[0] == pytest.approx(together.evaluations[i], abs=2)
 
 
 def test_no_images(model: Model, x0: Tensor) -> None:
-    solution = lossless.encode(model, x0[:0], model.schedule.path(10))
-    assert solution.x.shape == (0, *model.shape)
+    solution = lossless.encode(model, x0[:0], Way("exact", steps=10))
+    assert solution.x.shape == (0, *model.state_shape)
     assert (solution.evaluations, solution.checks) == ([], [])
 
 
@@ -92,22 +94,24 @@ def test_only_what_is_not_back_goes_again_and_tighter(monkeypatch: pytest.Monkey
     needs = [1.0, 1e-5, 3e-5, 1e-9]  # the last image's is never reached
     asked: list[tuple[float, int]] = []
 
-    def fake_encode(model: Any, x: Tensor, path: Any, solver: str, tolerance: float, *rest: Any) -> ddim.Solution:
-        assert solver == "exact"
+    def fake_encode(model: Any, x: Tensor, way: Way, *rest: Any, **more: Any) -> ode.Solution:
+        assert way.solver == "exact"
+        tolerance = way.tolerance
+        assert tolerance is not None
         asked.append((tolerance, len(x)))
         which = [int(torch.nonzero((x0 == image).all((1, 2, 3)))[0]) for image in x.split(1)]
         # Off by more than half a level where the tolerance is too loose, by less the tighter it is.
         off = torch.tensor([0.0 if tolerance <= needs[i] else 0.01 + tolerance for i in which])
-        return ddim.Solution(x.double() + off.view(-1, 1, 1, 1), [10] * len(x), [tolerance / 2] * len(x), tolerance)
+        return ode.Solution(x.double() + off.view(-1, 1, 1, 1), [10] * len(x), [tolerance / 2] * len(x), tolerance)
 
-    def fake_decode(model: Any, x: Tensor, path: Any, solver: str, *rest: Any) -> ddim.Solution:
-        assert solver == "ddim"
+    def fake_decode(model: Any, x: Tensor, way: Way, *rest: Any, **more: Any) -> ode.Solution:
+        assert (way.solver, way.tolerance) == ("ddim", None)
         assert x.dtype == torch.float32
-        return ddim.Solution(x.double(), [5] * len(x))
+        return ode.Solution(x.double(), [5] * len(x))
 
-    monkeypatch.setattr(ddim, "encode", fake_encode)
-    monkeypatch.setattr(ddim, "decode", fake_decode)
-    solution = lossless.encode(model, x0, model.schedule.path(10))  # type: ignore[arg-type]
+    monkeypatch.setattr(ode, "encode", fake_encode)
+    monkeypatch.setattr(ode, "decode", fake_decode)
+    solution = lossless.encode(model, x0, Way("exact", steps=10))  # type: ignore[arg-type]
     assert asked == [(1e-4, 4), (3e-5, 3), (1e-5, 2), (2e-6, 1)]
     assert solution.evaluations == [15, 45, 30, 60]
     assert solution.checks is not None
@@ -117,7 +121,7 @@ def test_only_what_is_not_back_goes_again_and_tighter(monkeypatch: pytest.Monkey
     assert solution.residuals == pytest.approx([5e-5, 5e-6, 1.5e-5, 1e-6])
     # A tolerance of one's own comes first, and only tighter ones follow.
     asked.clear()
-    lossless.encode(model, x0, model.schedule.path(10), 2e-5)  # type: ignore[arg-type]
+    lossless.encode(model, x0, Way("exact", steps=10, tolerance=2e-5))  # type: ignore[arg-type]
     assert [t for t, _ in asked] == [2e-5, 1e-5, 2e-6]
 
 
@@ -162,8 +166,8 @@ def test_the_complaint() -> None:
 
 def test_no_number_is_never_lossless(model: Model, x0: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that gives NaN: every image is reported as wrong, none as done."""
-    monkeypatch.setattr(Model, "eps", lambda self, x, sigma: x * float("nan"))
-    solution = lossless.encode(model, x0[:2], model.schedule.path(5))
+    monkeypatch.setattr(Model, "eps", lambda self, condition: lambda x, sigma: x * float("nan"))
+    solution = lossless.encode(model, x0[:2], Way("exact", steps=5))
     assert solution.checks is not None
     assert all(c.wrong for c in solution.checks)
     assert torch.isfinite(solution.x).all()
@@ -194,16 +198,16 @@ def test_what_is_not_lossless_is_not_written(
 ) -> None:
     """The complaint names pixels that really differ, by how much they do."""
     source = folder / "held-out" / "001.png"
-    real = ddim.decode
+    real = ode.decode
     pixels = np.asarray(Image.open(source))
 
-    def spoilt(*args: Any) -> ddim.Solution:
-        out = real(*args)
+    def spoilt(*args: Any, **more: Any) -> ode.Solution:
+        out = real(*args, **more)
         x = out.x.clone()
         x[0, 0, 5, 7] += 4 / 127.5 if pixels[5, 7] < 128 else -4 / 127.5
-        return ddim.Solution(x, out.evaluations, out.residuals, out.tolerance)
+        return ode.Solution(x, out.evaluations, out.residuals, out.tolerance)
 
-    monkeypatch.setattr(ddim, "decode", spoilt)
+    monkeypatch.setattr(ode, "decode", spoilt)
     said = invoke("encode", source, "-o", "a.pt", "--lossless", "-m", folder).failed(1)
     sign = "+" if pixels[5, 7] < 128 else "-"
     match = re.fullmatch(
@@ -241,9 +245,8 @@ def test_right_combinations(invoke: Invoke, folder: Path, args: tuple[str, ...])
 def test_bundled_models_are_lossless_on_their_held_out_images() -> None:
     for name in bundled():
         net = load(name, "cpu")
-        files = datasets.find_images(net.folder / "held-out")[:16]  # type: ignore[operator]
+        files = datasets.find_images(net.about.folder / "held-out")[:16]  # type: ignore[operator]
         x0 = levels.to_tensor(np.stack([reading.read(f, net.channels, net.size)[0] for f in files]))
-        path = net.schedule.path(20)
-        solution = lossless.encode(net, x0, path)
-        back = ddim.decode(net, solution.x.float(), path, "ddim").x
+        solution = lossless.encode(net, x0, Way("exact"))
+        back = ode.decode(net, solution.x.float(), Way("ddim")).x
         np.testing.assert_array_equal(levels.to_pixels(back), levels.to_pixels(x0))

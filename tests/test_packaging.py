@@ -78,7 +78,7 @@ def test_an_installed_wheel_finds_its_models(source: Path, wheel: Path, tmp_path
         cwd=tmp_path,
     )  # fmt: skip
     env = {"PYTHONPATH": str(target)}  # before the editable installation
-    code = "import ddimctl; from ddimctl import model; print(ddimctl.__file__, *model.bundled(), sep='\\n')"
+    code = "import ddimctl; from ddimctl import families; print(ddimctl.__file__, *families.bundled(), sep='\\n')"
     file, *bundled = call(sys.executable, "-c", code, cwd=tmp_path, **env).splitlines()
     assert Path(file).is_relative_to(target)
     assert bundled == sorted(p.name for p in (source / "models").iterdir() if p.is_dir())
@@ -93,5 +93,5 @@ def test_an_installed_wheel_finds_its_models(source: Path, wheel: Path, tmp_path
 
 def test_an_editable_installation_finds_the_repositorys_models(tmp_path: Path) -> None:
     """As the developer has it: the models are beside the package."""
-    code = "from ddimctl import model; print(model.bundled_folder())"
+    code = "from ddimctl import files; print(files.bundled_folder())"
     assert Path(call(sys.executable, "-c", code, cwd=tmp_path).strip()) == REPOSITORY / "models"

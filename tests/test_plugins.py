@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ddimctl import batch
 from ddimctl.errors import FileError
 from ddimctl.images import formats, plugins
 from ddimctl.images.preprocessing import Preprocessing
 from ddimctl.images.reading import read
+from ddimctl.runs import plan
 
 Invoke = Callable[..., Result]
 SIZE = (16, 24)
@@ -172,5 +172,5 @@ def test_nothing_is_called_left_out_that_is_read() -> None:
 
 
 def test_left_out_counts_by_suffix(mixed: Path) -> None:
-    found = batch.left_out([str(mixed), "-", "", str(mixed / "none.heic")], formats.SUFFIXES, formats.LIKE)
+    found = plan.left_out([str(mixed), "-", "", str(mixed / "none.heic")], formats.SUFFIXES, formats.LIKE)
     assert found == {".heic": 2, ".cr2": 1}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import record_cli
 
-from ddimctl.model import bundled
+from ddimctl.families import bundled
 
 
 def test_the_options_are_those_recorded() -> None:

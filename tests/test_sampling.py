@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from problems import AnalyticModel, Gaussian, Mixture
 from torch import Tensor
 
 import ddimctl
-from ddimctl import ddim
+from ddimctl import ode, seeds
 from ddimctl.errors import UsageError
-from ddimctl.sampling import dial, hat, sample
+from ddimctl.recipe import Way
+from ddimctl.sampling import Noising, dial, hat, sample
 from ddimctl.schedule import SPACINGS, Schedule
 from ddimctl.solvers import SOLVERS, TOLERANCES
 
@@ -26,9 +28,13 @@ SHAPE = (1, 4, 4)
 SCHEDULE = Schedule.linear()
 
 
+def noising(solver: str = "ab2", spacing: str = "karras", steps: int = 20, **how: Any) -> Noising:
+    return Noising(Way(solver, spacing, steps, how.pop("tolerance", None)), **how)
+
+
 def draws(seed: int, k: int, count: int, shape: Sequence[int] = SHAPE) -> list[Tensor]:
     """What image k of a seed uses: x_T, then the noise of each step."""
-    generator = torch.Generator().manual_seed(ddim.mix(seed, k))
+    generator = torch.Generator().manual_seed(seeds.mix(seed, k))
     return [torch.randn(tuple(shape), generator=generator).double() for _ in range(count)]
 
 
@@ -59,7 +65,7 @@ def test_the_papers_equation(how: dict[str, float], spacing: str, steps: int) ->
     path = SCHEDULE.path(steps, spacing)
     tau = [SCHEDULE.sigmas.index(s) for s in path]
     problem = Mixture()
-    got = sample(AnalyticModel(problem), 3, path, seed=5, solver="ddim", first=2, **how).x  # type: ignore[arg-type]
+    got = sample(AnalyticModel(problem), 3, noising("ddim", spacing, steps, **how), seed=5, first=2).x  # type: ignore[arg-type]
     want = torch.stack([eq_12(problem, 5, k, tau, how.get("eta", 0.0), "sigma_hat" in how) for k in (2, 3, 4)])
     torch.testing.assert_close(got, want, rtol=0, atol=1e-8)
 
@@ -106,18 +112,17 @@ def test_diffusers(steps: int, eta: float) -> None:
         sigma = SCHEDULE.sigma(int(t) + 1)
         e = problem.eps(x * math.sqrt(1 + sigma**2), sigma)
         x = theirs.step(e, int(t), x, eta=eta, variance_noise=z).prev_sample
-    got = sample(AnalyticModel(problem), 1, path, seed=7, eta=eta, solver="ddim").x
+    got = sample(AnalyticModel(problem), 1, noising("ddim", "linear", steps, eta=eta), seed=7).x  # type: ignore[arg-type]
     torch.testing.assert_close(got, x, rtol=0, atol=2e-4)  # their α are float32
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_at_eta_0_it_is_decode_of_noise_exactly(solver: str, spacing: str) -> None:
-    path = SCHEDULE.path(10, spacing)
-    tolerance = 1e-4 if solver in TOLERANCES else None
-    got = sample(AnalyticModel(Mixture()), 5, path, 3, solver=solver, first=1, batch_size=2, tolerance=tolerance)
-    xT = ddim.noise(SHAPE, 6, 3)[1:]
-    want = ddim.decode(AnalyticModel(Mixture()), xT, path, solver, tolerance, 2)
+    way = Way(solver, spacing, 10, 1e-4 if solver in TOLERANCES else None)
+    got = sample(AnalyticModel(Mixture()), 5, Noising(way), seed=3, first=1, batch_size=2)  # type: ignore[arg-type]
+    xT = seeds.noise(SHAPE, 6, 3)[1:]
+    want = ode.decode(AnalyticModel(Mixture()), xT, way, batch_size=2)  # type: ignore[arg-type]
     assert torch.equal(got.x, want.x)
     assert (got.evaluations, got.residuals, got.tolerance) == (want.evaluations, want.residuals, want.tolerance)
 
@@ -127,11 +132,11 @@ def test_at_eta_0_it_is_decode_of_noise_exactly(solver: str, spacing: str) -> No
 def test_image_k_of_a_seed_is_the_same_whatever_is_made_beside_it(
     how: dict[str, float], n: int, first: int, batch_size: int, seed: int
 ) -> None:
-    path = SCHEDULE.path(4)
+    noising_ = noising(steps=4, **how)
     model = AnalyticModel(Mixture())
-    all_ = sample(model, 9, path, seed, **how).x  # type: ignore[arg-type]
+    all_ = sample(model, 9, noising_, seed=seed).x  # type: ignore[arg-type]
     torch.randn(3)  # nor does the global generator matter
-    some = sample(model, n, path, seed, first=first, batch_size=batch_size, **how)  # type: ignore[arg-type]
+    some = sample(model, n, noising_, seed=seed, first=first, batch_size=batch_size)  # type: ignore[arg-type]
     assert some.x.shape == (n, *SHAPE)
     assert some.x.dtype == torch.float64
     assert torch.equal(some.x, all_[first : first + n])
@@ -142,8 +147,8 @@ def test_image_k_of_a_seed_is_the_same_whatever_is_made_beside_it(
 def test_images_and_seeds_and_steps_share_no_noise() -> None:
     """Of a point mass at 0 the images are noise alone, nearly all of it the last step's."""
     model = AnalyticModel(Gaussian(0.0, 1e-9), (1, 10, 10))
-    x = torch.cat([sample(model, 10, SCHEDULE.path(3), seed, eta=1.0).x.flatten(1) for seed in (0, 1)])
-    xT = torch.cat([ddim.noise((1, 10, 10), 10, seed).double().flatten(1) for seed in (0, 1)])
+    x = torch.cat([sample(model, 10, noising(steps=3, eta=1.0), seed=seed).x.flatten(1) for seed in (0, 1)])
+    xT = torch.cat([seeds.noise((1, 10, 10), 10, seed).double().flatten(1) for seed in (0, 1)])
     correlation = torch.corrcoef(torch.cat([x, xT])) - torch.eye(40)
     assert float(correlation.abs().max()) < 0.5  # 780 pairs of 100 numbers: 5 standard deviations
 
@@ -157,7 +162,7 @@ def test_gaussian_data_comes_out_with_its_mean_and_variance(how: dict[str, float
     """
     mu, s, n = 0.3, 0.5, 1500
     model = AnalyticModel(Gaussian(mu, s))
-    x = sample(model, n, SCHEDULE.path(1000, "linear"), seed=11, batch_size=n, solver="ddim", **how).x  # type: ignore[arg-type]
+    x = sample(model, n, noising("ddim", "linear", 1000, **how), seed=11, batch_size=n).x  # type: ignore[arg-type]
     numbers = n * math.prod(SHAPE)
     assert float(x.mean()) == pytest.approx(mu, abs=4.5 * s / math.sqrt(numbers) + 1e-3)
     assert float(x.var()) == pytest.approx(s * s, abs=4.5 * s * s * math.sqrt(2 / numbers) + 4e-3)
@@ -178,14 +183,14 @@ def test_the_variance_that_comes_out_of_gaussian_data_is_known_at_every_number_o
         c = 1 + (math.sqrt(t * t - along**2) - s) * s / (s0**2 + s * s)
         variance = c * c * variance + nu**2
     assert (variance > s0**2) == exact
-    x = sample(AnalyticModel(Gaussian(0.3, s0)), n, path, seed=1, batch_size=n, **how).x  # type: ignore[arg-type]
+    x = sample(AnalyticModel(Gaussian(0.3, s0)), n, noising("ab2", "linear", steps, **how), seed=1, batch_size=n).x  # type: ignore[arg-type]
     error = variance * math.sqrt(2 / (n * math.prod(SHAPE)))
     assert float(x.var()) == pytest.approx(variance, abs=4.5 * error)
     assert abs(variance - s0**2) > 9 * error  # so that this test can tell
 
 
 def test_nothing_is_clipped() -> None:
-    x = sample(AnalyticModel(Gaussian(5.0, 2.0)), 4, SCHEDULE.path(100, "linear"), eta=1.0).x
+    x = sample(AnalyticModel(Gaussian(5.0, 2.0)), 4, noising("ab2", "linear", 100, eta=1.0)).x
     assert float(x.max()) > 7
 
 
@@ -193,7 +198,7 @@ def test_nothing_is_clipped() -> None:
 def test_a_path_that_starts_above_zero_keeps_that_much_noise(spacing: str) -> None:
     """As for `decode`, its first level counts as clean: for a point mass x̄ is left with σ(1), 1.3 of 255 levels."""
     model = AnalyticModel(Gaussian(0.2, 1e-6), (1, 16, 16))
-    x = sample(model, 50, SCHEDULE.path(20, spacing), eta=1.0).x
+    x = sample(model, 50, noising("ab2", spacing, 20, eta=1.0)).x
     assert float(x.std()) == pytest.approx(SCHEDULE.sigma(1), rel=0.05)
     assert float(x.mean()) == pytest.approx(0.2, abs=1e-3)
 
@@ -210,7 +215,7 @@ def test_progress_sees_every_step_of_every_batch() -> None:
         seen.append(n)
 
     model = AnalyticModel(Gaussian())
-    sample(model, 4, SCHEDULE.path(7), eta=0.5, batch_size=3, progress=progress)
+    sample(model, 4, noising(steps=7, eta=0.5), batch_size=3, progress=progress)
     assert seen == [7, 7]
     assert model.evaluations == 14
 
@@ -231,10 +236,11 @@ def test_progress_sees_every_step_of_every_batch() -> None:
     ],
     ids=str,
 )
-def test_what_makes_no_sense(how: dict[str, float], said: str) -> None:
+def test_what_makes_no_sense(how: dict[str, Any], said: str) -> None:
+    how = dict(how)
     model = AnalyticModel(Gaussian())
     with pytest.raises(UsageError, match=said):
-        sample(model, **{"n": 1, "path": SCHEDULE.path(3), **how})  # type: ignore[arg-type]
+        sample(model, int(how.pop("n", 1)), noising(steps=3, **how))  # type: ignore[arg-type]
     assert model.evaluations == 0
 
 
@@ -247,10 +253,10 @@ def test_the_package_offers_it() -> None:
 
 @given(n=st.integers(0, 4), first=st.integers(0, 5), seed=st.integers(0, 2**40))
 def test_noise_from_any_number_on(n: int, first: int, seed: int) -> None:
-    part = ddim.noise(SHAPE, n, seed, first)
+    part = seeds.noise(SHAPE, n, seed, first=first)
     assert part.shape == (n, *SHAPE)
     assert part.dtype == torch.float32
-    assert torch.equal(part, ddim.noise(SHAPE, first + n, seed)[first:])
+    assert torch.equal(part, seeds.noise(SHAPE, first + n, seed)[first:])
     for k, x in enumerate(part, first):
         assert torch.equal(x.double(), draws(seed, k, 1)[0])
 
@@ -258,8 +264,8 @@ def test_noise_from_any_number_on(n: int, first: int, seed: int) -> None:
 @pytest.mark.parametrize("shape", [(1,), (15,), (16,), (3, 5, 7), (3, 32, 32)])
 def test_noise_is_what_torch_draws(shape: tuple[int, ...]) -> None:
     """Also where an image's numbers do not fill torch's vectors of 16."""
-    got = ddim.draw(shape, generators := ddim.generators(2, 9))
-    again = ddim.draw(shape, generators)
+    got = seeds.draw(shape, generators := seeds.generators(2, 9))
+    again = seeds.draw(shape, generators)
     for k in range(2):
         first, second = draws(9, k, 2, shape)
         assert torch.equal(got[k].double(), first)
@@ -268,5 +274,5 @@ def test_noise_is_what_torch_draws(shape: tuple[int, ...]) -> None:
 
 def test_known_noise() -> None:
     """Samples of a seed stay what they are from version to version."""
-    found = ddim.noise((2,), 2, 0).flatten().tolist()
+    found = seeds.noise((2,), 2, 0).flatten().tolist()
     np.testing.assert_allclose(found, [-0.0873634, 0.0904834, -1.0987163, 0.6432328], rtol=0, atol=1e-6)

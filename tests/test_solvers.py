@@ -13,8 +13,8 @@ import torch
 from problems import Gaussian, Mixture
 from torch import Tensor
 
-from ddimctl.ddim import integrate
 from ddimctl.errors import UsageError
+from ddimctl.ode import integrate
 from ddimctl.schedule import SPACINGS, Schedule
 from ddimctl.solvers import SOLVERS, TOLERANCES, integral_log
 
@@ -42,7 +42,7 @@ def error(solver: str, problem: Gaussian | Mixture, path: Sequence[float], direc
     start = problem.flow(X0, 0.0, path[0])
     exact = problem.flow(X0, 0.0, path[-1])
     tolerance = 1e-12 if solver in TOLERANCES else None
-    x = integrate(problem.eps, start, path, solver, tolerance).x
+    x = integrate(problem.eps, start, path, solver, tolerance=tolerance).x
     return float((x - exact).abs().max() / math.sqrt(1 + path[-1] ** 2))
 
 
@@ -187,7 +187,7 @@ def test_adaptive_meets_the_exact_flow(problem: str, direction: str, spacing: st
     start, end = (PROBLEMS[problem].flow(X0, 0.0, p) for p in (path[0], path[-1]))
     errors = []
     for tolerance in (1e-4, 1e-7):
-        solution = integrate(PROBLEMS[problem].eps, start, path, "adaptive", tolerance)
+        solution = integrate(PROBLEMS[problem].eps, start, path, "adaptive", tolerance=tolerance)
         errors.append(float((solution.x - end).abs().max() / math.sqrt(1 + path[-1] ** 2)))
         assert solution.residuals is not None
         assert 0 < max(solution.residuals) <= tolerance
@@ -205,8 +205,8 @@ def test_adaptive_gives_each_image_its_own_steps() -> None:
                             for v, t in zip(x, sigma, strict=True)])  # fmt: skip
 
     x = torch.stack([X0[0].abs() + 0.1, -X0[0].abs() - 0.1])
-    both = integrate(eps, x, path, "adaptive", 1e-6)
-    alone = [integrate(eps, x[i : i + 1], path, "adaptive", 1e-6) for i in range(2)]
+    both = integrate(eps, x, path, "adaptive", tolerance=1e-6)
+    alone = [integrate(eps, x[i : i + 1], path, "adaptive", tolerance=1e-6) for i in range(2)]
     assert both.evaluations == [a.evaluations[0] for a in alone]
     assert both.evaluations[0] < both.evaluations[1]
     torch.testing.assert_close(both.x, torch.cat([a.x for a in alone]), rtol=1e-12, atol=1e-12)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from problems import Gaussian, Mixture
 from torch import Tensor
 
-from ddimctl.ddim import integrate
+from ddimctl.ode import integrate
 from ddimctl.sampling import Spread, dial, eq_12, hat
 from ddimctl.schedule import SPACINGS, Schedule
 

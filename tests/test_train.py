@@ -24,7 +24,7 @@ from conftest import Result, isolated
 from PIL import Image
 from rounding import NETWORK, apart
 
-from ddimctl import model
+from ddimctl import families
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.images import datasets, levels, reading
 from ddimctl.training import card, pixel
@@ -369,7 +369,7 @@ def test_the_folder_loads_in_diffusers_and_gives_the_same_eps(run: tuple[Path, R
 
     folder, _ = run
     pipeline = DDIMPipeline.from_pretrained(folder)
-    ours = model.load(str(folder), "cpu")
+    ours = families.load(str(folder), "cpu")
     assert type(pipeline.scheduler).__name__ == "DDIMScheduler"
     np.testing.assert_allclose(pipeline.scheduler.alphas_cumprod.numpy(), ours.schedule.alpha[1:], rtol=1e-4)
     x = torch.randn(3, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -377,13 +377,13 @@ def test_the_folder_loads_in_diffusers_and_gives_the_same_eps(run: tuple[Path, R
         with torch.no_grad():
             theirs = pipeline.unet(x.float(), t - 1).sample
         xbar = x / math.sqrt(ours.schedule.alpha[t])
-        assert apart(ours.eps(xbar, ours.schedule.sigma(t)), theirs) < NETWORK
+        assert apart(ours.eps()(xbar, ours.schedule.sigma(t)), theirs) < NETWORK
 
 
 def test_the_published_weights_are_the_average(run: tuple[Path, Result]) -> None:
     folder, _ = run
     saved = torch.load(folder / "training" / "checkpoint.pt", weights_only=True)
-    published = model.load(str(folder), "cpu").network.state_dict()
+    published = families.load(str(folder), "cpu").network.module.torch.state_dict()
     assert all(torch.equal(saved["average"][f"module.{k}"], v) for k, v in published.items())
     assert not all(torch.equal(saved["network"][k], v) for k, v in published.items())
 
@@ -391,10 +391,10 @@ def test_the_published_weights_are_the_average(run: tuple[Path, Result]) -> None
 def test_the_card_states_everything(run: tuple[Path, Result]) -> None:
     folder, _ = run
     text = (folder / "README.md").read_text()
-    ours = model.load(str(folder), "cpu")
+    parameters = families.load(str(folder), "cpu").network.module.facts.parameters
     for expected in (
         "license: mit", "# squares", "Squares", "Licence of the images: MIT", "32 images", "(`squares.gz`",
-        f"{ours.parameters:,}", "240 (60 steps of 4; 7.5 passes)", "Held-out ε-loss", "samples.png", "held-out/",
+        f"{parameters:,}", "240 (60 steps of 4; 7.5 passes)", "Held-out ε-loss", "samples.png", "held-out/",
         "ddimctl train squares.gz", "ddimctl reconstruct -m squares", "| 10 |", "| 100 |", "ddim, linear", "ab2, karras",
     ):  # fmt: skip
         assert expected in text, expected
@@ -418,18 +418,19 @@ def test_what_was_added_to_a_card_stays(tmp_path: Path) -> None:
 
 def test_the_cards_round_trips_are_true(run: tuple[Path, Result]) -> None:
     """The table's numbers, measured again from the published folder."""
-    from ddimctl import ddim
+    from ddimctl import ode
     from ddimctl.metrics import METRICS
+    from ddimctl.recipe import Way
 
     folder, _ = run
     text = (folder / "README.md").read_text()
     table = dict(re.findall(r"^\| (10|20|50|100) \| (\S+) \| \S+ \|$", text, re.MULTILINE))
-    ours = model.load(str(folder), "cpu")
+    ours = families.load(str(folder), "cpu")
     held = [np.asarray(Image.open(p))[..., None] for p in sorted((folder / "held-out").iterdir())]
     x0 = levels.to_tensor(np.stack(held)).double()
     for steps in (10, 50):
-        path = ours.schedule.path(steps, "linear")
-        back = ddim.decode(ours, ddim.encode(ours, x0, path, "ddim").x, path, "ddim").x
+        way = Way("ddim", "linear", steps)
+        back = ode.decode(ours, ode.encode(ours, x0, way).x, way).x
         assert float(table[str(steps)]) == pytest.approx(METRICS["mse"](x0, back).mean().item(), rel=0.05)
 
 
@@ -541,7 +542,7 @@ def test_a_signal_leaves_a_checkpoint_and_resume_completes(
     assert torch.load(folder / "training" / "checkpoint.pt", weights_only=True)["step"] == 60
     assert "Unfinished: step" in (folder / "README.md").read_text()
     assert not list(folder.rglob("*.tmp"))
-    model.load(str(folder), "cpu")  # usable as it stands
+    families.load(str(folder), "cpu")  # usable as it stands
 
     if signum == signal.SIGTERM:
         return  # the rest is the same

@@ -25,7 +25,7 @@ class Checkpoint:
     config: UNetConfig
     weights: dict[str, Tensor]
     schedule: Schedule
-    prediction: str = "epsilon"  # what the network's output is: see `ddimctl.model.PREDICTIONS`
+    prediction: str = "epsilon"  # what the network's output is: see `ddimctl.predictions`
     label_scale: float = 1.0  # the network was trained on labels times this
     notes: list[str] = field(default_factory=list)
     guesses: list[str] = field(default_factory=list)

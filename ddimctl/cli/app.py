@@ -19,10 +19,10 @@ from typing import Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from ddimctl import __version__
 from ddimctl.cli import bench, decode, encode, evaluate, info, interpolate, models, reconstruct, sample, train
 from ddimctl.cli.console import plain
 from ddimctl.errors import FAILED, USAGE, DDIMError
+from ddimctl.version import __version__
 
 app = typer.Typer(
     name="ddimctl",

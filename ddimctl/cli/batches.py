@@ -14,7 +14,8 @@ from ddimctl.cli.inputs import tell_of
 from ddimctl.errors import DDIMError, SomeFailed, UsageError
 
 if TYPE_CHECKING:
-    from ddimctl.batch import Item, Loaded, Outcome
+    from ddimctl.runs.plan import Item, Outcome
+    from ddimctl.runs.reading import Loaded
 
 FLUSH = 16  # outcomes between two writes to the manifest
 SHOWN = 20  # failures that get a line of their own on stderr
@@ -35,32 +36,32 @@ def items_of(
     `console` is told of files that share a name, where the command writes. Raises `UsageError`
     if there is nothing to work on, or if two of them would be written to the same name even so.
     """
-    from ddimctl import batch
     from ddimctl.files import read_bytes, read_stdin
+    from ddimctl.runs import plan
 
-    items = batch.gather(arguments, tuple(suffixes))
+    items = plan.gather(arguments, tuple(suffixes))
     if from_file is not None:
         data = read_stdin(MAX_LIST) if from_file == "-" else read_bytes(Path(from_file), MAX_LIST)
-        items += batch.listed(line.decode("utf-8", "surrogateescape") for line in data.split(b"\n"))
+        items += plan.listed(line.decode("utf-8", "surrogateescape") for line in data.split(b"\n"))
     if not items:
         raise UsageError("nothing to work on", hint="name files or folders, or a list with --from-file")
     if len(items) > 1 and any(item.source == "-" for item in items):
         raise UsageError("standard input is one file", hint="name it alone, or a list of files with --from-file -")
     if writes:
-        items, shared = batch.name_apart(items)
+        items, shared = plan.name_apart(items)
         if shared and console is not None:
             names = ", ".join(item.name for item in shared[:4]) + (", …" if len(shared) > 4 else "")
             console.notice(f"{len(shared)} files share a name: the suffix becomes a part of it in the output ({names})")
-    return batch.shard(items, shard) if shard else items
+    return plan.shard(items, shard) if shard else items
 
 
 def tell_left_out(arguments: Sequence[str], console: Console) -> None:
     """Says how many image files of folders and patterns are of kinds that are not read."""
-    from ddimctl import batch
     from ddimctl.images import plugins
     from ddimctl.images.formats import LIKE
+    from ddimctl.runs import plan
 
-    found = batch.left_out(arguments, plugins.readable(), LIKE)
+    found = plan.left_out(arguments, plugins.readable(), LIKE)
     if found:
         files = "1 file" if found.total() == 1 else f"{found.total()} files"
         console.notice(f"{files} left out ({' '.join(sorted(found))})")
@@ -101,7 +102,7 @@ def stacked(
 
 
 def manifest_path(folder: Path, shard: str | None) -> Path:
-    from ddimctl.batch import MANIFEST
+    from ddimctl.runs.manifest import MANIFEST
 
     path = folder / MANIFEST
     return path.with_stem(f"{path.stem}-{shard.replace('/', '-of-')}") if shard else path
@@ -117,11 +118,12 @@ def run(
     dry_run: bool,
 ) -> None:
     """Works through `outcomes`. Raises `SomeFailed` if some of them failed."""
-    from ddimctl import batch
     from ddimctl.files import make_folder
     from ddimctl.images.preprocessing import describe
+    from ddimctl.runs import plan
+    from ddimctl.runs.manifest import Manifest
 
-    counts = {batch.DONE: 0, batch.SKIPPED: 0, batch.FAILED: 0}
+    counts = {plan.DONE: 0, plan.SKIPPED: 0, plan.FAILED: 0}
     adjusted = unconverged = 0
     failures: list[dict[str, str]] = []
     told: set[str] = set()
@@ -129,14 +131,14 @@ def run(
     log = None
     if not dry_run:
         make_folder(manifest.parent)
-        log = batch.Manifest(manifest, about)
+        log = Manifest(manifest, about)
     try:
         with _bar(total, verb, console) as advance:
             for outcome in outcomes:
                 counts[outcome.status] += 1
-                if outcome.status == batch.FAILED:
+                if outcome.status == plan.FAILED:
                     failures.append({"source": outcome.item.source, "reason": str(outcome.failure)})
-                    if counts[batch.FAILED] <= SHOWN:
+                    if counts[plan.FAILED] <= SHOWN:
                         for line in _failed(outcome.failure, told):
                             advance(line)
                     del failures[100:]
@@ -150,8 +152,8 @@ def run(
                 elif not console.json:
                     for target in outcome.targets:
                         print(target)
-                advance(None, counts[batch.FAILED])
-                if log is not None and outcome.status != batch.SKIPPED:
+                advance(None, counts[plan.FAILED])
+                if log is not None and outcome.status != plan.SKIPPED:
                     pending.append(outcome)
                     if len(pending) >= FLUSH:
                         log.add(pending)
@@ -166,7 +168,7 @@ def run(
         log.add(pending)
         log.close()
     done, skipped, failed = counts.values()
-    if counts[batch.FAILED] > SHOWN:
+    if counts[plan.FAILED] > SHOWN:
         console.notice(f"… and {failed - SHOWN} more failed")
     if adjusted:
         console.notice(f"{adjusted} images were changed to fit the model; -v says how, and so does {manifest.name}")

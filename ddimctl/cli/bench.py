@@ -65,6 +65,7 @@ def bench(*, what: options.What, how: Measured, files: options.Plotted, machine:
 
     from ddimctl import bench as measuring
     from ddimctl import engines, plots
+    from ddimctl.engines.processors import threads
     from ddimctl.files import refuse_existing
 
     console = said.console()
@@ -75,31 +76,28 @@ def bench(*, what: options.What, how: Measured, files: options.Plotted, machine:
     if files.plot is not None:
         plots.check_target(files.plot)
         refuse_existing(files.plot, files.force)
-    net = inputs.open_model(what.model, machine.device, console, what.class_label, what.config)
+    net, condition = inputs.open_model(what, machine, console), what.condition()
+    module = net.network.module
     for s in path_steps:
         net.schedule.path(s)
     if machine.engine is not None and machine.engine != "auto":
         wanted = options.parse_list(machine.engine)
     else:
-        there = net.device.type == "cpu" and importlib.util.find_spec("openvino") is not None
+        there = module.kind == "cpu" and importlib.util.find_spec("openvino") is not None
         wanted = ["torch", *(["openvino"] if there else [])]
-    for name in wanted:  # what is not there is told before anything is measured
-        engines.check(name, machine.precision)
-        net.use(name, machine.precision)
-    console.notice(f"{net.name}: {net.flops / 1e9:.3g} GFLOP an evaluation; {measuring.processor()}")
+    # What is not there is told before anything is measured.
+    nets = [net.with_network(engines.make(module, name, machine.precision)) for name in wanted]
+    flops = module.facts.flops
+    console.notice(f"{net.name}: {flops / 1e9:.3g} GFLOP an evaluation; {measuring.processor()}")
     with console.bar(len(wanted) * len(batches), "measuring") as bar:
-        rates = list(bar(measuring.measure(net, wanted, machine.precision, batches, how.seconds)))
-    starts = [
-        measuring.start(
-            what.model, str(net.device), name, machine.precision, what.class_label, what.config, max(batches)
-        )
-        for name in wanted
-    ]
-    lines = [measuring.line(net.use(name, machine.precision), max(batches), path_steps) for name in wanted]
+        cells = [(made, batch) for made in nets for batch in batches]
+        rates = [measuring.rate(made, condition, batch, seconds=how.seconds) for made, batch in bar(cells)]
+    starts = [measuring.start(made, condition, max(batches)) for made in nets]
+    lines = [measuring.line(made, condition, max(batches), steps=path_steps) for made in nets]
     record: dict[str, Any] = {
-        "model": {"name": net.name, "digest": net.digest, "flops": net.flops},
+        "model": {"name": net.name, "digest": net.digest, "flops": flops},
         "processor": measuring.processor(),
-        "threads": engines.threads(),
+        "threads": threads(),
         "rates": [{**asdict(r), "images": r.images} for r in rates],
         "starts": [asdict(s) for s in starts],
         "lines": [asdict(x) for x in lines],

@@ -13,11 +13,12 @@ from ddimctl.cli.groups import flat
 from ddimctl.errors import FileError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from ddimctl.batch import Item
     from ddimctl.latent import Latent
     from ddimctl.model import Model
+    from ddimctl.runs.plan import Item
+    from ddimctl.runs.work import Decoding
 
 
 @flat
@@ -42,9 +43,11 @@ def decode(
 
     Example: ddimctl decode latent.pt -o back.png
     """
-    from ddimctl import batch, latent
-    from ddimctl.files import make_folder, refuse_existing
+    from ddimctl import latent
     from ddimctl.images import formats
+    from ddimctl.runs import local, plan
+    from ddimctl.runs.manifest import read_manifest
+    from ddimctl.runs.work import Decoding
 
     console = said.console()
     items = batches.items_of(latents or [], files.from_file, latent.SUFFIXES, files.shard, console=console)
@@ -53,11 +56,54 @@ def decode(
     if first is None and items:
         first = first_whole(items)
     one_image = single and first is not None and len(first.xT) == 1
+    target = plan_target(latents or [], items, files, one_image=one_image)
+
+    net: Model | None = None
+    if first is not None:
+        name = items[0].source if single else "the first latent"
+        net = inputs.model_of(first, name, what, machine=machine, console=console, force=files.force)
+    elif what.model is not None:
+        net = inputs.open_model(what, machine, console)
+    if net is not None:
+        formats.check_channels(f"an image of the model {net.name}", net.channels)
+    if net is not None and first is not None:
+        solver = how.solver or first.provenance["decoder"]
+        work = inputs.evaluations(len(items) * len(first.xT), how.steps or len(first.path) - 1, solver)
+        net = inputs.start_engine(net, machine, console, work=work)
+
+    def way_back(file: Latent, name: str) -> Decoding:
+        if net is None:
+            raise FileError(f"{name} could not be read at first")
+        inputs.check_model(file, name, net, console=console, force=files.force)
+        return Decoding(net, inputs.way_back(file, net, how), inputs.condition_of(file, what))
+
+    if target is not None and first is not None and not files.dry_run:
+        decode_one(items[0], target, way_back, console)
+        return
+    folder = files.output or Path()
+    manifest = batches.manifest_path(folder, files.shard)
+    if target is not None and first is not None:
+        way_back(first, items[0].source)
+        outcomes = iter([plan.Outcome(items[0], plan.DONE, (target,))])
+    else:
+        targets = local.Targets(folder, ".png", files.force, files.dry_run)
+        before = read_manifest(manifest)
+        outcomes = local.decode(items, targets, way_back, batch_size=machine.batch_size, before=before)
+    run: dict[str, Any] = {"command": "decode", "model": net.digest if net else None, "tolerance": how.tolerance}
+    run |= {"engine": net.network.engine if net else None, "precision": machine.precision}
+    batches.run(outcomes, len(items), manifest, run, "decoded", console, files.dry_run)
+
+
+def plan_target(latents: list[str], items: Sequence[Item], files: options.Batch, *, one_image: bool) -> Path | None:
+    """The one file that is written, if it is one. Raises `UsageError` where it, or what -o names, cannot be."""
+    from ddimctl.files import make_folder, refuse_existing
+    from ddimctl.images import formats
+
     if files.output is not None and files.output.suffix and not files.output.is_dir():
         if not one_image:
             raise UsageError(f"several images do not fit into one file {files.output}", hint="name a folder with -o")
         formats.check_suffix(files.output)
-    elif files.output is None and any(Path(a).is_dir() for a in latents or []):
+    elif files.output is None and any(Path(a).is_dir() for a in latents):
         raise UsageError("a folder of latents makes many images", hint="name a folder for them with -o")
     target = files.output if files.output is not None and files.output.suffix and not files.output.is_dir() else None
     if one_image:
@@ -66,56 +112,23 @@ def decode(
         formats.check_apart(target, [items[0].source])
         if target.parent == files.output and not files.dry_run:
             make_folder(files.output)
-
-    net: Model | None = None
-    if first is not None:
-        name = items[0].source if single else "the first latent"
-        net = inputs.model_of(
-            first, name, what.model, machine.device, console, files.force, what.class_label, what.config
-        )
-    elif what.model is not None:
-        net = inputs.open_model(what.model, machine.device, console, what.class_label, what.config)
-    if net is not None:
-        formats.check_channels(f"an image of the model {net.name}", net.channels)
-    if net is not None and first is not None:
-        solver = how.solver or first.provenance["decoder"]
-        work = inputs.evaluations(len(items) * len(first.xT), how.steps or len(first.path) - 1, solver)
-        inputs.start_engine(net, machine.engine, machine.precision, work, console)
-
-    def way(file: Latent, name: str) -> tuple[Model, Sequence[float], str]:
-        if net is None:
-            raise FileError(f"{name} could not be read at first")
-        inputs.check_model(file, name, net, console, files.force)
-        return (net, *inputs.way_back(file, net, how.steps, how.spacing, how.solver))
-
-    folder = files.output or Path()
-    manifest = batches.manifest_path(folder, files.shard)
-    if one_image and first is not None and target is not None:
-        if not files.dry_run:
-            decode_one(first, items[0].source, target, way, how.tolerance, console)
-            return
-        way(first, items[0].source)
-        outcomes = iter([batch.Outcome(items[0], batch.DONE, (target,))])
-    else:
-        before = batch.read_manifest(manifest)
-        outcomes = batch.decode(
-            items, folder, ".png", way, how.tolerance, machine.batch_size, before, files.force, files.dry_run
-        )
-    run: dict[str, Any] = {"command": "decode", "model": net.digest if net else None, "tolerance": how.tolerance}
-    run |= {"engine": net.engine if net else None, "precision": machine.precision}
-    batches.run(outcomes, len(items), manifest, run, "decoded", console, files.dry_run)
+    return target if one_image else None
 
 
-def decode_one(file: Latent, name: str, target: Path, way: Any, tolerance: float | None, console: Console) -> None:
-    """One latent → one image. What is wrong with it is the command's own error."""
-    from ddimctl import ddim
-    from ddimctl.images import levels, writing
+def decode_one(item: Item, target: Path, way_back: Callable[[Latent, str], Decoding], console: Console) -> None:
+    """One latent → one image: a run of one. What is wrong with it is the command's own error."""
+    from dataclasses import replace
 
-    net, path, how = way(file, name)
-    with console.bar(len(path) - 1, "decoding") as bar:
-        solution = ddim.decode(net, file.xT, path, how, tolerance, 1, bar)
-    levels.check_finite(solution.x, net.name)
-    writing.save_image(target, levels.to_pixels(solution.x)[0])
+    from ddimctl import latent
+    from ddimctl.runs import local
+
+    targets = local.Targets(target.parent, target.suffix, single=True)
+    named = replace(item, name=target.name.removesuffix(target.suffix))
+    steps = way_back(latent.load(Path(item.source)), item.source).way.steps
+    with console.bar(steps, "decoding") as bar:
+        (outcome,) = local.decode([named], targets, way_back, batch_size=1, before={}, progress=bar)
+    if outcome.failure is not None:
+        raise outcome.failure
     console.data(str(target), {"files": [str(target)], "images": 1})
 
 

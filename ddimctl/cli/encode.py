@@ -14,7 +14,10 @@ from ddimctl.cli.groups import flat
 from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
-    from ddimctl.batch import Encoding, Item
+    from collections.abc import Sequence
+
+    from ddimctl.runs.plan import Item
+    from ddimctl.runs.work import Encoding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,23 +66,57 @@ def encode(
 
     Example: ddimctl encode photos/ -o latents/
     """
-    from functools import partial
-
-    from ddimctl import batch, latent
-    from ddimctl.ddim import bind
-    from ddimctl.files import make_folder, refuse_existing
-    from ddimctl.images.formats import check_apart
+    from ddimctl.files import make_folder
     from ddimctl.images.plugins import readable
+    from ddimctl.recipe import Way
+    from ddimctl.runs.work import Encoding
 
     console = said.console()
     preprocessing = fit.preprocessing()
     batches.tell_left_out(images or [], console)
     items = batches.items_of(images or [], files.from_file, readable(), files.shard, console=console)
     single = batches.is_single(images or [], items, files.from_file, files.shard)
+    target, one_file = plan_target(images or [], items, files, single=single)
+    solver = "exact" if how.lossless else how.solver
+    if how.lossless:
+        if how.solver not in (options.DEFAULT_SOLVER, "exact"):
+            raise UsageError(f"--lossless goes with the solver exact, not {how.solver}")
+        if machine.precision != "float32":
+            raise UsageError("--lossless needs --precision float32", hint="what decodes the file will use that")
+    way = Way(solver, how.spacing, how.steps, how.tolerance)
+    way.check()  # wrong names are found before anything is done
+
+    quick = None if how.lossless else inputs.recall(what, machine, console)
+    net = quick or inputs.open_model(what, machine, console)
+    way.path(net.schedule)
+    if quick is None:
+        net = inputs.start_engine(net, machine, console, work=inputs.evaluations(len(items), way.steps, solver))
+    encoding = Encoding(net, way, preprocessing, what.condition(), how.lossless)
+    settings: dict[str, Any] = {"steps": how.steps, "solver": solver, "spacing": how.spacing}
+    if single and not files.dry_run:
+        if files.output is not None and not one_file:
+            make_folder(files.output)
+        encode_one(items[0], target, encoding, settings, console)
+        return
+    run = {"command": "encode", "model": net.digest, **settings, "tolerance": how.tolerance}
+    run |= {"engine": net.network.engine, "precision": machine.precision}
+    encode_many(
+        items, target if one_file or single else None, encoding, files=files, machine=machine, run=run, said=said
+    )
+    if how.lossless and not files.dry_run:
+        console.notice(f"lossless: every 8-bit value of all {len(items)} images comes back")
+
+
+def plan_target(images: list[str], items: Sequence[Item], files: options.Batch, *, single: bool) -> tuple[Path, bool]:
+    """(the one file that is written, whether -o names it). Raises `UsageError` where it cannot be."""
+    from ddimctl import latent
+    from ddimctl.files import refuse_existing
+    from ddimctl.images.formats import check_apart
+
     one_file = files.output is not None and files.output.suffix.lower() in latent.SUFFIXES and not files.output.is_dir()
     if files.output is not None and files.output.suffix and not one_file and not files.output.is_dir() and single:
         latent.check_suffix(files.output)
-    if files.output is None and any(Path(a).is_dir() for a in images or []):
+    if files.output is None and any(Path(a).is_dir() for a in images):
         raise UsageError("a folder of images makes many latents", hint="name a folder for them with -o")
     target = files.output if files.output is not None and one_file else Path()
     if single and not one_file:
@@ -88,76 +125,57 @@ def encode(
         refuse_existing(target, files.force, makes_folder=not one_file)
     if single or one_file:
         check_apart(target, (item.source for item in items))
-    solver = "exact" if how.lossless else how.solver
-    if how.lossless:
-        if how.solver not in (options.DEFAULT_SOLVER, "exact"):
-            raise UsageError(f"--lossless goes with the solver exact, not {how.solver}")
-        if machine.precision != "float32":
-            raise UsageError("--lossless needs --precision float32", hint="what decodes the file will use that")
-    bind(solver, how.tolerance)  # wrong names are found before anything is done
+    return target, one_file
 
-    quick = (
-        None
-        if how.lossless
-        else inputs.recall(
-            what.model, machine.device, machine.engine, machine.precision, console, what.class_label, what.config
+
+def encode_many(
+    items: Sequence[Item],
+    target: Path | None,
+    encoding: Encoding,
+    *,
+    files: options.Batch,
+    machine: options.Machine,
+    run: dict[str, Any],
+    said: options.Said,
+) -> None:
+    """Many images → one file, or one each, with a manifest."""
+    from ddimctl.runs import local, packed
+    from ddimctl.runs.manifest import MANIFEST
+
+    if target is not None:
+        outcomes = packed.encode(
+            items, target, encoding, batch_size=machine.batch_size, force=files.force, dry_run=files.dry_run
         )
-    )
-    net: Any = quick or inputs.open_model(what.model, machine.device, console, what.class_label, what.config)
-    path = net.schedule.path(how.steps, how.spacing)
-    if quick is not None:
-        console.detail(f"{net.name} from the cache, without torch; engine {net.engine}, {machine.precision}")
-    else:
-        inputs.start_engine(
-            net, machine.engine, machine.precision, inputs.evaluations(len(items), how.steps, solver), console
-        )
-    about = partial(latent.provenance, net, what.model, path, how.spacing, solver, config=what.config)
-    encoding = batch.Encoding(
-        net, path, solver, how.tolerance, preprocessing, about, how.lossless, tensors=quick is None
-    )
-    settings: dict[str, Any] = {"steps": how.steps, "solver": solver, "spacing": how.spacing}
-    if single and not files.dry_run:
-        if files.output is not None and not one_file:
-            make_folder(files.output)
-        encode_one(items[0], target, encoding, settings, console)
-        return
-    if one_file or single:
-        outcomes = batch.pack(items, target, encoding, machine.batch_size, files.force, files.dry_run)
-        manifest = target.with_name(f"{target.name}.{batch.MANIFEST}")
+        manifest = target.with_name(f"{target.name}.{MANIFEST}")
     else:
         folder = files.output or Path()
-        outcomes = batch.encode(items, folder, ".pt", encoding, machine.batch_size, files.force, files.dry_run)
+        targets = local.Targets(folder, ".pt", files.force, files.dry_run)
+        outcomes = local.encode(items, targets, encoding, batch_size=machine.batch_size)
         manifest = batches.manifest_path(folder, files.shard)
-    run: dict[str, Any] = {"command": "encode", "model": net.digest, **settings, "tolerance": how.tolerance}
-    run |= {"engine": net.engine, "precision": machine.precision}
-    batches.run(outcomes, len(items), manifest, run, "encoded", console, files.dry_run)
-    if how.lossless and not files.dry_run:
-        console.notice(f"lossless: every 8-bit value of all {len(items)} images comes back")
+    batches.run(outcomes, len(items), manifest, run, "encoded", said.console(), files.dry_run)
 
 
 def encode_one(item: Item, target: Path, encoding: Encoding, settings: dict[str, Any], console: Console) -> None:
-    """One image → one file. What is wrong with it is the command's own error."""
-    from ddimctl import ddim, latent, lossless
-    from ddimctl.images import levels, reading
+    """One image → one file: a run of one. What is wrong with it is the command's own error."""
+    from dataclasses import replace
 
-    model = encoding.model
-    pixels, record = reading.read(item.source, model.channels, model.size, encoding.how)
+    from ddimctl.runs import local
+
+    targets = local.Targets(target.parent, target.suffix, single=True)
+    named = replace(item, name=target.name.removesuffix(target.suffix))
+    with console.bar(encoding.way.steps, "encoding") as bar:
+        (outcome,) = local.encode([named], targets, encoding, batch_size=1, progress=bar)
+    if outcome.failure is not None or outcome.solution is None:
+        raise outcome.failure or UsageError(f"{item.source} was not encoded")
+    record, solution = outcome.notes["image"], outcome.solution
     inputs.tell_of([record], console)
-    x0: Any = levels.to_tensor(pixels[None]) if encoding.tensors else levels.to_array(pixels[None])
-    with console.bar(len(encoding.path) - 1, "encoding") as bar:
-        if encoding.lossless:
-            solution = lossless.encode(model, x0, encoding.path, encoding.tolerance, 1, bar)
-        else:
-            solution = ddim.encode(model, x0, encoding.path, encoding.solver, encoding.tolerance, 1, bar)
-    if solution.checks and solution.checks[0].wrong:
-        raise lossless.complaint(item.source, solution.checks[0])
     if solution.unconverged and solution.residuals:
         residual = solution.residuals[0]
         console.notice(f"warning: {item.source} did not converge: residual {residual:.1e} > {solution.tolerance:.1e}")
-    latent.save(target, latent.Latent(ddim.as_stored(solution.x), encoding.about(solution, [record])))
     if solution.checks:
+        height, width, channels = record["pixels"]
         console.notice(
-            f"lossless: all {pixels.size:,} values of the {model.size[1]} × {model.size[0]} image come back"
+            f"lossless: all {height * width * channels:,} values of the {width} × {height} image come back"
             f" (worst {solution.checks[0].worst:.2f} levels, {solution.evaluations[0]} evaluations)"
         )
     console.data(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ddimctl.evaluate import Setting
     from ddimctl.features import Extractor
     from ddimctl.frechet import Statistics
-    from ddimctl.model import Model
+    from ddimctl.model import Condition, Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +103,12 @@ def evaluate(
     Example: ddimctl evaluate --eta 0,0.2,0.5,1 --sigma-hat --steps 10,20,50 -n 2000
     """
     from ddimctl import cache as caches
-    from ddimctl import engines, frechet, plots, sampling
+    from ddimctl import engines, frechet, plots
     from ddimctl import evaluate as library
     from ddimctl.files import refuse_existing
     from ddimctl.images.formats import check_apart
+    from ddimctl.recipe import Way
+    from ddimctl.sampling import Noising
 
     console = said.console()
     engines.check(machine.engine, machine.precision)
@@ -119,12 +121,16 @@ def evaluate(
         plots.check_target(files.plot)
         refuse_existing(files.plot, files.force)
         check_apart(files.plot, filter(None, [against.reference]))
-    net = inputs.open_model(what.model, machine.device, console, what.class_label, what.config)
+    net = inputs.open_model(what, machine, console)
     rows = [(value, False) for value in etas] + ([(1.0, True)] if how.sigma_hat else [])
-    settings = [library.Setting(v, hat, s, how.spacing, how.solver, how.seed) for v, hat in rows for s in columns]
+    settings = [
+        library.Setting(Noising(Way(how.solver, how.spacing, s), v, hat), how.seed, what.condition())
+        for v, hat in rows
+        for s in columns
+    ]
     for setting in settings:
-        sampling.check(how.n, setting.eta, setting.sigma_hat, how.solver, None)
-        net.schedule.path(setting.steps, how.spacing)
+        setting.how.check()
+        setting.how.way.path(net.schedule)
     extractor = open_features(against.features, net)
     known, floor = open_reference(against.reference, extractor, net, console)
     for count, kind in ((how.n, "generated images"), (known.n, "reference images")):
@@ -134,15 +140,16 @@ def evaluate(
             )
     folder = caches.folder() if files.cache is None else files.cache
     cells = []
-    net.use("torch", machine.precision)  # the precision decides about the images, the engine is chosen by what is to do
-    lacking = {s: list(library.missing(net, s, how.n, folder)) for s in settings}
-    if work := sum(inputs.evaluations(sum(lacking[s]), s.steps, s.solver) for s in settings):
-        inputs.start_engine(net, machine.engine, machine.precision, work, console)
-        warm_up(net)
+    # The precision decides about the images; the engine is chosen by what is to do.
+    net = net.with_network(engines.make(net.network.module, "torch", machine.precision))
+    lacking = {s: list(library.missing(net, s, how.n, cache=folder)) for s in settings}
+    if work := sum(inputs.evaluations(sum(lacking[s]), s.steps, s.how.way.solver) for s in settings):
+        net = inputs.start_engine(net, machine, console, work=work)
+        warm_up(net, what.condition())
     work = sum(s.steps * -(-k // machine.batch_size) for s in settings for k in lacking[s])
     with console.bar(work, "sampling") as bar:
         for setting in settings:
-            made = library.generate(net, setting, how.n, folder, machine.batch_size, bar)
+            made = library.generate(net, setting, how.n, cache=folder, batch_size=machine.batch_size, progress=bar)
             found = frechet.statistics(extractor.parts(made.pixels))
             cells.append(Cell(setting, frechet.distance(found, known), made.seconds, made.made))
             console.detail(f"{setting.row}, S = {setting.steps}: {cells[-1].distance:.4g} ({made.made} images made)")
@@ -167,12 +174,12 @@ def evaluate(
             "seed": how.seed,
             "spacing": how.spacing,
             "solver": how.solver,
-            "engine": net.engine if work else None,
+            "engine": net.network.engine if work else None,
             "precision": machine.precision,
             "results": [
                 {
-                    "eta": c.setting.eta,
-                    "sigma_hat": c.setting.sigma_hat,
+                    "eta": c.setting.how.eta,
+                    "sigma_hat": c.setting.how.sigma_hat,
                     "steps": c.setting.steps,
                     "distance": c.distance,
                     "seconds_per_image": c.seconds / how.n,
@@ -194,12 +201,13 @@ def evaluate(
         console.notice(f"{files.plot}: distance and seconds against S")
 
 
-def warm_up(model: Model) -> None:
+def warm_up(model: Model, condition: Condition) -> None:
     """Has an engine that compiles do so now, so that no image is charged for it. 21 images need batches of every size."""
     import torch
 
-    if model.engine != "torch":
-        model.eps(torch.zeros(21, *model.shape, dtype=torch.float64, device=model.state_device), 1.0)
+    if model.network.engine != "torch":
+        device = model.network.module.state_device
+        model.eps(condition)(torch.zeros(21, *model.state_shape, dtype=torch.float64, device=device), 1.0)
 
 
 def parse_etas(text: str) -> list[float]:
@@ -215,7 +223,7 @@ def open_features(wanted: str | None, model: Model) -> Extractor:
     from ddimctl import features
     from ddimctl.errors import choose
 
-    own = model.folder / features.FILE if model.folder else None
+    own = model.about.folder / features.FILE if model.about.folder else None
     if own is not None and not own.is_file():
         own = None
     if wanted is not None and wanted.endswith(".safetensors"):
@@ -230,8 +238,8 @@ def open_features(wanted: str | None, model: Model) -> Extractor:
         )
     extractor = features.load_classifier(own, model.device)
     takes = (extractor.about["channels"], *extractor.about["size"])
-    if takes != model.shape:
-        raise FileError(f"{own} is for images of shape {takes}, the model {model.name} makes {model.shape}")
+    if takes != model.image_shape:
+        raise FileError(f"{own} is for images of shape {takes}, the model {model.name} makes {model.image_shape}")
     return extractor
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,64 +15,70 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ddimctl.latent import Latent
-    from ddimctl.model import Model
-    from ddimctl.prepared import Prepared
+    from ddimctl.model import Condition, Model
+    from ddimctl.recipe import Way
+    from ddimctl.runs.work import Decoding
+
 
 LATENT_SUFFIXES = (".pt", ".safetensors")
 EVALUATIONS = {"heun": 2, "exact": 4, "adaptive": 10}  # about, a step
 
 
 def open_model(
-    reference: str, device: str, console: Console, class_label: int | None = None, config: str | None = None
+    what: options.Asked, machine: options.Device, console: Console, *, reference: str | None = None
 ) -> Model:
-    """The model a command works with. What was guessed about it is a notice, what was chosen a detail."""
-    from ddimctl.model import load
+    """The model a command works with. What was guessed about it is a notice, what was chosen a detail.
 
-    model = load(reference, device, class_label, config)
+    `reference` is what it is called where `what` does not say it. Raises `UsageError` if it cannot be asked for that.
+    """
+    from ddimctl.families import load
+
+    model = load(
+        reference or getattr(what, "model", None) or options.default_model(), machine.device, config=what.config
+    )
+    model.embed(what.condition())
     tell_guesses(model, console)
-    console.detail(f"{model.name}: {model.parameters:,} parameters on {model.device}")
-    for note in model.notes:
+    console.detail(f"{model.name}: {model.network.module.facts.parameters:,} parameters on {model.device}")
+    for note in model.about.notes:
         console.detail(f"{model.name}: {note}")
     return model
 
 
-def tell_guesses(model: Model | Prepared, console: Console) -> None:
+def tell_guesses(model: Model, console: Console) -> None:
     """What was assumed because the model does not say, however it was opened."""
-    for guess in model.guesses:
+    for guess in model.about.guesses:
         console.notice(f"{model.name}: {guess}")
 
 
-def recall(
-    reference: str,
-    device: str,
-    engine: str,
-    precision: str,
-    console: Console,
-    class_label: int | None,
-    config: str | None,
-) -> Prepared | None:
+def recall(what: options.What, machine: options.Machine, console: Console) -> Model | None:
     """The model without torch, where that is possible and no other engine is wanted; with notices as `open_model`."""
-    from ddimctl import engines, prepared
+    from ddimctl import engines
+    from ddimctl.families.recall import recall
 
-    engines.check(engine, precision)
-    found = prepared.recall(reference, device, class_label) if engine in ("auto", "openvino") and not config else None
+    engines.check(machine.engine, machine.precision)
+    if machine.engine not in ("auto", "openvino") or what.config:
+        return None
+    found = recall(what.model, machine.device, precision=machine.precision)
     if found is not None:
-        found.precision = precision
+        found.embed(what.condition())
         tell_guesses(found, console)
+        console.detail(f"{found.name} from the cache, without torch; engine openvino, {machine.precision}")
     return found
 
 
-def start_engine(model: Model, engine: str, precision: str, evaluations: float, console: Console) -> None:
-    """Has `model` evaluated by that engine; "auto" means the best for so many evaluations of single images."""
-    from ddimctl import engines, prepared
+def start_engine(model: Model, machine: options.Machine, console: Console, *, work: float) -> Model:
+    """`model` by the engine asked for; "auto" means the best for so much `work`, evaluations of single images."""
+    from ddimctl import engines
+    from ddimctl.families.recall import remember
 
+    engine, precision, why = machine.engine, machine.precision, "asked for"
     engines.check(engine, precision)
-    why = "asked for"
     if engine == "auto":
-        engine, why = engines.pick(model, evaluations)
-    model.use(engine, precision)
-    prepared.remember(model)
+        engine, why = engines.pick(model.network.module, work)
+    model = model.with_network(engines.make(model.network.module, engine, precision))
+    remember(model)
     console.detail(f"engine {engine}, {precision} ({why})")
+    return model
 
 
 def evaluations(images: int, steps: int, solver: str) -> int:
@@ -80,71 +87,68 @@ def evaluations(images: int, steps: int, solver: str) -> int:
 
 
 def model_of(
-    latent: Latent,
-    name: str,
-    reference: str | None,
-    device: str,
-    console: Console,
-    force: bool,
-    class_label: int | None = None,
-    config: str | None = None,
+    latent: Latent, name: str, what: options.OtherWhat, *, machine: options.Device, console: Console, force: bool
 ) -> Model:
     """The model that decodes a latent: the one named on the command line, or the one its file names.
 
     Raises `FileError` if that is not the model that encoded it, unless `force`.
     """
+    from ddimctl.families import bundled
     from ddimctl.files import exists, is_special
-    from ddimctl.model import bundled
 
     about = latent.provenance["model"]
     recorded = about["reference"]
-    class_label = about.get("class") if class_label is None else class_label
-    if reference is None:
-        config = about.get("config") if config is None else config
+    what = replace(what, class_label=condition_of(latent, what).class_label)
+    if what.model is None:
+        what = replace(what, config=about.get("config") if what.config is None else what.config)
         # A file from a stranger may name anything; only what is already here is opened, and no pipe is waited for.
-        for said in (recorded, config):
-            if said is not None and is_special(Path(said)):
-                raise FileError(f"{name} names {said!r}, which is a pipe or a device", hint="name the model with -m")
+        for told in (recorded, what.config):
+            if told is not None and is_special(Path(told)):
+                raise FileError(f"{name} names {told!r}, which is a pipe or a device", hint="name the model with -m")
         if recorded not in bundled() and not exists(Path(recorded)):
             raise UsageError(
                 f"{name} was encoded with the model {recorded!r}, which is not here", hint="name it with -m"
             )
-        reference = recorded
-    model = open_model(reference, device, console, class_label, config)
-    check_model(latent, name, model, console, force)
+    model = open_model(what, machine, console, reference=what.model or recorded)
+    check_model(latent, name, model, console=console, force=force)
     return model
 
 
-def check_model(latent: Latent, name: str, model: Model, console: Console, force: bool) -> None:
+def condition_of(latent: Latent, what: options.Asked) -> Condition:
+    """What a latent is decoded under: what it was encoded under, unless something else is asked for."""
+    recorded = latent.recipe.condition
+    return recorded if what.class_label is None else replace(recorded, class_label=what.class_label)
+
+
+def check_model(latent: Latent, name: str, model: Model, *, console: Console, force: bool) -> None:
     """Raises `FileError` if `model` cannot decode a latent, or, unless `force`, is not the one that encoded it."""
-    made_by = latent.provenance["model"]
-    if tuple(latent.xT.shape[1:]) != model.shape:
-        raise FileError(f"{name} has shape {tuple(latent.xT.shape[1:])}, the model {model.name} {model.shape}")
-    if made_by["digest"] != model.digest or latent.provenance["schedule"] != model.schedule.digest:
+    shape = tuple(latent.xT.shape[1:])
+    if shape != model.state_shape:
+        raise FileError(f"{name} has shape {shape}, the model {model.name} {model.state_shape}")
+    if latent.recipe.model != model.digest or latent.recipe.schedule != model.schedule.digest:
         if not force:
+            made_by = latent.provenance["model"].get("name", "unknown")
             raise FileError(
-                f"{name} was encoded with another model ({made_by.get('name', 'unknown')})",
+                f"{name} was encoded with another model ({made_by})",
                 hint="name that model with -m, or decode with this one all the same with --force",
             )
         console.notice(f"warning: {name} was encoded with another model")
 
 
-def way_back(
-    latent: Latent, model: Model, steps: int | None, spacing: str | None, solver: str | None
-) -> tuple[list[float], str]:
-    """(levels, solver) to decode a latent with: its file's, unless others are asked for."""
+def way_back(latent: Latent, model: Model, how: options.OtherHow) -> Way:
+    """How to decode a latent: as its file says, unless otherwise asked for."""
     from ddimctl.solvers import SOLVERS
 
-    about = latent.provenance
-    path = latent.path
-    if steps is not None or spacing is not None:
-        s = len(path) - 1 if steps is None else steps  # 0 is a number too, and refused
-        path = list(model.schedule.path(s, about["spacing"] if spacing is None else spacing))
-    if not (len(path) - 1 <= model.schedule.T and path[-1] <= model.schedule.sigma(model.schedule.T) * (1 + 1e-9)):
+    about, way = latent.provenance, latent.recipe.way
+    levels = way.levels or ()
+    if how.steps is not None or how.spacing is not None:
+        s = len(levels) - 1 if how.steps is None else how.steps  # 0 is a number too, and refused
+        levels = model.schedule.path(s, way.spacing if how.spacing is None else how.spacing)
+    if not (len(levels) - 1 <= model.schedule.T and levels[-1] <= model.schedule.sigma(model.schedule.T) * (1 + 1e-9)):
         raise FileError("the latent's noise levels are not the model's", hint="choose others with --steps")
-    if about["decoder"] not in SOLVERS and solver is None:
+    if about["decoder"] not in SOLVERS and how.solver is None:
         raise FileError(f"the latent was made for a solver that is not known, {about['decoder']!r}")
-    return path, solver or about["decoder"]
+    return replace(way, solver=how.solver or about["decoder"], tolerance=how.tolerance).along(levels)
 
 
 def read_images(files: list[str], model: Model, console: Console) -> tuple[Tensor, list[dict[str, Any]]]:
@@ -173,7 +177,7 @@ def tell_of(records: Iterable[dict[str, Any]], console: Console) -> None:
 
 def held_out_folder(model: Model) -> Path:
     """The images that came with a model and that it was not trained on."""
-    folder = model.folder / "held-out" if model.folder else None
+    folder = model.about.folder / "held-out" if model.about.folder else None
     if folder is None or not folder.is_dir():
         raise UsageError(f"the model {model.name} came without held-out images", hint="name images on the command line")
     return folder
@@ -186,58 +190,60 @@ def is_latent(path: str) -> bool:
 
 def gather_latents(
     names: list[str],
-    model: str | None,
-    steps: int | None,
-    solver: str | None,
-    spacing: str | None,
-    tolerance: float | None,
-    device: str,
-    batch_size: int,
+    what: options.OtherWhat,
+    how: options.OtherHow,
+    *,
+    machine: options.Machine,
     console: Console,
     force: bool,
-    class_label: int | None,
-    config: str | None,
-    engine: str,
-    precision: str,
     outputs: int,
-) -> tuple[Model, Tensor, list[float], str]:
-    """All latents of latent files and images (which are encoded), in order: (model, x_T, levels, solver to decode with).
+) -> tuple[Decoding, Tensor]:
+    """All latents of latent files and images (which are encoded), in order, and how to decode them.
 
     They must be of one model; levels and solver are the first latent file's unless others are asked for. Images are
     encoded as that file was. `outputs` is how many images will be decoded.
     """
     import torch
 
-    from ddimctl import ddim, latent
-    from ddimctl.ddim import bind
+    from ddimctl import latent, ode
     from ddimctl.files import refuse_special
-    from ddimctl.solvers import SOLVERS, decoder
+    from ddimctl.recipe import Way
+    from ddimctl.runs.work import Decoding
+    from ddimctl.solvers import SOLVERS, TOLERANCES, decoder
 
     for name in names:
         if name != "-":
             refuse_special(Path(name))
     files = {n: latent.load(Path(n)) for n in names if is_latent(n)}
-    net, path, how, way_in = None, None, None, solver
+    net: Model | None = None
+    condition = what.condition()
     for name, file in files.items():
         if net is None:
-            net = model_of(file, name, model, device, console, force, class_label, config)
-            path, how = way_back(file, net, steps, spacing, solver)
-            way_in = solver or (file.provenance["solver"] if file.provenance["solver"] in SOLVERS else how)
+            net = model_of(file, name, what, machine=machine, console=console, force=force)
+            back = way_back(file, net, replace(how, tolerance=None))
+            encoded_by = file.recipe.way.solver
+            up = replace(back, solver=how.solver or (encoded_by if encoded_by in SOLVERS else back.solver))
+            condition = condition_of(file, what)
         else:
-            check_model(file, name, net, console, force)
-    net = net or open_model(model or options.default_model(), device, console, class_label, config)
-    if path is None:
-        s = options.DEFAULT_STEPS if steps is None else steps
-        path = list(net.schedule.path(s, options.DEFAULT_SPACING if spacing is None else spacing))
-    way_in = way_in or options.DEFAULT_SOLVER
-    how = decoder(how or way_in)
-    bind(way_in, tolerance)  # no such solver, or no use for a tolerance
+            check_model(file, name, net, console=console, force=force)
+    if net is None:
+        net = open_model(what, machine, console)
+        s = options.DEFAULT_STEPS if how.steps is None else how.steps
+        up = Way(how.solver or options.DEFAULT_SOLVER, how.spacing or options.DEFAULT_SPACING, s)
+        up = back = up.along(up.path(net.schedule))
+    up = replace(up, tolerance=how.tolerance)
+    up.check()
+    solver = decoder(back.solver)
+    # One tolerance for both ways, where both take one: what `exact` encodes, `ddim` decodes.
+    back = replace(back, solver=solver, tolerance=how.tolerance if solver in TOLERANCES else None)
     images = [n for n in names if n not in files]
-    start_engine(net, engine, precision, evaluations(outputs + len(images), len(path) - 1, way_in), console)
+    work = evaluations(outputs + len(images), up.steps, up.solver)
+    net = start_engine(net, machine, console, work=work)
     encoded: dict[str, Tensor] = {}
     if images:
         x0, _ = read_images(images, net, console)
-        with console.bar((len(path) - 1) * -(-len(x0) // batch_size), "encoding") as bar:
-            xT = ddim.encode(net, x0, path, way_in, tolerance, batch_size, bar).x.float()
+        with console.bar(up.steps * -(-len(x0) // machine.batch_size), "encoding") as bar:
+            xT = ode.encode(net, x0, up, condition, batch_size=machine.batch_size, progress=bar).x.float()
         encoded = dict(zip(images, xT.split(1), strict=True))
-    return net, torch.cat([files[n].xT if n in files else encoded[n] for n in names]), path, how
+    xTs = torch.cat([files[n].xT if n in files else encoded[n] for n in names])
+    return Decoding(net, back, condition), xTs

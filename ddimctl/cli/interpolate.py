@@ -69,12 +69,11 @@ def interpolate(
 
     Example: ddimctl interpolate a.pt b.pt --frames 10
     """
-    from ddimctl import ddim
     from ddimctl.files import refuse_existing
     from ddimctl.images import animation, formats, levels, reading, sheets, writing
     from ddimctl.interpolate import INTERPOLANTS, keyframes
     from ddimctl.interpolate import grid as make_grid
-    from ddimctl.solvers import TOLERANCES
+    from ddimctl.runs import work
 
     console = said.console()
     interpolant = INTERPOLANTS["lerp" if motion.lerp else "slerp"]
@@ -95,15 +94,15 @@ def interpolate(
 
     count = rows * columns if motion.grid else motion.frames
     try:
-        net, keys, path, solver = inputs.gather_latents(
-            latents, what.model, how.steps, how.solver, how.spacing, how.tolerance, machine.device, machine.batch_size,
-            console, files.force, what.class_label, what.config, machine.engine, machine.precision, count,
-        )  # fmt: skip
+        decoding, keys = inputs.gather_latents(
+            latents, what, how, machine=machine, console=console, force=files.force, outputs=count
+        )
     except DDIMError as e:
         for option in OF_ENCODE:
             if option in e.hint:
                 raise type(e)(str(e), hint=f"encode it first, with {option}") from None
         raise
+    net = decoding.model
     formats.check_channels(f"an image of the model {net.name}", net.channels)
     as_files = not motion.grid and not output.suffix
     zoom = motion.zoom or (1 if as_files else sheets.factor_to_see(net.size, 224))
@@ -119,11 +118,8 @@ def interpolate(
         else keyframes(list(keys), motion.frames, motion.loop, motion.ease, interpolant)
     )
     batches = -(-len(xT) // machine.batch_size)
-    with console.bar(batches * (len(path) - 1), "decoding") as bar:
-        # One tolerance for both ways, where both take one: what `exact` encodes, `ddim` decodes.
-        images = ddim.decode(
-            net, xT, path, solver, how.tolerance if solver in TOLERANCES else None, machine.batch_size, bar
-        ).x
+    with console.bar(batches * decoding.way.steps, "decoding") as bar:
+        images = work.decode(xT, decoding, batch_size=machine.batch_size, progress=bar)
     levels.check_finite(images, net.name)
     pixels = sheets.enlarge(levels.to_pixels(images), zoom)
     if motion.grid:

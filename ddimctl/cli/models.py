@@ -15,7 +15,7 @@ from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
     from ddimctl.checkpoints import Checkpoint
-    from ddimctl.model import Model
+    from ddimctl.network import Facts
 
 app = typer.Typer(no_args_is_help=True, help="List, examine, convert and download models.")
 
@@ -29,8 +29,8 @@ def list_models(said: options.Said) -> None:
 
     Example: ddimctl models list
     """
+    from ddimctl.families import bundled
     from ddimctl.files import bundled_folder
-    from ddimctl.model import bundled
 
     names = bundled()
     folder = bundled_folder()
@@ -75,28 +75,29 @@ def convert(
 
     Example: ddimctl models convert ckpt.pth -o my-model
     """
-    from ddimctl.checkpoints import diffusers
+    from ddimctl.checkpoints import diffusers, formats
+    from ddimctl.families import find, pixel
     from ddimctl.files import write_bytes
-    from ddimctl.model import from_checkpoint, read
 
     console = said.console()
     if files.output.exists() and not files.output.is_dir():
         raise UsageError(f"{files.output} is a file", hint="name a folder")
     if files.output.exists() and any(files.output.iterdir()) and not files.force:
         raise UsageError(f"{files.output} is a folder with something in it", hint="name another, or add --force")
-    found, name, folder = read(checkpoint, what.config)
+    where = find(checkpoint, config=what.config)
+    found, name, folder = formats.read(where.path, where.settings), where.about.name, where.about.folder
     if folder is not None and folder.resolve() == files.output.resolve():
         raise UsageError(f"{files.output} is the model itself", hint="name another folder")
-    model = from_checkpoint(found, name, "cpu")  # refuses what does not fit together, before anything is written
-    report(console, model)
+    module = pixel.make_module(found, name)  # refuses what does not fit together, before anything is written
+    report(console, found)
     licence = files.license_ or (diffusers.licence(folder) if folder else None)
     if files.force:
         diffusers.clear(files.output)
     diffusers.write(files.output, found)
-    write_bytes(files.output / "README.md", card(found, name, model.digest, licence).encode())
+    write_bytes(files.output / "README.md", card(found, name, module.facts.digest, licence).encode())
     if found.label_scale != 1:
         console.notice("diffusers cannot scale labels: only ddimctl can use this folder")
-    console.data(str(files.output), {"folder": str(files.output), "digest": model.digest})
+    console.data(str(files.output), {"folder": str(files.output), "digest": module.facts.digest})
 
 
 @app.command()
@@ -125,52 +126,55 @@ def pull(
 
 def describe(reference: str, config: str | None, console: Console) -> tuple[str, dict[str, Any]]:
     """What a model is, as text and as a record; what was guessed, as notices. It is not asked for any class."""
-    from ddimctl.checkpoints import diffusers
-    from ddimctl.model import from_checkpoint, read
+    from ddimctl.checkpoints import diffusers, formats
+    from ddimctl.families import find, pixel
 
-    checkpoint, name, folder = read(reference, config)
-    net = from_checkpoint(checkpoint, name, "cpu")
-    report(console, net)
-    return about(net, diffusers.licence(folder) if folder else None)
+    where = find(reference, config=config)
+    checkpoint, folder = formats.read(where.path, where.settings), where.about.folder
+    facts = pixel.make_module(checkpoint, where.about.name).facts
+    report(console, checkpoint)
+    return about(checkpoint, where.about.name, facts, licence=diffusers.licence(folder) if folder else None)
 
 
-def report(console: Console, model: Model) -> None:
+def report(console: Console, checkpoint: Checkpoint) -> None:
     """What was guessed while loading, as notices; what was chosen, with -v."""
-    for guess in model.guesses:
+    from ddimctl.families.pixel import told
+
+    for guess in checkpoint.guesses:
         console.notice(f"guessed: {guess}")
-    for note in model.notes:
+    for note in told(checkpoint):
         console.detail(note)
 
 
-def about(model: Model, licence: str | None) -> tuple[str, dict[str, Any]]:
+def about(checkpoint: Checkpoint, name: str, facts: Facts, *, licence: str | None) -> tuple[str, dict[str, Any]]:
     """A model as text, and as a record."""
-    from ddimctl.model import memory
+    from ddimctl.families.pixel import memory, told
 
-    c, schedule = model.config, model.schedule
+    c, schedule = checkpoint.config, checkpoint.schedule
     size = c.image_size
     needs = memory(c) if size else None
     record: dict[str, Any] = {
         "kind": "model",
-        "name": model.name,
+        "name": name,
         "image_size": list(size) if size else None,
         "channels": c.in_channels,
         "classes": c.num_class_embeds,
-        "parameters": model.parameters,
-        "prediction": model.prediction,
+        "parameters": facts.parameters,
+        "prediction": checkpoint.prediction,
         "learned_variance": c.out_channels != c.in_channels,
         "schedule": {
             "T": schedule.T,
             "sigma_min": schedule.sigma(1),
             "sigma_max": schedule.sigma(schedule.T),
-            "label_scale": model.label_scale,
+            "label_scale": checkpoint.label_scale,
             "digest": schedule.digest,
         },
-        "digest": model.digest,
+        "digest": facts.digest,
         "licence": licence,
         "memory_bytes": needs,
         "architecture": c.to_dict(),
-        "notes": list(model.notes),
-        "guesses": list(model.guesses),
+        "notes": list(told(checkpoint)),
+        "guesses": list(checkpoint.guesses),
     }
     levels = [
         f"{ch}{'*' if 'Attn' in b else ''}" for ch, b in zip(c.block_out_channels, c.down_block_types, strict=True)
@@ -178,26 +182,29 @@ def about(model: Model, licence: str | None) -> tuple[str, dict[str, Any]]:
     rows = [
         ("images", f"{' x '.join(map(str, size)) if size else 'of any size'}, {c.in_channels} channels"),
         ("network", f"channels {' '.join(levels)} (* attention), {c.layers_per_block} layers a resolution"),
-        ("parameters", f"{model.parameters:,}"),
-        ("predicts", model.prediction + (", and variances, which are left out" if record["learned_variance"] else "")),
+        ("parameters", f"{facts.parameters:,}"),
+        (
+            "predicts",
+            checkpoint.prediction + (", and variances, which are left out" if record["learned_variance"] else ""),
+        ),
         ("schedule", f"T = {schedule.T}, σ from {schedule.sigma(1):.4g} to {schedule.sigma(schedule.T):.4g}"),
-        ("digest", model.digest),
+        ("digest", facts.digest),
         ("licence", licence or "not stated"),
         (
             "memory",
             f"about {needs / 1e6:,.0f} MB for one image, beside Python's and torch's own" if needs else "unknown",
         ),
     ]
-    if model.label_scale != 1:
-        rows.insert(5, ("labels", f"times {model.label_scale:g}"))
+    if checkpoint.label_scale != 1:
+        rows.insert(5, ("labels", f"times {checkpoint.label_scale:g}"))
     if c.num_class_embeds:
         rows.insert(1, ("classes", f"{c.num_class_embeds}, chosen with --class"))
-    return "\n".join([plain(model.name), *(f"  {k:<11} {plain(v)}" for k, v in rows)]), record
+    return "\n".join([plain(name), *(f"  {k:<11} {plain(v)}" for k, v in rows)]), record
 
 
 def card(checkpoint: Checkpoint, name: str, digest: str, licence: str | None) -> str:
     """The README.md of a converted model."""
-    from ddimctl import __version__
+    from ddimctl.version import __version__
 
     c = checkpoint.config
     size = " × ".join(map(str, c.image_size)) if c.image_size else "any"

@@ -19,6 +19,7 @@ from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
     from ddimctl.images.preprocessing import Preprocessing
+    from ddimctl.model import Condition
 
 DEFAULT_MODEL = "fashion-mnist"
 COLOUR_MODEL = "emoji"  # the bundled one that keeps colour
@@ -73,6 +74,11 @@ class Asked(Config):
         int | None,
         Option("--class", metavar="N", min=0, help="The class that a class-conditional model is asked for."),
     ] = None
+
+    def condition(self) -> Condition:
+        from ddimctl.model import Condition
+
+        return Condition(self.class_label)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,22 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddimctl.cli import batches, inputs, names, options
-from ddimctl.cli.console import figure, table
+from ddimctl.cli.console import Console, figure, table
 from ddimctl.cli.groups import flat, like
 from ddimctl.errors import AboveLimit, SomeFailed, UsageError, choose
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
+    from ddimctl.images.preprocessing import Preprocessing
     from ddimctl.model import Model
+    from ddimctl.recipe import Way
+    from ddimctl.roundtrip import RoundTrip
+    from ddimctl.runs.plan import Item
 
-# How a report's value for each image becomes one number: the mean, but for these.
-COMBINE: dict[str, Callable[[list[float]], float]] = {"wrong_pixels": sum, "max_abs": max}
-OF_LATENTS = ("norm", "latent_error", "xT_error")  # reports beside the metrics of images
-ON_ARRAYS = {"mse", "mse_8bit", "psnr", "max_abs", "wrong_pixels"}  # reports that need no torch
-REFERENCE = 1e-5  # the adaptive solver's tolerance for latent_error
 SHEET_IMAGES = 8
 GAP = 4  # pixels between them
 SHOWN = 20  # of more images than that, what was done to each is not told without -v
@@ -75,32 +72,6 @@ class Reports(options.Said):
     ] = None
 
 
-@dataclass
-class Cell:
-    """One line of the table: a way to encode and decode, and what it came to."""
-
-    solver: str
-    spacing: str
-    steps: int
-    path: tuple[float, ...]
-    values: dict[str, list[float]] = field(default_factory=dict)  # by report, one number an image
-    encode_evaluations: list[int] = field(default_factory=list)
-    decode_evaluations: list[int] = field(default_factory=list)
-    residuals: list[float] = field(default_factory=list)
-    unconverged: int = 0
-    seconds: float = 0.0
-    shown: list[Any] = field(default_factory=list)  # the first few reconstructions, for the sheet
-
-    @property
-    def evaluations(self) -> float:
-        """Of the network for an image, both ways."""
-        return (sum(self.encode_evaluations) + sum(self.decode_evaluations)) / len(self.encode_evaluations)
-
-    def total(self, report: str) -> float:
-        values = self.values[report]
-        return float(COMBINE[report](values)) if report in COMBINE else sum(values) / len(values)
-
-
 @flat
 def reconstruct(
     images: Annotated[
@@ -126,14 +97,60 @@ def reconstruct(
 
     Example: ddimctl reconstruct --steps 10,20,50,100 --solver ab2,ddim
     """
-    from ddimctl import batch, ddim, plots
-    from ddimctl.files import refuse_existing
-    from ddimctl.images import formats, levels, plugins, reading, sheets
-    from ddimctl.solvers import TOLERANCES
+    from ddimctl import roundtrip
+    from ddimctl.images import formats, levels, plugins, sheets
 
     console = said.console()
     preprocessing = fit.preprocessing()
     reports = parse_reports(said.report)
+    check_targets(files, said, how, reports)
+    quick = None
+    if files.output is None and set(reports) <= set(roundtrip.ON_ARRAYS):
+        quick = inputs.recall(what, machine, console)
+    net = quick or inputs.open_model(what, machine, console)
+    ways = ways_of(how, net)
+    if images or files.from_file:
+        batches.tell_left_out(images or [], console)
+        items = batches.items_of(images or [], files.from_file, plugins.readable(), None, writes=False)[: files.limit]
+    else:
+        items = batches.items_of([str(inputs.held_out_folder(net))], None, formats.SUFFIXES, None)[: files.limit]
+        console.notice(f"{len(items)} held-out images of {net.name}")
+    for target in filter(None, (files.output, files.plot)):
+        formats.check_apart(target, (item.source for item in items))
+    if quick is None:
+        work = sum(2 * inputs.evaluations(len(items), way.steps, way.solver) for way in ways)
+        net = inputs.start_engine(net, machine, console, work=work)
+    if files.output is not None:
+        shown, factor = min(len(items), SHEET_IMAGES), sheets.factor_to_see(net.size)
+        formats.check_side(files.output, *sheets.sheet_size(shown, net.size, 1 + 2 * len(ways), GAP, factor))
+    single = batches.is_single(images or [], items, files.from_file, None)
+    pictures = Pictures(
+        items, net, preprocessing, levels.to_array if quick is not None else levels.to_tensor, console, single
+    )
+    parts = pictures.batches(machine.batch_size)
+    steps = roundtrip.steps(ways, reports) * -(-len(items) // machine.batch_size)
+    with console.bar(steps, "reconstructing") as bar:
+        trips = roundtrip.measure(
+            net, parts, ways, reports=reports, condition=what.condition(), keep=SHEET_IMAGES, progress=bar
+        )
+    if not pictures.count:
+        raise SomeFailed(f"none of {len(items)} images could be read")
+    report(trips, reports, net, pictures, files=files, console=console)
+    worst = max((t.total("mse") for t in trips), default=0.0) if "mse" in reports else math.nan
+    if said.fail_above is not None and not worst <= said.fail_above:
+        raise AboveLimit(f"mse {worst:.3g} is above {said.fail_above:.3g}")
+    if pictures.failed:
+        hint = "the figures are of the others"
+        raise SomeFailed(f"{pictures.failed} of {len(items)} images could not be read", hint=hint)
+
+
+def check_targets(files: Sheet, said: Reports, how: Several, reports: Sequence[str]) -> None:
+    """Raises `UsageError` for what cannot be written or measured, before anything is done."""
+    from ddimctl import plots
+    from ddimctl.files import refuse_existing
+    from ddimctl.images import formats
+    from ddimctl.solvers import TOLERANCES
+
     if files.output is not None:
         formats.check_suffix(files.output)
         refuse_existing(files.output, files.force)
@@ -147,155 +164,117 @@ def reconstruct(
         raise UsageError("--fail-above is about the mse", hint="add it to --report")
     if how.tolerance is not None and not any(name in TOLERANCES for name in options.parse_list(how.solver)):
         raise UsageError(f"the solver {how.solver} takes no tolerance", hint=f"these do: {', '.join(TOLERANCES)}")
-    quick = None
-    if files.output is None and set(reports) <= ON_ARRAYS:
-        quick = inputs.recall(
-            what.model, machine.device, machine.engine, machine.precision, console, what.class_label, what.config
-        )
-    net: Any = quick or inputs.open_model(what.model, machine.device, console, what.class_label, what.config)
-    cells = [
-        Cell(solver, spaced, s, net.schedule.path(s, spaced))
+
+
+def ways_of(how: Several, model: Model) -> list[Way]:
+    """The ways to compare. Raises `UsageError` for one that there is not."""
+    from ddimctl.recipe import Way
+    from ddimctl.solvers import TOLERANCES
+
+    ways = [
+        Way(solver, spacing, s, how.tolerance if solver in TOLERANCES else None)
         for solver in options.parse_list(how.solver)
-        for spaced in options.parse_list(how.spacing)
+        for spacing in options.parse_list(how.spacing)
         for s in options.parse_integers(how.steps, "--steps")
     ]
-    if images or files.from_file:
-        batches.tell_left_out(images or [], console)
-        items = batches.items_of(images or [], files.from_file, plugins.readable(), None, writes=False)[: files.limit]
-    else:
-        items = batches.items_of([str(inputs.held_out_folder(net))], None, formats.SUFFIXES, None)[: files.limit]
-        console.notice(f"{len(items)} held-out images of {net.name}")
-    for target in filter(None, (files.output, files.plot)):
-        formats.check_apart(target, (item.source for item in items))
-    if quick is not None:
-        console.detail(f"{net.name} from the cache, without torch; engine {net.engine}, {machine.precision}")
-    else:
-        work = sum(2 * inputs.evaluations(len(items), c.steps, c.solver) for c in cells)
-        inputs.start_engine(net, machine.engine, machine.precision, work, console)
-    if files.output is not None:
-        shown, factor = min(len(items), SHEET_IMAGES), sheets.factor_to_see(net.size)
-        formats.check_side(files.output, *sheets.sheet_size(shown, net.size, 1 + 2 * len(cells), GAP, factor))
-    count = failed = 0
-    single = batches.is_single(images or [], items, files.from_file, None)
-    originals: list[Any] = []
-    convert = levels.to_array if quick is not None else levels.to_tensor
-    work = sum((4 if "xT_error" in reports else 2) * c.steps for c in cells) * -(-len(items) // machine.batch_size)
-    with console.bar(work, "reconstructing") as bar:
-        for group in batch.read_ahead(
-            items, lambda item: reading.read(item.source, net.channels, net.size, preprocessing), machine.batch_size
+    for way in ways:
+        way.path(model.schedule)
+        way.check()
+    return ways
+
+
+@dataclass
+class Pictures:
+    """The images of a run, read batch by batch, and what became of them."""
+
+    items: Sequence[Item]
+    model: Model
+    preprocessing: Preprocessing
+    convert: Callable[[Any], Any]
+    console: Console
+    single: bool
+    count: int = 0
+    failed: int = 0
+    shown: list[Any] = field(default_factory=list)  # the first few, for the sheet
+
+    def batches(self, size: int) -> Iterator[Any]:
+        """(B, C, H, W) in [−1, 1]; those that cannot be read are told of, and left out."""
+        from ddimctl.images import reading
+        from ddimctl.runs.reading import read_ahead
+
+        net = self.model
+        for group in read_ahead(
+            self.items, lambda item: reading.read(item.source, net.channels, net.size, self.preprocessing), size
         ):
-            x0 = batches.stacked(group, single, console, len(items) <= SHOWN, convert)
-            failed += sum(b.failure is not None for b in group)
-            count += len(x0)
-            if not len(x0):
-                continue
-            originals += list(x0[: max(0, SHEET_IMAGES - len(originals))])
-            references: dict[float, Tensor] = {}  # by the level that counts as clean
-            for cell in cells:
-                if "latent_error" in reports and cell.path[0] not in references:
-                    ends = (cell.path[0], cell.path[-1])
-                    references[cell.path[0]] = ddim.encode(net, x0, ends, "adaptive", REFERENCE, len(x0)).x
-                fits = how.tolerance if cell.solver in TOLERANCES else None
-                measure(cell, net, x0, references.get(cell.path[0]), reports, fits, bar)
-    if not count:
-        raise SomeFailed(f"none of {len(items)} images could be read")
-    for cell in cells:
-        if cell.unconverged:
+            x0 = batches.stacked(group, self.single, self.console, len(self.items) <= SHOWN, self.convert)
+            self.failed += sum(b.failure is not None for b in group)
+            self.count += len(x0)
+            self.shown += list(x0[: max(0, SHEET_IMAGES - len(self.shown))])
+            if len(x0):
+                yield x0
+
+
+def report(
+    trips: Sequence[RoundTrip],
+    reports: Sequence[str],
+    model: Model,
+    pictures: Pictures,
+    *,
+    files: Sheet,
+    console: Console,
+) -> None:
+    """The table, the sheet and the plot."""
+    from ddimctl import plots
+
+    for trip in trips:
+        if trip.unconverged:
             console.notice(
-                f"warning: {cell.solver} with {cell.steps} steps did not converge"
-                f" on {cell.unconverged} of {count} images (residual at most {max(cell.residuals):.1e})"
+                f"warning: {trip.way.solver} with {trip.way.steps} steps did not converge"
+                f" on {trip.unconverged} of {pictures.count} images (residual at most {max(trip.residuals):.1e})"
             )
-    console.data(as_table(cells, reports), as_record(cells, reports, net, count))
+    console.data(as_table(trips, reports), as_record(trips, reports, model, pictures.count))
     if files.output is not None:
-        gains = save_sheet(files.output, originals, cells)
-        several = len({c.spacing for c in cells}) > 1
+        gains = save_sheet(files.output, pictures.shown, trips)
+        several = len({t.way.spacing for t in trips}) > 1
         gained = [
-            f"{c.solver} {c.spacing + ' ' if several else ''}{c.steps} × {gain:,}"
-            for c, gain in zip(cells, gains, strict=True)
+            f"{t.way.solver} {t.way.spacing + ' ' if several else ''}{t.way.steps} × {gain:,}"
+            for t, gain in zip(trips, gains, strict=True)
         ]
         console.notice(
             f"{files.output}: original, then for each line its reconstruction and the difference: {', '.join(gained)}"
         )
     if files.plot is not None:
         lines: dict[str, list[tuple[float, float]]] = {}
-        for c in cells:
-            lines.setdefault(f"{c.solver}, {c.spacing}", []).append((c.evaluations, c.total("mse")))
-        plots.error_against_evaluations(files.plot, lines, f"{net.name}, {count} images")
+        for t in trips:
+            lines.setdefault(f"{t.way.solver}, {t.way.spacing}", []).append((t.evaluations, t.total("mse")))
+        plots.error_against_evaluations(files.plot, lines, f"{model.name}, {pictures.count} images")
         console.notice(f"{files.plot}: error against evaluations")
-    worst = max((c.total("mse") for c in cells), default=0.0) if "mse" in reports else math.nan
-    if said.fail_above is not None and not worst <= said.fail_above:
-        raise AboveLimit(f"mse {worst:.3g} is above {said.fail_above:.3g}")
-    if failed:
-        raise SomeFailed(f"{failed} of {len(items)} images could not be read", hint="the figures are of the others")
 
 
 def parse_reports(text: str) -> list[str]:
     """The reports asked for; "all" for every one."""
-    from ddimctl.metrics import METRICS
+    from ddimctl.roundtrip import REPORTS
 
-    known = {name: name for name in (*METRICS, *OF_LATENTS)}
+    known = {name: name for name in REPORTS}
     return list(known) if text == "all" else [choose(known, n, "report") for n in options.parse_list(text)]
 
 
-def measure(
-    cell: Cell,
-    model: Model,
-    x0: Any,
-    reference: Any,
-    reports: Sequence[str],
-    tolerance: float | None,
-    bar: Any,
-) -> None:
-    """Encodes and decodes one batch and adds what it comes to. `reference` is x_T by the adaptive solver."""
-    from ddimctl import ddim
-    from ddimctl.images.levels import check_finite
-    from ddimctl.metrics import METRICS
-
-    begin = time.perf_counter()
-    encoded = ddim.encode(model, x0, cell.path, cell.solver, tolerance, len(x0), bar)
-    xT = ddim.as_stored(encoded.x)
-    decoded = ddim.decode(model, xT, cell.path, cell.solver, tolerance, len(x0), bar)
-    check_finite(decoded.x, model.name)
-    cell.seconds += time.perf_counter() - begin
-    cell.encode_evaluations += encoded.evaluations
-    cell.decode_evaluations += decoded.evaluations
-    cell.residuals += encoded.residuals or []
-    cell.unconverged += len(encoded.unconverged)
-    cell.shown += list(decoded.x[: max(0, SHEET_IMAGES - len(cell.shown))])
-    back = decoded.x.cpu() if hasattr(decoded.x, "cpu") else decoded.x
-    for name in reports:
-        if name == "norm":
-            values = rms(xT)
-        elif name == "latent_error":
-            values = rms(xT - reference)
-        elif name == "xT_error":
-            values = rms(ddim.encode(model, decoded.x, cell.path, cell.solver, tolerance, len(x0), bar).x - xT)
-        else:
-            values = METRICS[name](x0, back)
-        cell.values.setdefault(name, []).extend(values.tolist())
-
-
-def rms(xT: Tensor) -> Tensor:
-    """Each latent's norm divided by the root of its dimension."""
-    return xT.double().flatten(1).square().mean(1).sqrt()
-
-
-def as_table(cells: Sequence[Cell], reports: Sequence[str]) -> str:
+def as_table(cells: Sequence[RoundTrip], reports: Sequence[str]) -> str:
     """The table for people."""
     from ddimctl.paper import TABLE_2
 
-    paper = "mse" in reports and any(c.steps in TABLE_2 for c in cells)
+    paper = "mse" in reports and any(c.way.steps in TABLE_2 for c in cells)
     header = ["solver", "spacing", "steps", "evaluations", *reports, *(["paper's mse"] if paper else [])]
     rows = []
     for c in cells:
         both = (sum(e) / len(e) for e in (c.encode_evaluations, c.decode_evaluations))
-        row = [c.solver, c.spacing, str(c.steps), "+".join(f"{e:.4g}" for e in both)]
+        row = [c.way.solver, c.way.spacing, str(c.way.steps), "+".join(f"{e:.4g}" for e in both)]
         row += [figure(c.total(r)) for r in reports]
-        rows.append(row + ([figure(TABLE_2.get(c.steps))] if paper else []))
+        rows.append(row + ([figure(TABLE_2.get(c.way.steps))] if paper else []))
     return table(header, rows)
 
 
-def as_record(cells: Sequence[Cell], reports: Sequence[str], model: Model, n: int) -> dict[str, Any]:
+def as_record(cells: Sequence[RoundTrip], reports: Sequence[str], model: Model, n: int) -> dict[str, Any]:
     """The same for machines, with each image's values."""
     from ddimctl.paper import TABLE_2
 
@@ -304,13 +283,13 @@ def as_record(cells: Sequence[Cell], reports: Sequence[str], model: Model, n: in
         "images": n,
         "results": [
             {
-                "solver": c.solver,
-                "spacing": c.spacing,
-                "steps": c.steps,
+                "solver": c.way.solver,
+                "spacing": c.way.spacing,
+                "steps": c.way.steps,
                 "encode_evaluations": sum(c.encode_evaluations) / n,
                 "decode_evaluations": sum(c.decode_evaluations) / n,
                 **{r: c.total(r) for r in reports},
-                "paper": TABLE_2.get(c.steps),
+                "paper": TABLE_2.get(c.way.steps),
                 "unconverged": c.unconverged,
                 "residuals": c.residuals,
                 "seconds": c.seconds,
@@ -321,7 +300,7 @@ def as_record(cells: Sequence[Cell], reports: Sequence[str], model: Model, n: in
     }
 
 
-def save_sheet(path: Path, originals: Sequence[Tensor], cells: Sequence[Cell]) -> list[int]:
+def save_sheet(path: Path, originals: Sequence[Tensor], cells: Sequence[RoundTrip]) -> list[int]:
     """Writes original | reconstruction | amplified difference (| the next line's …), a row an image; each line's gain."""
     import numpy as np
     import torch

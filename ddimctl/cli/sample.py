@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddimctl.cli import inputs, options
-from ddimctl.cli.console import figure, table
+from ddimctl.cli.console import Console, figure, table
 from ddimctl.cli.groups import flat, like
 from ddimctl.errors import UsageError, choose
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ddimctl.ddim import Solution
-    from ddimctl.model import Model
+    from ddimctl.model import Condition, Model
+    from ddimctl.ode import Solution
+    from ddimctl.recipe import Way
+    from ddimctl.sampling import Noising
 
 COLUMNS = 8  # of a sheet, or a square where that is wider
 GAP = 4  # pixels between its images
@@ -52,13 +54,16 @@ class Sampling(options.Iterating, options.Seeded):
 class Row:
     """What one number of steps came to."""
 
-    steps: int
-    path: tuple[float, ...]
+    how: Noising
     evaluations: list[int] = field(default_factory=list)
     mse: list[float] = field(default_factory=list)  # to the longest row, an entry an image
     pixels: list[Any] = field(default_factory=list)  # for the sheet, an entry a batch
     residuals: list[float] = field(default_factory=list)
     unconverged: int = 0
+
+    @property
+    def steps(self) -> int:
+        return self.how.way.steps
 
     def add(self, solution: Solution) -> None:
         self.evaluations += solution.evaluations
@@ -99,74 +104,32 @@ def sample(
 
     Example: ddimctl sample -n 8 --steps 10,20,50,100
     """
-    from ddimctl import latent, sampling
-    from ddimctl.files import make_folder, refuse_existing
-    from ddimctl.images import formats, levels, sheets, writing
-    from ddimctl.metrics import mse
-    from ddimctl.solvers import DEFAULT_SOLVER, SOLVERS
+    from ddimctl.images import formats, sheets
 
     console = said.console()
     lengths = list(dict.fromkeys(options.parse_integers(how.steps, "--steps")))
-    if how.solver is not None:
-        choose(SOLVERS, how.solver, "solver")
-        if sampling.is_random(how.eta, how.sigma_hat) and how.solver != "ddim":
-            raise UsageError(f"the solver {how.solver} adds no noise on the way", hint="leave it away, or --eta")
-    solver = how.solver or ("ddim" if sampling.is_random(how.eta, how.sigma_hat) else DEFAULT_SOLVER)
-    sampling.check(how.n, how.eta, how.sigma_hat, solver, how.tolerance)
+    ways = ways_of(how, lengths)
     folder, pictures = targets(files.output, how.n, lengths)
-    for file in pictures:
-        refuse_existing(file, files.force, makes_folder=folder is not None)
-    if files.noise is not None:
-        latent.check_suffix(files.noise)
-        made = folder is not None and files.noise.parent in (folder, *(f.parent for f in pictures))
-        refuse_existing(files.noise, files.force, makes_folder=made)
+    check_targets(files, folder, pictures)
     if files.output is None:
         console.notice(f"writing {pictures[0]}")
 
-    net = inputs.open_model(what.model, machine.device, console, what.class_label, what.config)
+    net = inputs.open_model(what, machine, console)
     formats.check_channels(f"an image of the model {net.name}", net.channels)
     columns = how.n if len(lengths) > 1 else min(how.n, max(COLUMNS, math.isqrt(how.n - 1) + 1))
     factor = sheets.factor_to_see(net.size)
     if folder is None:
         formats.check_side(pictures[0], *sheets.sheet_size(how.n * len(lengths), net.size, columns, GAP, factor))
-    rows = [Row(s, net.schedule.path(s, how.spacing)) for s in lengths]
+    rows = [Row(way) for way in ways]
+    for row in rows:
+        row.how.way.path(net.schedule)
     longest = max(rows, key=lambda row: row.steps)
-    inputs.start_engine(
-        net, machine.engine, machine.precision, inputs.evaluations(how.n, sum(lengths), solver), console
+    net = inputs.start_engine(
+        net, machine, console, work=inputs.evaluations(how.n, sum(lengths), longest.how.way.solver)
     )
-    apart: list[float] = []  # from one image to the next: what the table's figures would be of unrelated ones
-    with console.bar(sum(lengths) * -(-how.n // machine.batch_size), "sampling") as bar:
-        for start in range(0, how.n, machine.batch_size):
-            m = min(machine.batch_size, how.n - start)
-            xs = {}
-            for row in rows:
-                solution = sampling.sample(
-                    net,
-                    m,
-                    row.path,
-                    how.seed,
-                    how.eta,
-                    how.sigma_hat,
-                    solver,
-                    start,
-                    machine.batch_size,
-                    bar,
-                    how.tolerance,
-                )
-                levels.check_finite(solution.x, net.name)
-                row.add(solution)
-                xs[row.steps] = solution.x
-                pixels = levels.to_pixels(solution.x)
-                if folder is None:
-                    row.pixels.append(pixels)
-                    continue
-                at = rows.index(row) * how.n + start
-                make_folder(pictures[at].parent)
-                for file, image in zip(pictures[at : at + m], pixels, strict=True):
-                    writing.save_image(file, image)
-            for row in rows:
-                row.mse += mse(xs[row.steps], xs[longest.steps]).tolist()
-            apart += mse(xs[longest.steps][1:], xs[longest.steps][:-1]).tolist()
+    apart = make(
+        rows, net, what.condition(), how=how, machine=machine, files=pictures if folder else [], console=console
+    )
     for row in rows:
         if row.unconverged:
             console.notice(
@@ -175,10 +138,8 @@ def sample(
     if folder is None:
         save_sheet(pictures[0], rows, columns, factor)
     if files.noise is not None:
-        save_noise(
-            files.noise, net, how.n, how.seed, longest.path, how.spacing, solver, how.tolerance, what.model, what.config
-        )
-        if sampling.is_random(how.eta, how.sigma_hat):
+        save_noise(files.noise, net, how.n, seed=how.seed, way=longest.how.way, condition=what.condition())
+        if longest.how.is_random:
             console.notice(
                 f"{files.noise} holds x_T alone: decode adds no noise on the way, and makes other images of it"
             )
@@ -193,12 +154,97 @@ def sample(
         "seed": how.seed,
         "eta": 1.0 if how.sigma_hat else how.eta,
         "sigma_hat": how.sigma_hat,
-        "solver": solver,
+        "solver": longest.how.way.solver,
         "spacing": how.spacing,
         "results": [row.record for row in rows],
         "unrelated_mse": sum(apart) / len(apart) if apart else None,
     }
     console.data(text, record)
+
+
+def ways_of(how: Sampling, lengths: Sequence[int]) -> list[Noising]:
+    """A way for each number of steps. Raises `UsageError` for one that there is not."""
+    from ddimctl.recipe import Way
+    from ddimctl.sampling import Noising
+    from ddimctl.solvers import DEFAULT_SOLVER, SOLVERS
+
+    is_random = Noising(eta=how.eta, sigma_hat=how.sigma_hat).is_random
+    if how.solver is not None:
+        choose(SOLVERS, how.solver, "solver")
+        if is_random and how.solver != "ddim":
+            raise UsageError(f"the solver {how.solver} adds no noise on the way", hint="leave it away, or --eta")
+    solver = how.solver or ("ddim" if is_random else DEFAULT_SOLVER)
+    ways = [Noising(Way(solver, how.spacing, s, how.tolerance), how.eta, how.sigma_hat) for s in lengths]
+    for way in ways:
+        way.check()
+    return ways
+
+
+def check_targets(files: Samples, folder: Path | None, pictures: Sequence[Path]) -> None:
+    """Raises `UsageError` for what cannot be written, before anything is done."""
+    from ddimctl import latent
+    from ddimctl.files import refuse_existing
+
+    for file in pictures:
+        refuse_existing(file, files.force, makes_folder=folder is not None)
+    if files.noise is not None:
+        latent.check_suffix(files.noise)
+        made = folder is not None and files.noise.parent in (folder, *(f.parent for f in pictures))
+        refuse_existing(files.noise, files.force, makes_folder=made)
+
+
+def make(
+    rows: Sequence[Row],
+    model: Model,
+    condition: Condition,
+    *,
+    how: Sampling,
+    machine: options.Machine,
+    files: Sequence[Path],
+    console: Console,
+) -> list[float]:
+    """Samples every row; writes its images, where there are `files` for them, else keeps them.
+
+    Gives how far each image of the longest row is from the next: what the table's figures would be of unrelated ones.
+    """
+    from ddimctl import sampling
+    from ddimctl.files import make_folder
+    from ddimctl.images import levels, writing
+    from ddimctl.metrics import mse
+
+    longest = max(rows, key=lambda row: row.steps)
+    apart: list[float] = []
+    steps = sum(row.steps for row in rows)
+    with console.bar(steps * -(-how.n // machine.batch_size), "sampling") as bar:
+        for start in range(0, how.n, machine.batch_size):
+            m = min(machine.batch_size, how.n - start)
+            xs = {}
+            for i, row in enumerate(rows):
+                solution = sampling.sample(
+                    model,
+                    m,
+                    row.how,
+                    condition,
+                    seed=how.seed,
+                    first=start,
+                    batch_size=machine.batch_size,
+                    progress=bar,
+                )
+                levels.check_finite(solution.x, model.name)
+                row.add(solution)
+                xs[row.steps] = solution.x
+                pixels = levels.to_pixels(solution.x)
+                if not files:
+                    row.pixels.append(pixels)
+                    continue
+                at = i * how.n + start
+                make_folder(files[at].parent)
+                for file, image in zip(files[at : at + m], pixels, strict=True):
+                    writing.save_image(file, image)
+            for row in rows:
+                row.mse += mse(xs[row.steps], xs[longest.steps]).tolist()
+            apart += mse(xs[longest.steps][1:], xs[longest.steps][:-1]).tolist()
+    return apart
 
 
 def targets(output: Path | None, n: int, lengths: Sequence[int]) -> tuple[Path | None, list[Path]]:
@@ -227,28 +273,16 @@ def save_sheet(path: Path, rows: Sequence[Row], columns: int, factor: int) -> No
     writing.save_image(path, sheets.sheet(sheets.enlarge(pixels, factor), columns, GAP))
 
 
-def save_noise(
-    path: Path,
-    model: Model,
-    n: int,
-    seed: int,
-    levels: Sequence[float],
-    spacing: str,
-    solver: str,
-    tolerance: float | None,
-    reference: str,
-    config: str | None,
-) -> None:
+def save_noise(path: Path, model: Model, n: int, *, seed: int, way: Way, condition: Condition) -> None:
     """Writes x_T as a latent file, which says that it was drawn: no evaluations, and no image where one would stand."""
-    from ddimctl import ddim, latent
+    from ddimctl import latent, ode, seeds
+    from ddimctl.recipe import Recipe
 
-    xT = ddim.noise(model.shape, n, seed)
+    xT = seeds.noise(model.state_shape, n, seed)
     records = [{"name": f"noise {k} of seed {seed}", "noise": {"seed": seed, "number": k}} for k in range(n)]
-    drawn = ddim.Solution(xT, [0] * n, None, ddim.bind(solver, tolerance)[1])
-    latent.save(
-        path,
-        latent.Latent(xT, latent.provenance(model, reference, levels, spacing, solver, drawn, records, config)),
-    )
+    drawn = ode.Solution(xT, [0] * n, None, way.used_tolerance)
+    about = latent.provenance(model, Recipe.of(model, way, condition), drawn, records)
+    latent.save(path, latent.Latent(xT, about))
 
 
 def as_table(rows: Sequence[Row], longest: Row, apart: Sequence[float]) -> str:

@@ -108,10 +108,14 @@ def train(
 
     Example: ddimctl train photos/ -o my-model --size 32 --steps 20000
     """
-    from ddimctl import model
+    import torch
+
     from ddimctl.checkpoints import diffusers
+    from ddimctl.engines import pytorch
+    from ddimctl.families import pixel
     from ddimctl.files import make_folder
     from ddimctl.images.levels import to_tensor
+    from ddimctl.model import About
     from ddimctl.training import card
     from ddimctl.training.log import LossLog
     from ddimctl.training.loop import N_HELD_OUT_FILES, Trainer
@@ -147,7 +151,7 @@ def train(
             f"{files.output} is a folder with something in it",
             hint="--resume continues a run, --force starts again there",
         )
-    target = model.torch_device(machine.device)
+    target = torch.device(pytorch.device(machine.device))
     data = _load(images, pictures.held_out, settings.channels, settings.size, training.seed)
     task = Pixel(settings, data, target)
     trainer = Trainer(task, files.output)
@@ -187,10 +191,10 @@ def train(
     # What follows only reads the checkpoint: if it is interrupted, --resume does it again.
     _sample_sheet(trainer)
     held_out_loss = trainer.validate() if log.held_out_loss is None else log.held_out_loss
-    net = model.from_checkpoint(task.checkpoint(trainer.average.module), files.output.name, machine.device)
+    net = pixel.from_checkpoint(task.checkpoint(trainer.average.module), About(files.output.name), device=str(target))
     shown = to_tensor(data.held_out[:N_HELD_OUT_FILES].permute(0, 2, 3, 1).numpy()).double()
     with console.bar(card.round_trip_steps(), "measuring round trips") as bar:
-        measured = card.round_trip(net, shown, bar)
+        measured = card.round_trip(net, shown, progress=bar)
     trainer.export(card.write(trainer, about, held_out_loss, measured))
     console.data(str(files.output), {"folder": str(files.output)})
 

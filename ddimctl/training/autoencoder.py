@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddimctl import ddim
+from ddimctl import seeds
 from ddimctl.errors import FileError
 from ddimctl.training.data import Data, signed
 from ddimctl.training.folder import read_part, write_index, write_part
@@ -187,4 +187,4 @@ def recoloured(x: Tensor, g: torch.Generator) -> Tensor:
 def noise(network: Any, size: tuple[int, int], n: int) -> Tensor:
     """Gaussian latents of images of `size`, the same each time."""
     down = 2 ** (len(network.config.block_out_channels) - 1)
-    return ddim.noise((network.config.latent_channels, size[0] // down, size[1] // down), n, seed=0)
+    return seeds.noise((network.config.latent_channels, size[0] // down, size[1] // down), n, seed=0)

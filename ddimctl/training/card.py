@@ -16,10 +16,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ddimctl import ddim
+from ddimctl import roundtrip
 from ddimctl.checkpoints.diffusers import HELD_OUT_FOLDER
-from ddimctl.metrics import mse
 from ddimctl.model import Model
+from ddimctl.ode import DEFAULT_BATCH, Progress
+from ddimctl.recipe import Way
+from ddimctl.roundtrip import RoundTrip
 from ddimctl.schedule import Schedule
 from ddimctl.training import settings as kinds
 from ddimctl.training import tokens
@@ -27,8 +29,8 @@ from ddimctl.training.loop import N_HELD_OUT_FILES, Trainer
 from ddimctl.training.settings import AutoencoderSettings, Settings, TextSettings, UNetSettings
 
 SAMPLES = "samples.png"
-ROUND_TRIPS = (("ddim", "linear"), ("ab2", "karras"))  # the paper's way, and ours
-ROUND_TRIP_STEPS = (10, 20, 50, 100)
+# The paper's way, and ours.
+ROUND_TRIPS = [Way(*pair, s) for pair in (("ddim", "linear"), ("ab2", "karras")) for s in (10, 20, 50, 100)]
 TITLES = ("Data", "Training", "Round trip", "Use")  # of the sections written here
 # Licences that model hubs know by these names.
 HUB_LICENSES = {
@@ -48,31 +50,14 @@ class About:
     start: str = ""  # the model whose weights it began with
 
 
-@dataclass(frozen=True)
-class RoundTrip:
-    """The mean error of encoding and decoding with S steps each way."""
-
-    solver: str
-    spacing: str
-    steps: int
-    mse: float  # per dimension, pixels in [0, 1]: the paper's table 2
-
-
-def round_trip(model: Model, images: Tensor, progress: ddim.Progress = iter) -> list[RoundTrip]:
+def round_trip(model: Model, images: Tensor, *, progress: Progress = iter) -> list[RoundTrip]:
     """Encodes and decodes `images` (N, C, H, W) in [−1, 1] in every way of the card's table."""
-    result = []
-    for solver, spacing in ROUND_TRIPS:
-        for steps in ROUND_TRIP_STEPS:
-            path = model.schedule.path(steps, spacing)
-            xT = ddim.encode(model, images, path, solver, progress=progress).x.float()  # what a latent file holds
-            back = ddim.decode(model, xT, path, solver, progress=progress).x.cpu()
-            result.append(RoundTrip(solver, spacing, steps, float(mse(images, back).mean())))
-    return result
+    return roundtrip.measure(model, images.split(DEFAULT_BATCH), ROUND_TRIPS, progress=progress)
 
 
 def round_trip_steps() -> int:
     """How many steps `round_trip` takes for a batch, so that a progress bar knows."""
-    return 2 * len(ROUND_TRIPS) * sum(ROUND_TRIP_STEPS)
+    return roundtrip.steps(ROUND_TRIPS, ())
 
 
 def write(trainer: Trainer, about: About, held_out_loss: float | None, measured: Sequence[RoundTrip] = ()) -> str:
@@ -300,13 +285,13 @@ def command(s: Settings, about: About, name: str) -> str:
 
 
 def _table(measured: Sequence[RoundTrip]) -> str:
-    ways = list(dict.fromkeys((m.solver, m.spacing) for m in measured))
-    error = {(m.solver, m.spacing, m.steps): m.mse for m in measured}
+    ways = list(dict.fromkeys((m.way.solver, m.way.spacing) for m in measured))
+    error = {(m.way.solver, m.way.spacing, m.way.steps): m.total("mse") for m in measured}
     lines = [
         f"| S | {' | '.join(f'{solver}, {spacing}' for solver, spacing in ways)} |",
         "|---" * (len(ways) + 1) + "|",
     ]
-    for steps in dict.fromkeys(m.steps for m in measured):
+    for steps in dict.fromkeys(m.way.steps for m in measured):
         lines.append(f"| {steps} | {' | '.join(f'{error[(*way, steps)]:.1e}' for way in ways)} |")
     return "\n".join(lines)
 

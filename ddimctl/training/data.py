@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddimctl import ddim
+from ddimctl import seeds
 from ddimctl.files import sha256
 from ddimctl.images import levels
 
@@ -40,7 +40,7 @@ def split(images: Tensor, fraction: float, seed: int, captions: Sequence[str] = 
 
     Those held out stay in the order they were drawn in, so that the first of them stand for all.
     """
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(ddim.mix(seed, 0)))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seeds.mix(seed, 0)))
     n = max(1, round(fraction * len(images)))
     kept, out = order[n:].sort().values, order[:n]
     texts = [tuple(captions[i] for i in part.tolist()) if captions else () for part in (kept, out)]
@@ -52,7 +52,7 @@ def batch(step: int, size: int, n: int, seed: int) -> Tensor:
     wanted = torch.arange(step * size, (step + 1) * size)
     out = torch.empty(size, dtype=torch.long)
     for epoch in (wanted // n).unique().tolist():
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(ddim.mix(seed, epoch)))
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seeds.mix(seed, epoch)))
         here = wanted // n == epoch
         out[here] = order[wanted[here] % n]
     return out

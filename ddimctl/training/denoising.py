@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ddimctl import ddim
+from ddimctl import seeds
 from ddimctl.schedule import Schedule
 
 N_VALIDATION = 1024
@@ -51,7 +51,7 @@ class Denoising:
         """The mean over many noise levels, the same each time. `predict` makes a network of the rows it is to see."""
         n = N_VALIDATION  # of few images each is seen at several noise levels
         rows = torch.arange(n) % len(held_out)
-        eps = ddim.noise(held_out.shape[1:], n, seed=1)
+        eps = seeds.noise(held_out.shape[1:], n, seed=1)
         label = (torch.arange(n) * 7919 % n) * self.schedule.T // n  # spread, and not in step with the images
         total = 0.0
         for some, t, noise in zip(rows.split(64), label.split(64), eps.split(64), strict=True):

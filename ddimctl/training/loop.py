@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ddimctl import ddim
+from ddimctl import seeds
 from ddimctl.checkpoints.diffusers import HELD_OUT_FOLDER
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.files import atomic_file, make_folder, write_bytes
@@ -108,8 +108,8 @@ class Trainer:
         s, network = self.settings, self.task.network
         for group in self.optimizer.param_groups:
             group["lr"] = s.lr * learning_rate_factor(self.step, s.steps, s.warmup)
-        torch.manual_seed(ddim.mix(s.seed + 1, self.step))  # for dropout
-        g = torch.Generator().manual_seed(ddim.mix(s.seed, self.step))
+        torch.manual_seed(seeds.mix(s.seed + 1, self.step))  # for dropout
+        g = torch.Generator().manual_seed(seeds.mix(s.seed, self.step))
         loss = self.task.loss(batch(self.step, s.batch, len(self.task.data.images), s.seed + 2), g)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), s.clip)

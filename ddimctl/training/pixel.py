@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ddimctl import ddim
+from ddimctl import ode, seeds
 from ddimctl.checkpoints import Checkpoint, diffusers
-from ddimctl.model import from_checkpoint
+from ddimctl.families.pixel import from_checkpoint
+from ddimctl.model import About
 from ddimctl.schedule import Schedule
 from ddimctl.training.data import Data, signed
 from ddimctl.training.denoising import Denoising
@@ -43,8 +44,8 @@ class Pixel:
         return Checkpoint(self.network.config, weights, self.schedule)
 
     def samples(self, network: nn.Module, n: int) -> Tensor:
-        model = from_checkpoint(self.checkpoint(network), "training", str(self.device))
-        x: Tensor = ddim.decode(model, ddim.noise(model.shape, n, seed=0), self.schedule.path(20)).x
+        model = from_checkpoint(self.checkpoint(network), About("training"), device=str(self.device))
+        x: Tensor = ode.decode(model, seeds.noise(model.state_shape, n, seed=0)).x
         return x
 
     def write(self, folder: Path, network: nn.Module) -> None:

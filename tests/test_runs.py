@@ -6,16 +6,26 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Result
+import torch
+from conftest import Result, write_tiny_model
+from torch import Tensor
 
-from ddimctl import batch, latent
-from ddimctl.batch import Item
+from ddimctl import latent, ode
 from ddimctl.errors import DDIMError, FileError, UsageError
-from ddimctl.images import datasets, formats, reading, writing
+from ddimctl.families import load
+from ddimctl.images import datasets, formats, levels, reading, writing
+from ddimctl.images.preprocessing import Preprocessing
+from ddimctl.recipe import Way
+from ddimctl.runs import plan, work
+from ddimctl.runs.manifest import Manifest, journal_of, read_manifest
+from ddimctl.runs.plan import DONE, FAILED, Item, Outcome
+from ddimctl.runs.reading import read_ahead
+from ddimctl.runs.work import Decoding, Encoding
 
 Invoke = Callable[..., Result]
 N = 7
@@ -54,31 +64,31 @@ def encode(invoke: Invoke, model_folder: Path) -> Invoke:
 def test_names_mirror_the_folder(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(photos.parent)
     names = ["0", "2", "4", "6", "deep/er/1", "deep/er/3", "deep/er/5"]
-    assert [i.name for i in batch.gather(["photos"], formats.SUFFIXES)] == names
-    assert [i.name for i in batch.gather(["photos/**/*.png"], formats.SUFFIXES)] == names
-    assert [i.name for i in batch.gather(["photos/deep/er/1.png"], formats.SUFFIXES)] == ["1"]
-    assert batch.gather(["photos/[0-2].png"], formats.SUFFIXES) == [
+    assert [i.name for i in plan.gather(["photos"], formats.SUFFIXES)] == names
+    assert [i.name for i in plan.gather(["photos/**/*.png"], formats.SUFFIXES)] == names
+    assert [i.name for i in plan.gather(["photos/deep/er/1.png"], formats.SUFFIXES)] == ["1"]
+    assert plan.gather(["photos/[0-2].png"], formats.SUFFIXES) == [
         Item("photos/0.png", "0"),
         Item("photos/2.png", "2"),
     ]
     (photos / "[x].png").write_bytes(b"")  # a name, not a pattern
-    assert [i.name for i in batch.gather(["photos/[x].png"], formats.SUFFIXES)] == ["[x]"]
+    assert [i.name for i in plan.gather(["photos/[x].png"], formats.SUFFIXES)] == ["[x]"]
     for nothing in ("*.jpg", "photos/deep/*.gif"):
         with pytest.raises(UsageError, match="nothing matches"):
-            batch.gather([nothing], formats.SUFFIXES)
+            plan.gather([nothing], formats.SUFFIXES)
 
 
 def test_pipes_are_neither_matched_nor_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "a.png").touch()
-    assert [i.name for i in batch.gather([str(tmp_path / "*.png")], formats.SUFFIXES)] == ["a"]
+    assert [i.name for i in plan.gather([str(tmp_path / "*.png")], formats.SUFFIXES)] == ["a"]
     with pytest.raises(UsageError, match="a pipe or a device"):
-        batch.gather([str(tmp_path / "pipe.png")], formats.SUFFIXES)
+        plan.gather([str(tmp_path / "pipe.png")], formats.SUFFIXES)
 
 
 def test_lists_lead_nowhere_else() -> None:
     lines = ["a/b.png\n", "\n", "../../etc/x.png\r\n", "/abs/olute/y.tar.png", "c.png"]
-    assert [(i.source, i.name) for i in batch.listed(lines)] == [
+    assert [(i.source, i.name) for i in plan.listed(lines)] == [
         ("a/b.png", "a/b"),
         ("../../etc/x.png", "x"),
         ("/abs/olute/y.tar.png", "y.tar"),
@@ -109,7 +119,7 @@ def test_latents_that_share_a_name_keep_their_suffix(
 
 def test_name_apart() -> None:
     def apart(*sources: str) -> list[str]:
-        return [i.name for i in batch.name_apart([Item(s, Path(s).with_suffix("").as_posix()) for s in sources])[0]]
+        return [i.name for i in plan.name_apart([Item(s, Path(s).with_suffix("").as_posix()) for s in sources])[0]]
 
     assert apart("a.jpg", "b.png") == ["a", "b"]
     assert apart("a.jpg", "c.png", "a.png", "d/a.png") == ["a.jpg", "c", "a.png", "d/a"]
@@ -120,7 +130,7 @@ def test_name_apart() -> None:
 def test_collisions_that_stay_are_refused_together(encode: Invoke, photos: Path) -> None:
     items = [Item(f"{place}/{i}.png", str(i)) for place in "ab" for i in range(5)]
     with pytest.raises(UsageError) as refused:
-        batch.name_apart(items)
+        plan.name_apart(items)
     three = ", ".join(f"a/{i}.png and b/{i}.png" for i in range(3))
     assert str(refused.value) == f"{three} and 2 more pairs would write the same file"
     assert "rename one of each" in refused.value.hint
@@ -130,13 +140,13 @@ def test_collisions_that_stay_are_refused_together(encode: Invoke, photos: Path)
 
 def test_shards_are_a_partition() -> None:
     items = [Item(f"{i}.png", str(i)) for i in range(200)]
-    shards = [batch.shard(items, f"{i}/3") for i in (1, 2, 3)]
+    shards = [plan.shard(items, f"{i}/3") for i in (1, 2, 3)]
     assert sorted(x.name for s in shards for x in s) == sorted(x.name for x in items)
     assert all(40 < len(s) < 95 for s in shards)
-    assert batch.shard(items[50:], "2/3") == [x for x in shards[1] if x in items[50:]]  # whatever else there is
+    assert plan.shard(items[50:], "2/3") == [x for x in shards[1] if x in items[50:]]  # whatever else there is
     for wrong in ("0/3", "4/3", "1", "a/b", "1/0", "-1/3"):
         with pytest.raises(UsageError, match="--shard"):
-            batch.shard(items, wrong)
+            plan.shard(items, wrong)
 
 
 # Runs
@@ -291,15 +301,15 @@ def test_a_pack_goes_on_where_it_was_killed(
     encode: Invoke, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode(photos, "-o", "whole.safetensors").ok()
-    solve, calls = batch.solve, []
+    solve, calls = work.encode, []
 
-    def dies(*args: object) -> object:
+    def dies(*args: object, **more: object) -> object:
         calls.append(args)
         if len(calls) == 3:
             raise DDIMError("the machine is gone")
-        return solve(*args)  # type: ignore[arg-type]
+        return solve(*args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(batch, "solve", dies)
+    monkeypatch.setattr(work, "encode", dies)
     encode(photos, "-o", "all.safetensors").failed(1)
     assert not (tmp_path / "all.safetensors").exists()
     encode(photos, "-o", "all.safetensors").ok()
@@ -325,8 +335,6 @@ def test_decoding_a_folder(encode: Invoke, invoke: Invoke, photos: Path, tmp_pat
 
 
 def test_latents_of_another_model_fail_one_by_one(encode: Invoke, invoke: Invoke, photos: Path, tmp_path: Path) -> None:
-    from conftest import write_tiny_model
-
     write_tiny_model(tmp_path / "other", seed=1)
     encode(photos, "-o", "out").ok()
     invoke("encode", photos / "0.png", "-m", "other", "--steps", 2, "-o", "out/x.pt").ok()
@@ -335,23 +343,82 @@ def test_latents_of_another_model_fail_one_by_one(encode: Invoke, invoke: Invoke
     assert "was encoded with another model" in said.err
 
 
+def test_latents_of_several_classes_are_decoded_class_by_class(
+    invoke: Invoke, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One integration has one condition: a batch of files is decoded in as many parts as it has ways and conditions."""
+    model = write_tiny_model(tmp_path / "classes", num_class_embeds=3)
+    for i in range(4):
+        name = photos / ("deep/er" if i % 2 else ".") / f"{i}.png"
+        how = ("-m", model, "--class", i % 2, "--steps", 3 if i == 3 else 2)
+        invoke("encode", name, *how, "-o", tmp_path / f"{i}.pt").ok()
+        (tmp_path / "all").mkdir(exist_ok=True)
+        (tmp_path / f"{i}.pt").rename(tmp_path / "all" / f"{i}.pt")
+        invoke("decode", f"all/{i}.pt", "-o", f"alone-{i}.png").ok()
+    parts = []
+    real = work.decode
+
+    def decode(xT: Tensor, decoding: work.Decoding, **more: object) -> object:
+        parts.append((len(xT), decoding.condition.class_label, decoding.way.steps))
+        return real(xT, decoding, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(work, "decode", decode)
+    invoke("decode", "all", "-o", "back").ok()
+    assert sorted(parts) == [(1, 1, 2), (1, 1, 3), (2, 0, 2)]
+    for i in range(4):
+        assert (tmp_path / "back" / f"{i}.png").read_bytes() == (tmp_path / f"alone-{i}.png").read_bytes()
+
+
+# The work itself, which knows no files
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_pixels_become_latents_that_say_how_and_go_back(lossless: bool, model_folder: Path) -> None:
+    model = load(str(model_folder), "cpu")
+    encoding = Encoding(model, Way("exact", steps=3), Preprocessing(), lossless=lossless)
+    pixels = list(np.random.default_rng(0).integers(0, 256, (3, 16, 16, 1), dtype=np.uint8))
+    solution = work.encode(pixels, encoding)
+    assert (solution.checks is not None) == lossless
+    made = work.latent_of(solution, encoding, [{"name": f"{i}.png"} for i in range(3)])
+    latent.check_provenance(made.provenance, 3)
+    assert made.recipe == encoding.recipe
+    assert made.recipe.way.tolerance == (1e-4 if lossless else 1e-5)  # the first that is tried
+    assert made.recipe.lossless == lossless
+    x0 = levels.to_tensor(np.stack(pixels))
+    if not lossless:
+        assert torch.equal(made.xT, ode.encode(model, x0, encoding.way).x.float())
+    decoding = Decoding(model, Way("ddim", steps=3))
+    assert torch.equal(work.decode(made.xT, decoding), ode.decode(model, made.xT, decoding.way).x)
+
+
+def test_the_work_needs_no_torch_where_the_network_does_not(model_folder: Path) -> None:
+    """Tensors for torch and for lossless encoding, whose checks they are; arrays else."""
+    model = load(str(model_folder), "cpu")
+    arrays = model.with_network(replace(model.network, engine="openvino", call=lambda x, labels, embedded: x))
+    pixels = [np.zeros((16, 16, 1), np.uint8)]
+    for net, lossless, tensors in ((model, False, True), (arrays, False, False), (arrays, True, True)):
+        encoding = Encoding(net, Way("exact", steps=2), Preprocessing(), lossless=lossless)
+        assert encoding.tensors == tensors
+        assert isinstance(work.encode(pixels, encoding).x, torch.Tensor) == tensors
+
+
 # The manifest
 
 
 def test_an_unfinished_line_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "manifest.jsonl"
-    with batch.Manifest(path, {}) as log:
-        log.add([batch.Outcome(Item("a.png", "a"), batch.DONE), batch.Outcome(Item("b.png", "b"), batch.FAILED)])
+    with Manifest(path, {}) as log:
+        log.add([Outcome(Item("a.png", "a"), DONE), Outcome(Item("b.png", "b"), FAILED)])
     whole = path.read_bytes()
     path.unlink()
-    batch.journal_of(path).write_bytes(whole[:-7])  # as a killed run leaves it
-    assert list(batch.read_manifest(path)) == ["a"]
-    with batch.Manifest(path, {}):
+    journal_of(path).write_bytes(whole[:-7])  # as a killed run leaves it
+    assert list(read_manifest(path)) == ["a"]
+    with Manifest(path, {}):
         assert not path.exists()
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert all(json.loads(line) for line in path.read_bytes().splitlines())
-    assert list(batch.read_manifest(path)) == ["a"]
-    assert batch.read_manifest(tmp_path / "none") == {}
+    assert list(read_manifest(path)) == ["a"]
+    assert read_manifest(tmp_path / "none") == {}
 
 
 @pytest.mark.parametrize(
@@ -371,7 +438,7 @@ def test_hostile_manifests_are_refused(line: str, tmp_path: Path) -> None:
     path = tmp_path / "manifest.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(FileError, match="not a manifest"):
-        batch.read_manifest(path)
+        read_manifest(path)
 
 
 def test_a_manifest_is_no_way_out_of_the_folder(encode: Invoke, invoke: Invoke, photos: Path, tmp_path: Path) -> None:
@@ -401,7 +468,7 @@ def test_reading_ahead_keeps_order_and_is_bounded() -> None:
 
     items = [Item(str(i), str(i)) for i in range(40)]
     seen = []
-    for group in batch.read_ahead(items, load, 4):
+    for group in read_ahead(items, load, 4):
         seen += [loaded.item.name for loaded in group]
         assert len(started) <= len(seen) + 8
         for loaded in group:
@@ -414,7 +481,7 @@ def test_what_is_not_an_items_own_fault_is_raised() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        list(batch.read_ahead([Item("a", "a")], load, 4))
+        list(read_ahead([Item("a", "a")], load, 4))
 
 
 def test_names_that_are_no_unicode(encode: Invoke, tmp_path: Path) -> None:

@@ -14,9 +14,12 @@ import pytest
 import torch
 from conftest import isolated, write_tiny_model
 
-from ddimctl import cache, ddim, engines, latent, prepared
+from ddimctl import cache, engines, families, latent, ode
+from ddimctl.engines import openvino
 from ddimctl.errors import UsageError
-from ddimctl.model import load
+from ddimctl.families import load, recall
+from ddimctl.model import NOTHING, Condition, Model
+from ddimctl.recipe import Way
 
 pytest.importorskip("openvino")
 
@@ -32,10 +35,11 @@ def folder(model_folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(model_folder, tmp_path / "model")
 
 
-def remembered(folder: Path, class_label: int | None = None) -> Any:
-    model = load(str(folder), "cpu", class_label).use("openvino")
-    model.eps(torch.zeros(1, *model.shape, dtype=torch.float64), 1.0)
-    prepared.remember(model)
+def remembered(folder: Path, condition: Condition = NOTHING) -> Model:
+    model = load(str(folder), "cpu")
+    model = model.with_network(engines.make(model.network.module, "openvino"))
+    model.eps(condition)(torch.zeros(1, *model.state_shape, dtype=torch.float64), 1.0)
+    recall.remember(model)
     return model
 
 
@@ -57,44 +61,49 @@ def test_the_same_as_the_model(fields: dict[str, Any], tmp_path: Path) -> None:
     if "label_scale" in fields:
         about["label_scale"] = fields["label_scale"]
     path.write_text(json.dumps(about))
-    label = 1 if "num_class_embeds" in fields else None
-    model = remembered(folder, label)
-    quick = prepared.recall(str(folder), "cpu", label)
+    condition = Condition(1 if "num_class_embeds" in fields else None)
+    model = remembered(folder, condition)
+    quick = recall.recall(str(folder), "cpu")
     assert quick is not None
-    for name in (*prepared.REMEMBERED, "name", "channels", "size", "dtype", "engine", "precision"):
+    for name in ("about", "schedule", "image_shape", "state_shape", "prediction", "label_scale", "digest", "device"):
         assert getattr(quick, name) == getattr(model, name), name
-    assert quick.schedule == model.schedule
-    assert quick.device.type == model.device.type
-    assert str(quick.device) == str(model.device)
-    x = np.random.default_rng(0).standard_normal((5, *quick.shape))
+    for name in ("engine", "precision", "dtype", "needs_torch"):
+        assert getattr(quick.network, name) == getattr(model.network, name), name
+    assert quick.network.module.facts == model.network.module.facts
+    x = np.random.default_rng(0).standard_normal((5, *quick.state_shape))
     levels = [0.0, 0.1, 1.0, 5.0, 50.0]
-    np.testing.assert_array_equal(quick.eps(x, levels), model.eps(torch.from_numpy(x), levels).numpy())
-    whole = ddim.encode(quick, x, solver="exact", tolerance=1e-2, batch_size=2)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(
+        quick.eps(condition)(x, levels), model.eps(condition)(torch.from_numpy(x), levels).numpy()
+    )
+    whole = ode.encode(quick, x, Way("exact", tolerance=1e-2), condition, batch_size=2)
     assert isinstance(whole.x, np.ndarray)
     assert whole.x.shape == x.shape
 
 
 def test_forgotten_when_a_file_changes(folder: Path) -> None:
     remembered(folder)
-    assert prepared.recall(str(folder), "cpu", None) is not None
-    assert prepared.recall(str(folder), "cpu", 1) is None
+    assert recall.recall(str(folder), "cpu") is not None
+    quick = recall.recall(str(folder), "cpu")
+    assert quick is not None
+    with pytest.raises(UsageError, match="has no classes"):
+        quick.eps(Condition(1))
     for path in (
         folder / "unet" / "diffusion_pytorch_model.safetensors",
         folder / "scheduler" / "scheduler_config.json",
     ):
         kept = path.read_bytes()
         path.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
-        assert prepared.recall(str(folder), "cpu", None) is None
+        assert recall.recall(str(folder), "cpu") is None
         path.write_bytes(kept)
-    assert prepared.recall(str(folder), "cpu", None) is not None
+    assert recall.recall(str(folder), "cpu") is not None
 
 
 def test_a_network_named_by_itself_has_its_scheduler_beside_it(folder: Path) -> None:
     remembered(folder / "unet")
-    assert prepared.recall(str(folder / "unet"), "cpu", None) is not None
+    assert recall.recall(str(folder / "unet"), "cpu") is not None
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(path.read_text().replace("0.02", "0.03"))
-    assert prepared.recall(str(folder / "unet"), "cpu", None) is None
+    assert recall.recall(str(folder / "unet"), "cpu") is None
 
 
 def test_not_where_openvino_cannot_be_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,8 +112,8 @@ def test_not_where_openvino_cannot_be_loaded(folder: Path, monkeypatch: pytest.M
     def broken() -> Any:
         raise UsageError("the engine openvino cannot be loaded")
 
-    monkeypatch.setattr(engines, "import_openvino", broken)
-    assert prepared.recall(str(folder), "cpu", None) is None
+    monkeypatch.setattr(openvino, "import_openvino", broken)
+    assert recall.recall(str(folder), "cpu") is None
 
 
 def test_not_without_the_network_in_the_cache(folder: Path) -> None:
@@ -112,18 +121,18 @@ def test_not_without_the_network_in_the_cache(folder: Path) -> None:
     for path in cache.folder().iterdir():
         if path.stat().st_size > 100_000:
             path.unlink()
-    assert prepared.recall(str(folder), "cpu", None) is None
+    assert recall.recall(str(folder), "cpu") is None
 
 
 def test_a_network_that_is_damaged_is_loaded_again(folder: Path) -> None:
     model = remembered(folder)
-    quick = prepared.recall(str(folder), "cpu", None)
+    quick = recall.recall(str(folder), "cpu")
     assert quick is not None
     for path in cache.folder().iterdir():
         if path.stat().st_size > 100_000:
             path.write_bytes(path.read_bytes()[:-1])
-    x = torch.randn(1, *model.shape, dtype=torch.float64)
-    np.testing.assert_array_equal(quick.eps(x.numpy(), 1.0), model.eps(x, 1.0).numpy())
+    x = torch.randn(1, *model.state_shape, dtype=torch.float64)
+    np.testing.assert_array_equal(quick.eps()(x.numpy(), 1.0), model.eps()(x, 1.0).numpy())
 
 
 @pytest.mark.parametrize(
@@ -133,15 +142,15 @@ def test_not_where_a_gpu_may_be(
     device: str, gpus: bool, found: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remembered(folder)
-    monkeypatch.setattr(prepared, "GPUS", (str(tmp_path),) if gpus else ())
-    assert (prepared.recall(str(folder), device, None) is not None) == found
+    monkeypatch.setattr(recall, "GPUS", (str(tmp_path),) if gpus else ())
+    assert (recall.recall(str(folder), device) is not None) == found
 
 
 @pytest.mark.parametrize("reference", ["nothing", "", "owner/name", "model.pt"])
 def test_other_references(reference: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     remembered(folder)
-    assert prepared.recall(reference, "cpu", None) is None
+    assert recall.recall(reference, "cpu") is None
 
 
 def test_reconstruct_without_torch(invoke: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,14 +166,14 @@ def test_reconstruct_without_torch(invoke: Any, folder: Path, monkeypatch: pytes
     )
     slow = invoke(*command, "--engine", "openvino", "--json").ok().out
     real = load
-    monkeypatch.setattr("ddimctl.model.load", lambda *_: pytest.fail("torch was needed"))
+    monkeypatch.setattr(families, "load", lambda *_, **__: pytest.fail("torch was needed"))
     quick = invoke(*command, "--json", "-v").ok()
     assert "without torch" in quick.err
     a, b = (json.loads(text)["results"][0] for text in (slow, quick.out))
     assert a["each"].keys() == b["each"].keys()
     for name, values in a["each"].items():
         assert b["each"][name] == pytest.approx(values, rel=1e-9)
-    monkeypatch.setattr("ddimctl.model.load", real)
+    monkeypatch.setattr(families, "load", real)
     assert "without torch" not in invoke(*command, "--engine", "torch", "-v").ok().err
     assert "without torch" not in invoke(*command, "-o", "sheet.png", "-v").ok().err
 

@@ -1,0 +1,158 @@
+"""OpenVINO as an engine (extra ``openvino``), on CPUs. What it makes of a network is cached, by weights and shape."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import io
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddimctl import cache
+from ddimctl.arrays import Array, as_kind, to_numpy
+from ddimctl.engines.processors import threads
+from ddimctl.errors import UsageError
+from ddimctl.network import Call, Embedded, Module
+
+# A compiled OpenVINO network has one batch size. Whatever the batch, parts of these sizes make it up, so nothing is ever
+# compiled for a last batch that is smaller; an image costs about the same from four on.
+PARTS = (16, 4, 1)
+LARGE = 50_000_000  # parameters: larger networks go image by image, and so are held once
+
+
+def openvino(module: Module, precision: str) -> Call:
+    """Raises `UsageError` on other devices, or without the extra."""
+    if module.kind != "cpu":
+        raise UsageError(f"the engine openvino runs on CPUs, not on {module.kind}", hint="add --device cpu")
+    core = _core(import_openvino())
+    settings = {
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads(),
+    }
+    machine = core.get_property("CPU", "FULL_DEVICE_NAME")
+    parts = PARTS if module.facts.parameters < LARGE else (1,)
+    requests: dict[Any, Any] = {}
+
+    def request(shape: tuple[int, ...], further: dict[str, np.ndarray]) -> Any:
+        """The network compiled for x of that shape, and room for its input and output."""
+        if shape not in requests:
+
+            def compiled() -> bytes:
+                graph = _read(core, cache.fetch(graph_name(module), lambda: _convert(module, further)))
+                rows = [list(v.shape) for v in further.values()]
+                graph.reshape(dict(enumerate([list(shape), [shape[0]], *rows])))
+                return bytes(core.compile_model(graph, "CPU", settings).export_model().getvalue())
+
+            # The number of threads is a part of what is exported.
+            key = cache.name(graph_name(module), shape, sorted(settings.items()), machine)
+            with _no_limit_of_instructions():
+                blob = cache.fetch(key, compiled)
+                requests[shape] = core.import_model(io.BytesIO(blob), "CPU", settings).create_infer_request()
+        return requests[shape]
+
+    def call(x: Array, labels: Sequence[float], embedded: Embedded) -> Array:
+        x32, label = to_numpy(x).astype(np.float32), np.asarray(labels, np.float32)
+        label = np.broadcast_to(label, (len(x32),))
+        further = {k: to_numpy(v) for k, v in embedded.items()}
+        outs, start = [], 0
+        for size in parts:
+            for _ in range((len(x32) - start) // size):
+                rows = slice(start, start + size)
+                asked = request((size, *x32.shape[1:]), further)
+                asked.infer([x32[rows], label[rows], *further.values()], share_inputs=True)
+                outs.append(np.array(asked.get_output_tensor(0).data))
+                start += size
+        return as_kind(np.concatenate(outs) if outs else np.zeros_like(x32), x)
+
+    return call
+
+
+def import_openvino() -> Any:
+    """OpenVINO's module. Raises `UsageError` if it is not installed, or cannot be loaded."""
+    if importlib.util.find_spec("openvino") is None:
+        raise UsageError(
+            "the engine openvino needs the extra 'openvino'", hint="install it with: pip install 'ddimctl[openvino]'"
+        )
+    try:
+        return importlib.import_module("openvino")
+    except Exception as e:  # a broken installation fails in ways of its own
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        raise UsageError(f"the engine openvino cannot be loaded: {reason}", hint="--engine torch needs nothing") from e
+
+
+@functools.cache
+def _core(ov: Any) -> Any:
+    """The process's one core, never freed. OpenVINO's CPU plugin gives the thread that makes it a stack for its signal
+    handlers; freed in another thread, the memory goes and the stack stays, and the next Ctrl-C is a segmentation fault."""
+    return ov.Core()
+
+
+@contextlib.contextmanager
+def _no_limit_of_instructions() -> Iterator[None]:
+    """OpenVINO reads oneDNN's limit when it makes its first network. It crashes where that is below what the processor
+    has, for its own kernels know no limit; torch, which heeds it, finds it there again."""
+    names = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+    limits = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(limits)
+
+
+def graph_name(module: Module) -> str:
+    """The cache's name for the network as OpenVINO reads it."""
+    return cache.name("openvino graph", 2, version("openvino"), module.facts.digest, module.state_shape)
+
+
+def _convert(module: Module, further: dict[str, np.ndarray]) -> bytes:
+    """The network as OpenVINO's own format, in one piece: the length of its XML, that, and the weights."""
+    import torch
+
+    ov: Any = importlib.import_module("openvino")
+    decoder: Any = importlib.import_module("openvino.frontend.pytorch.ts_decoder")
+    names = list(further)
+
+    class Positional(torch.nn.Module):
+        """What the condition adds is a part of the input, and learned variances are none of the output."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = module.torch
+
+        def forward(self, x: Any, label: Any, *embedded: Any) -> Any:
+            return self.network(x, label, **dict(zip(names, embedded, strict=True)))[:, : module.state_shape[0]]
+
+    # Two images with a label each: one would be traced as the special case that it is. (`openvino.convert_model` does
+    # this too, but traces thrice to compare, and reports itself to its makers.)
+    x, label = torch.zeros(2, *module.state_shape), torch.tensor([0.0, 1.0])
+    example = (x, label, *(torch.from_numpy(v) for v in further.values()))
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # of branches, which all take the general way
+        traced = decoder.TorchScriptPythonDecoder(
+            Positional().eval(), example_input=example, trace_kwargs={"check_trace": False}
+        )
+    frontend = ov.frontend.FrontEndManager().load_by_framework("pytorch")
+    graph = frontend.convert(frontend.load(traced))
+    with tempfile.TemporaryDirectory() as folder:
+        xml, weights = Path(folder, "graph.xml"), Path(folder, "graph.bin")
+        ov.save_model(graph, str(xml), compress_to_fp16=False)
+        text = xml.read_bytes()
+        return len(text).to_bytes(8, "little") + text + weights.read_bytes()
+
+
+def _read(core: Any, data: bytes) -> Any:
+    """The graph in what `_convert` made."""
+    ov: Any = importlib.import_module("openvino")
+    length = int.from_bytes(data[:8], "little")
+    weights = np.frombuffer(data, np.uint8, offset=8 + length).copy()
+    return core.read_model(data[8 : 8 + length].decode(), ov.Tensor(weights))

@@ -1,0 +1,153 @@
+"""Encode, decode, reconstruct: one loop over one list of noise levels, read in opposite orders.
+
+In x̄ = x_t/√α_t and σ, DDIM is Euler's method on dx̄ = ε(x̄, σ) dσ (eq. 13 and 14). `integrate` knows nothing else:
+no model, no torch, no direction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from ddimctl.arrays import Array, concatenate, float64, on
+from ddimctl.model import NOTHING, Condition, Model
+from ddimctl.recipe import Way
+from ddimctl.solvers import DEFAULT_SOLVER, Convergence, Eps, bind
+
+Progress = Callable[[Iterable[Array]], Iterable[Array]]  # wraps the iterator over the steps of a batch, to show it
+DEFAULT_BATCH = 64
+DEFAULT_WAY = Way()
+
+
+@dataclass(frozen=True)
+class Check:
+    """How an image came back when its float32 x_T was decoded with plain DDIM."""
+
+    wrong: int  # 8-bit values that differ
+    where: list[tuple[int, int, int, float]]  # the worst of them: channel, row, column, by how many levels
+    worst: float  # the largest difference, in 8-bit levels, before rounding
+    tolerance: float  # that `exact` was given
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What an integration came to: x, and for each image its cost and, from iterative solvers, how well it converged."""
+
+    x: Array  # (B, …) float64: x̄ from `integrate`, x_T from `encode`, images from `decode`
+    evaluations: list[int]  # of the network, for each image
+    residuals: list[float] | None = None  # the largest of each image's implicit steps or error estimates, relative
+    tolerance: float | None = None
+    checks: list[Check] | None = None  # from `lossless.encode`
+
+    @property
+    def mean_evaluations(self) -> float:
+        return sum(self.evaluations) / max(len(self.evaluations), 1)
+
+    @property
+    def unconverged(self) -> list[int]:
+        """The images whose residual is above the tolerance."""
+        if self.residuals is None or self.tolerance is None:
+            return []
+        return [i for i, r in enumerate(self.residuals) if not r <= self.tolerance]
+
+    def select(self, images: Sequence[int]) -> Solution:
+        """The part of it for some of the images."""
+        return Solution(
+            self.x[list(images)],
+            [self.evaluations[i] for i in images],
+            None if self.residuals is None else [self.residuals[i] for i in images],
+            self.tolerance,
+            None if self.checks is None else [self.checks[i] for i in images],
+        )
+
+
+def integrate(
+    eps: Eps,
+    xbar: Array,
+    path: Sequence[float],
+    solver: str = DEFAULT_SOLVER,
+    *,
+    tolerance: float | None = None,
+    progress: Progress = iter,
+) -> Solution:
+    """Solves dx̄ = ε(x̄, σ) dσ along `path` from x̄ at its start: rising levels encode, falling levels decode.
+
+    `tolerance` is for the iterative solvers (see `TOLERANCES`). Raises `UsageError` for an unknown solver, or a tolerance
+    that it has no use for.
+    """
+    solve, tolerance = bind(solver, tolerance)
+    calls, result = 0, None
+
+    def counted(x: Array, sigma: float | Sequence[float]) -> Array:
+        nonlocal calls
+        calls += 1
+        return eps(x, sigma)
+
+    def steps() -> Generator[Array, None, None]:
+        nonlocal result
+        result = yield from solve(counted, xbar, path)
+
+    for state in progress(steps()):
+        xbar = state
+    if not isinstance(result, Convergence):  # an explicit solver: every call was for every image
+        return Solution(xbar, [calls] * len(xbar))
+    return Solution(xbar, result.evaluations, result.residuals, tolerance)
+
+
+def encode(
+    model: Model,
+    images: Array,
+    way: Way = DEFAULT_WAY,
+    condition: Condition = NOTHING,
+    *,
+    batch_size: int = DEFAULT_BATCH,
+    progress: Progress = iter,
+) -> Solution:
+    """Images (N, C, H, W) in [−1, 1] → x_T, an array of the same library in float64.
+
+    The lowest level of the way counts as clean. Raises `UsageError` where the model has no such way or condition.
+    """
+    path, eps = way.path(model.schedule), model.eps(condition)
+
+    def one(part: Array) -> Solution:
+        xbar = _state(model.autoencoder.encode(part), model)
+        solution = integrate(eps, xbar, path, way.solver, tolerance=way.tolerance, progress=progress)
+        return replace(solution, x=solution.x * (1 / model.schedule.scale(path[-1])))
+
+    return _in_batches(one, images, batch_size)
+
+
+def decode(
+    model: Model,
+    xT: Array,
+    way: Way = DEFAULT_WAY,
+    condition: Condition = NOTHING,
+    *,
+    batch_size: int = DEFAULT_BATCH,
+    progress: Progress = iter,
+) -> Solution:
+    """x_T (N, C, H, W) → images in about [−1, 1], never clipped. `way` is the one that encodes."""
+    path, eps = way.path(model.schedule), model.eps(condition)
+
+    def one(part: Array) -> Solution:
+        xbar = _state(part, model) * model.schedule.scale(path[-1])
+        solution = integrate(eps, xbar, path[::-1], way.solver, tolerance=way.tolerance, progress=progress)
+        return replace(solution, x=model.autoencoder.decode(solution.x))
+
+    return _in_batches(one, xT, batch_size)
+
+
+def _in_batches(one: Callable[[Array], Solution], x: Array, size: int) -> Solution:
+    """The solutions of parts of `x`, together."""
+    parts = [one(x[start : start + size]) for start in range(0, max(len(x), 1), size)]
+    return Solution(
+        concatenate([part.x for part in parts]),
+        [n for part in parts for n in part.evaluations],
+        [r for part in parts for r in part.residuals or []] or None,
+        parts[0].tolerance,
+    )
+
+
+def _state(x: Array, model: Model) -> Array:
+    """x in float64, on the device where the state lives."""
+    return float64(on(model.network.module.state_device, x))

@@ -1,0 +1,117 @@
+"""How a result is made: the way along the noise levels, and everything else that decides what comes out.
+
+`Way` is what integrates: solver, spacing, steps, tolerance. `Recipe` is all that decides a latent: two with the same
+recipe, of the same image made to fit in the same way, hold the same. What is resumed, what is cached, what a manifest
+says and what a latent file records of itself all compare recipes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ddimctl.model import NOTHING, Condition, Model
+from ddimctl.schedule import DEFAULT_SPACING, Schedule
+from ddimctl.solvers import DEFAULT_SOLVER, bind, decoder
+
+DEFAULT_STEPS = 20
+# What of an image's record decides about the pixels that the model gets.
+OF_IMAGES = ("sha256", "fit", "background", "frame", "value_range", "pixels")
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the ODE is integrated, up and down alike.
+
+    `levels`, a rising path of noise levels, stands for what `spacing` and `steps` would give.
+    """
+
+    solver: str = DEFAULT_SOLVER
+    spacing: str = DEFAULT_SPACING
+    steps: int = DEFAULT_STEPS
+    tolerance: float | None = None  # of solvers that iterate; None is the solver's own
+    levels: tuple[float, ...] | None = None
+
+    def path(self, schedule: Schedule) -> tuple[float, ...]:
+        """The rising noise levels. Raises `UsageError` where the schedule has none of that kind."""
+        return schedule.path(self.steps, self.spacing) if self.levels is None else self.levels
+
+    def along(self, levels: Sequence[float]) -> Way:
+        """The same along these levels."""
+        return replace(self, levels=tuple(levels), steps=len(levels) - 1)
+
+    def check(self) -> None:
+        """Raises `UsageError` for an unknown solver, or a tolerance that it has no use for."""
+        bind(self.solver, self.tolerance)
+
+    @property
+    def used_tolerance(self) -> float | None:
+        """The tolerance, or what the solver takes for it; None where it needs none. Raises as `check`."""
+        return bind(self.solver, self.tolerance)[1]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a latent, besides the image and how it was made to fit."""
+
+    model: str  # digests
+    schedule: str
+    way: Way  # with its levels
+    condition: Condition = NOTHING
+    dtype: str = "float32"
+    lossless: bool = False  # checked, and tightened until every 8-bit value came back
+    autoencoder: str | None = None
+
+    @classmethod
+    def of(cls, model: Model, way: Way, condition: Condition = NOTHING, *, lossless: bool = False) -> Recipe:
+        """What `model` makes that way. The tolerance is spelled out."""
+        way = replace(way.along(way.path(model.schedule)), tolerance=way.used_tolerance)
+        return cls(
+            model.digest, model.schedule.digest, way, condition, model.network.dtype, lossless, model.autoencoder.digest
+        )
+
+    @classmethod
+    def read(cls, provenance: Mapping[str, Any]) -> Recipe:
+        """The recipe in a latent file's provenance, which was checked."""
+        made_by, levels = provenance["model"], tuple(float(s) for s in provenance["path"])
+        way = Way(provenance["solver"], provenance["spacing"], len(levels) - 1, provenance["tolerance"], levels)
+        return cls(
+            made_by["digest"],
+            provenance["schedule"],
+            way,
+            read_condition(provenance),
+            provenance["dtype"],
+            provenance["lossless"] is not None,
+            provenance.get("autoencoder"),
+        )
+
+    def record(self) -> dict[str, Any]:
+        """As it stands in a provenance."""
+        out: dict[str, Any] = {
+            "schedule": self.schedule,
+            "solver": self.way.solver,
+            "decoder": decoder(self.way.solver),
+            "spacing": self.way.spacing,
+            "steps": self.way.steps,
+            "path": list(self.way.levels or ()),
+            "tolerance": self.way.tolerance,
+            "dtype": self.dtype,
+        }
+        if self.autoencoder is not None:
+            out["autoencoder"] = self.autoencoder
+        if replace(self.condition, class_label=None) != NOTHING:  # the class stands beside the model
+            out["condition"] = {k: v for k, v in asdict(self.condition).items() if k != "class_label"}
+        return out
+
+
+def read_condition(provenance: Mapping[str, Any]) -> Condition:
+    """What a latent was encoded under."""
+    asked = provenance.get("condition") or {}
+    return Condition(provenance["model"].get("class"), **asked)
+
+
+def of_image(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What in an image's record decides about its latent, as JSON knows it."""
+    value = {k: record.get(k) for k in OF_IMAGES}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in value.items()}

@@ -1,0 +1,133 @@
+"""The measurement of a round trip (section 5.4, table 2): encode, decode with the same way, compare.
+
+Commands, model cards, benchmarks and pages all ask `measure`. Images come in batches, so that a folder of any size can be
+measured; all ways see the same batch before the next one is read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ddimctl import ode
+from ddimctl.arrays import Array, float32, float64, on
+from ddimctl.errors import choose
+from ddimctl.images.levels import check_finite
+from ddimctl.metrics import METRICS
+from ddimctl.model import NOTHING, Condition, Model
+from ddimctl.ode import Progress
+from ddimctl.recipe import Way
+
+OF_LATENTS = ("norm", "latent_error", "xT_error")  # reports beside the metrics of images
+REPORTS = (*METRICS, *OF_LATENTS)
+ON_ARRAYS = ("mse", "mse_8bit", "psnr", "max_abs", "wrong_pixels")  # reports that need no torch
+REFERENCE = Way("adaptive", tolerance=1e-5)  # what latent_error compares with
+# How a report's value for each image becomes one number: the mean, but for these.
+COMBINE: dict[str, Callable[[list[float]], float]] = {"wrong_pixels": sum, "max_abs": max}
+
+
+@dataclass
+class RoundTrip:
+    """A way to encode and decode, and what it came to: an entry an image."""
+
+    way: Way  # with its levels
+    values: dict[str, list[float]] = field(default_factory=dict)  # by report
+    encode_evaluations: list[int] = field(default_factory=list)
+    decode_evaluations: list[int] = field(default_factory=list)
+    residuals: list[float] = field(default_factory=list)
+    unconverged: int = 0
+    seconds: float = 0.0
+    shown: list[Array] = field(default_factory=list)  # the first few reconstructions
+
+    @property
+    def evaluations(self) -> float:
+        """Of the network for an image, both ways."""
+        return (sum(self.encode_evaluations) + sum(self.decode_evaluations)) / len(self.encode_evaluations)
+
+    def total(self, report: str) -> float:
+        """A report's values as one number."""
+        values = self.values[report]
+        return float(COMBINE[report](values)) if report in COMBINE else sum(values) / len(values)
+
+
+def measure(
+    model: Model,
+    batches: Iterable[Array],
+    ways: Sequence[Way],
+    *,
+    reports: Sequence[str] = ("mse",),
+    condition: Condition = NOTHING,
+    keep: int = 0,
+    progress: Progress = iter,
+) -> list[RoundTrip]:
+    """What each of `ways` makes of images (B, C, H, W) in [−1, 1], which come in batches.
+
+    `reports` are of `REPORTS`; the first `keep` reconstructions are kept. Raises `UsageError` for an unknown report or a
+    way that the model's schedule has not, `DDIMError` where the model gives values that are not finite.
+    """
+    for name in reports:
+        choose(dict.fromkeys(REPORTS), name, "report")
+    trips = [RoundTrip(way.along(way.path(model.schedule))) for way in ways]
+    for x0 in batches:
+        references: dict[float, Array] = {}  # x_T by the adaptive solver, by the level that counts as clean
+        for trip in trips:
+            levels = trip.way.levels or ()
+            if "latent_error" in reports and levels[0] not in references:
+                exactly = REFERENCE.along((levels[0], levels[-1]))
+                references[levels[0]] = ode.encode(model, x0, exactly, condition, batch_size=len(x0)).x
+            _measure(
+                trip, model, x0, reports=reports, reference=references.get(levels[0]), condition=condition, keep=keep,
+                progress=progress,
+            )  # fmt: skip
+    return trips
+
+
+def steps(ways: Sequence[Way], reports: Sequence[str]) -> int:
+    """How many steps `measure` takes for a batch, so that a progress bar knows."""
+    return sum((4 if "xT_error" in reports else 2) * way.steps for way in ways)
+
+
+def _measure(
+    trip: RoundTrip,
+    model: Model,
+    x0: Array,
+    *,
+    reports: Sequence[str],
+    reference: Array | None,
+    condition: Condition,
+    keep: int,
+    progress: Progress,
+) -> None:
+    """Encodes and decodes one batch, and adds what it comes to."""
+
+    def up(images: Array) -> ode.Solution:
+        return ode.encode(model, images, trip.way, condition, batch_size=len(x0), progress=progress)
+
+    begin = time.perf_counter()
+    encoded = up(x0)
+    xT = float32(encoded.x)
+    decoded = ode.decode(model, xT, trip.way, condition, batch_size=len(x0), progress=progress)
+    check_finite(decoded.x, model.name)
+    trip.seconds += time.perf_counter() - begin
+    trip.encode_evaluations += encoded.evaluations
+    trip.decode_evaluations += decoded.evaluations
+    trip.residuals += encoded.residuals or []
+    trip.unconverged += len(encoded.unconverged)
+    trip.shown += list(decoded.x[: max(0, keep - len(trip.shown))])
+    for name in reports:
+        if name == "norm":
+            found = rms(xT)
+        elif name == "latent_error":
+            found = rms(xT - reference)
+        elif name == "xT_error":
+            found = rms(up(decoded.x).x - xT)
+        else:
+            found = METRICS[name](x0, on("cpu", decoded.x))
+        trip.values.setdefault(name, []).extend(found.tolist())
+
+
+def rms(xT: Any) -> Any:
+    """Each latent's norm divided by the root of its dimension."""
+    return float64(xT).flatten(1).square().mean(1).sqrt()

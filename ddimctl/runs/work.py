@@ -1,0 +1,79 @@
+"""The work itself, pure: pixels in, latents out, and back. No files, no names, no console: a cluster can call it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ddimctl import ode
+from ddimctl.arrays import float32
+from ddimctl.model import NOTHING, Condition, Model
+from ddimctl.ode import Progress, Solution
+from ddimctl.recipe import Recipe, Way
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ddimctl.images.preprocessing import Preprocessing
+    from ddimctl.latent import Latent
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How images become latents."""
+
+    model: Model
+    way: Way
+    how: Preprocessing  # makes them fit
+    condition: Condition = NOTHING
+    lossless: bool = False  # checked, and tightened until every 8-bit value comes back
+
+    @property
+    def recipe(self) -> Recipe:
+        """What a latent made so says of itself."""
+        from ddimctl import lossless
+
+        way = replace(self.way, tolerance=lossless.first_tolerance(self.way)) if self.lossless else self.way
+        return Recipe.of(self.model, way, self.condition, lossless=self.lossless)
+
+    @property
+    def tensors(self) -> bool:
+        """Whether the model computes on tensors; else on numpy arrays, and torch need not be there."""
+        return self.lossless or self.model.network.needs_torch
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How latents become images."""
+
+    model: Model
+    way: Way  # the one that encoded them
+    condition: Condition = NOTHING
+
+
+def encode(pixels: Sequence[np.ndarray], encoding: Encoding, *, progress: Progress = iter) -> Solution:
+    """x_T of images, uint8 (H, W, C) each and made to fit, in one batch."""
+    import numpy as np
+
+    from ddimctl import lossless
+    from ddimctl.images import levels
+
+    batch = np.stack(pixels)
+    x0: Any = levels.to_tensor(batch) if encoding.tensors else levels.to_array(batch)
+    solve = lossless.encode if encoding.lossless else ode.encode
+    return solve(encoding.model, x0, encoding.way, encoding.condition, batch_size=len(x0), progress=progress)
+
+
+def latent_of(solution: Solution, encoding: Encoding, records: Sequence[dict[str, Any]]) -> Latent:
+    """The latents of a solution, as a file holds them; `records` say what was done to each image."""
+    from ddimctl.latent import Latent, provenance
+
+    about = provenance(encoding.model, encoding.recipe, solution, list(records))
+    return Latent(float32(solution.x), about)
+
+
+def decode(xT: Any, decoding: Decoding, *, batch_size: int | None = None, progress: Progress = iter) -> Any:
+    """Images (N, C, H, W) of latents; in one batch, unless another size is given."""
+    size = len(xT) if batch_size is None else batch_size
+    return ode.decode(decoding.model, xT, decoding.way, decoding.condition, batch_size=size, progress=progress).x
