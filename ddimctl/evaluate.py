@@ -66,6 +66,7 @@ def identity(model: Model, setting: Setting) -> dict[str, Any]:
     """What decides which images a setting gives, as JSON knows it."""
     how = setting.how
     made = Recipe.of(model, how.way, setting.condition)
+    further = {"tolerance": how.way.tolerance, "autoencoder": made.autoencoder, **made.record().get("condition", {})}
     return {
         "version": VERSION,
         "model": made.model,
@@ -80,6 +81,7 @@ def identity(model: Model, setting: Setting) -> dict[str, Any]:
         "spacing": how.way.spacing,
         "solver": "eq. 12" if how.is_random else how.way.solver,
         "seed": setting.seed,
+        **{k: v for k, v in further.items() if v is not None},
     }
 
 

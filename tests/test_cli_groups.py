@@ -90,10 +90,10 @@ def test_paragraphs_are_broken_by_the_terminal_alone() -> None:
 
 def test_names_are_those_of_the_registries() -> None:
     from ddimctl.engines import ENGINES, PRECISIONS
+    from ddimctl.families import bundled
     from ddimctl.features import KINDS
     from ddimctl.images.fitting import FITS
     from ddimctl.metrics import METRICS
-    from ddimctl.model import bundled
     from ddimctl.roundtrip import OF_LATENTS
     from ddimctl.schedule import SPACINGS
     from ddimctl.solvers import SOLVERS
