@@ -69,7 +69,7 @@ def deviations(spread: Spread, x0: float, seed: int) -> list[tuple[float, float]
     alpha = [1 / (1 + s * s) for s in path]
     x = math.sqrt(alpha[0]) * x0 + math.sqrt(1 - alpha[0]) * draw()  # q(x_T | x_0)
     out = []
-    for a, xbar in zip(alpha[1:-1], eq_12(eps, x / math.sqrt(alpha[0]), path, spread, draw), strict=False):
+    for a, xbar in zip(alpha[1:-1], eq_12(eps, x / math.sqrt(alpha[0]), path, spread=spread, draw=draw), strict=False):
         xt, variance = xbar * math.sqrt(a), 1 - a
         mean_error, variance_error = math.sqrt(variance / N), variance * math.sqrt(2 / N)
         out.append((float(xt.mean() - math.sqrt(a) * x0) / mean_error, float(xt.var() - variance) / variance_error))
@@ -95,7 +95,7 @@ def test_the_last_step_of_every_member_is_the_prediction() -> None:
     """At α_0 = 1 there is no room for noise: x_0 itself."""
     for spread in (dial(0.0), dial(0.5), dial(1.0)):
         start = torch.tensor([3.0], dtype=torch.float64)
-        (x,) = eq_12(lambda x, s: (x - 0.4) / s, start, (2.0, 0.0), spread, lambda: torch.ones(1))
+        (x,) = eq_12(lambda x, s: (x - 0.4) / s, start, (2.0, 0.0), spread=spread, draw=lambda: torch.ones(1))
         assert float(x) == pytest.approx(0.4, rel=1e-12)
 
 
@@ -216,7 +216,7 @@ def test_ddim_is_eulers_method_in_sigma(steps: int, spacing: str) -> None:
 
     integrate(eps, xbar, path, "ddim", progress=keep)
     for (_, t), euler, step in zip(
-        pairwise(path), seen, eq_12(eps, xbar, path, dial(0.0), lambda: torch.zeros(2, 16)), strict=True
+        pairwise(path), seen, eq_12(eps, xbar, path, spread=dial(0.0), draw=lambda: torch.zeros(2, 16)), strict=True
     ):
         torch.testing.assert_close(euler, step, rtol=0, atol=1e-12 * (1 + path[0]))
         assert t >= 0
