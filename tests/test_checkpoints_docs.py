@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from ddimctl.checkpoints import betas, ddim, diffusers, openai
-from ddimctl.unet import DOWN_BLOCKS
+from ddimctl.unet.config import DOWN_BLOCKS
 
 TEXT = (Path(__file__).parent.parent / "docs" / "checkpoints.md").read_text(encoding="utf-8")
 

@@ -112,7 +112,7 @@ def _no_limit_of_instructions() -> Iterator[None]:
 
 def graph_name(module: Module) -> str:
     """The cache's name for the network as OpenVINO reads it."""
-    return cache.name("openvino graph", 2, version("openvino"), module.facts.digest, module.state_shape)
+    return cache.name("openvino graph", 3, version("openvino"), module.facts.digest, module.state_shape)
 
 
 def _convert(module: Module, further: dict[str, np.ndarray]) -> bytes:

@@ -16,7 +16,8 @@ from ddimctl.errors import FileError
 from ddimctl.families.classes import embedder
 from ddimctl.model import About, Model
 from ddimctl.network import Facts, Module
-from ddimctl.unet import Attention, UNet2DModel, UNetConfig
+from ddimctl.unet import UNet2DModel, UNetConfig
+from ddimctl.unet.network import Attention
 
 # Weights above this many bytes stay mapped from their file: channels-last copies of them save no measurable time.
 COPY_BELOW = 200_000_000
