@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ddimctl import telemetry
 from ddimctl.version import __version__
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from ddimctl.sampling import Noising, sample
     from ddimctl.schedule import Schedule
     from ddimctl.seeds import noise
+
+telemetry.off()
 
 _HOME = {
     "DDIMError": "errors",

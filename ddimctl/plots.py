@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddimctl.errors import UsageError
+from ddimctl import cache
+from ddimctl.errors import DDIMError, UsageError
 from ddimctl.files import atomic_file
 from ddimctl.paper import TABLE_1, TABLE_2
 
@@ -23,6 +26,8 @@ def check_target(path: Path) -> None:
         raise UsageError("plots need the extra 'plots'", hint="install it with: pip install 'ddimctl[plots]'")
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"{path} has no suffix of a plot", hint=f"use one of {' '.join(SUFFIXES)}")
+    with contextlib.suppress(DDIMError):  # matplotlib makes a folder of settings at home, unless told another place
+        os.environ.setdefault("MPLCONFIGDIR", str(cache.folder() / "matplotlib"))
 
 
 def error_against_evaluations(path: Path, lines: Mapping[str, Sequence[tuple[float, float]]], title: str) -> None:

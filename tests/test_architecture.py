@@ -25,6 +25,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module may import from its own layer and from those above it in this list. A new module belongs in one of them.
 LAYERS: list[set[str]] = [
+    {"telemetry"},
     {"", "errors", "version"},
     {"files", "paper", "arrays"},
     {
@@ -61,7 +62,7 @@ KNOWN_BY = {
 }
 NEVER = {"click", "skimage", "scipy", "requests"}
 # These are plain Python or array arithmetic.
-NO_LIBRARY = {"", "errors", "version", "files", "paper", "schedule", "images", "images.formats"}
+NO_LIBRARY = {"", "errors", "version", "telemetry", "files", "paper", "schedule", "images", "images.formats"}
 HEAVY = ("torch", "numpy", "PIL", "imageio", "safetensors")
 
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddimctl.cli.console import Console, printable
+from ddimctl.cli.console import Console
 from ddimctl.cli.inputs import tell_of
 from ddimctl.errors import DDIMError, SomeFailed, UsageError
 
 if TYPE_CHECKING:
+    from ddimctl.ode import Progress
     from ddimctl.runs.plan import Item, Outcome
     from ddimctl.runs.reading import Loaded
 
 FLUSH = 16  # outcomes between two writes to the manifest
 SHOWN = 20  # failures that get a line of their own on stderr
 MAX_LIST = 1 << 30  # bytes of a list of files
-EVERY = 60  # seconds between two lines of progress where there is no terminal
 
 
 def items_of(
@@ -109,15 +107,17 @@ def manifest_path(folder: Path, shard: str | None) -> Path:
 
 
 def run(
-    outcomes: Iterator[Outcome],
+    work: Callable[[Progress], Iterator[Outcome]],
     total: int,
+    steps: int,
     manifest: Path,
     about: dict[str, Any],
     verb: str,
     console: Console,
     dry_run: bool,
 ) -> None:
-    """Works through `outcomes`. Raises `SomeFailed` if some of them failed."""
+    """Works through the outcomes of `work`, which takes about `steps` an item. Raises `SomeFailed` if some failed."""
+    from ddimctl.arrays import Array
     from ddimctl.files import make_folder
     from ddimctl.images.preprocessing import describe
     from ddimctl.runs import plan
@@ -129,30 +129,41 @@ def run(
     told: set[str] = set()
     pending: list[Outcome] = []
     log = None
+
+    def more() -> str:
+        count = sum(counts.values())
+        return f"{count}/{total}" + (f"  {counts[plan.FAILED]} failed" if counts[plan.FAILED] else "")
+
     if not dry_run:
         make_folder(manifest.parent)
         log = Manifest(manifest, about)
     try:
-        with _bar(total, verb, console) as advance:
-            for outcome in outcomes:
+        with console.meter(total * steps, verb, more) as meter:
+
+            def watched(states: Iterable[Array]) -> Iterator[Array]:
+                for state in states:
+                    yield state
+                    meter.partly(len(state))
+
+            for outcome in work(watched):
                 counts[outcome.status] += 1
                 if outcome.status == plan.FAILED:
                     failures.append({"source": outcome.item.source, "reason": str(outcome.failure)})
                     if counts[plan.FAILED] <= SHOWN:
                         for line in _failed(outcome.failure, told):
-                            advance(line)
+                            meter.say(line)
                     del failures[100:]
                 if said := describe(outcome.notes["image"]) if outcome.notes.get("image") else "":
                     adjusted += 1
                     if console.verbose:
-                        advance(said)
+                        meter.say(said)
                 unconverged += outcome.notes.get("converged") is False
                 if dry_run and not console.json:
                     print(_plan(outcome, verb))
                 elif not console.json:
                     for target in outcome.targets:
                         print(target)
-                advance(None, counts[plan.FAILED])
+                meter.add(steps, free=outcome.status != plan.DONE)
                 if log is not None and outcome.status != plan.SKIPPED:
                     pending.append(outcome)
                     if len(pending) >= FLUSH:
@@ -196,47 +207,3 @@ def _plan(outcome: Outcome, verb: str) -> str:
         return f"fail\t{outcome.item.source}\t{' '.join(str(outcome.failure).split())}"
     does = {"done": verb.removesuffix("d"), "skipped": "skip"}[outcome.status]
     return f"{does}\t{outcome.item.source}\t{outcome.targets[0]}"
-
-
-@contextmanager
-def _bar(total: int, verb: str, console: Console) -> Iterator[Callable[..., None]]:
-    """Yields a function: called with a text it shows that; with None and the failures so far it counts one more."""
-    if console.quiet:
-        yield lambda text, failed=0: None
-        return
-    if not sys.stderr.isatty():
-        begin = last = time.monotonic()
-        count = 0
-
-        def line(text: str | None, failed: int = 0) -> None:
-            nonlocal count, last
-            if text is not None:
-                console.notice(text)
-                return
-            count += 1
-            now = time.monotonic()
-            if now - last > EVERY:
-                last = now
-                rate = count / (now - begin)
-                left = (total - count) / rate / 60
-                console.notice(f"{count}/{total}  {rate:.1f} a second  {left:.0f} min left  {failed} failed")
-
-        yield line
-        return
-    from rich.console import Console as RichConsole
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    begin = time.monotonic()
-    with Progress(*columns, console=RichConsole(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=total)
-
-        def show(text: str | None, failed: int = 0) -> None:
-            if text is not None:
-                progress.console.print(printable(text), markup=False, highlight=False)
-                return
-            progress.advance(task)
-            rate = progress.tasks[0].completed / (time.monotonic() - begin)
-            progress.update(task, description=f"{rate:.1f} a second  {failed} failed")
-
-        yield show

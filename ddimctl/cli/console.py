@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ddimctl.cli.progress import Meter
+
 T = TypeVar("T")
 
 
@@ -37,24 +39,15 @@ class Console:
         line = json.dumps(_finite(record), allow_nan=False) if self.json else text
         print(f"{line}\n", end="")  # in one piece, also unbuffered: whoever reads its first line gets all of it
 
+    def meter(self, total: float, label: str, more: Callable[[], str] = str) -> Meter:
+        """How far `total` units of work are: see `progress.Meter`."""
+        return Meter(total, label, quiet=self.quiet, tell=self.notice, more=more, escape=printable)
+
     @contextmanager
     def bar(self, total: int, label: str) -> Iterator[Callable[[Iterable[T]], Iterator[T]]]:
         """One bar for `total` steps: yields a function that wraps an iterator and advances the bar at each item."""
-        if self.quiet or not sys.stderr.isatty():
-            yield iter
-            return
-        from rich.console import Console as RichConsole
-        from rich.progress import Progress
-
-        with Progress(console=RichConsole(stderr=True), transient=True) as progress:
-            task = progress.add_task(label, total=total)
-
-            def advance(items: Iterable[T]) -> Iterator[T]:
-                for item in items:
-                    yield item
-                    progress.advance(task)
-
-            yield advance
+        with self.meter(total, label) as meter:
+            yield meter.over
 
 
 def _tell(text: str) -> None:

@@ -13,10 +13,11 @@ from ddimctl.cli.groups import flat
 from ddimctl.errors import FileError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ddimctl.latent import Latent
     from ddimctl.model import Model
+    from ddimctl.ode import Progress
     from ddimctl.runs.plan import Item
     from ddimctl.runs.work import Decoding
 
@@ -84,14 +85,23 @@ def decode(
     manifest = batches.manifest_path(folder, files.shard)
     if target is not None and first is not None:
         way_back(first, items[0].source)
-        outcomes = iter([plan.Outcome(items[0], plan.DONE, (target,))])
+
+        def decoded(progress: Progress) -> Iterator[plan.Outcome]:
+            return iter([plan.Outcome(items[0], plan.DONE, (target,))])
+
     else:
         targets = local.Targets(folder, ".png", files.force, files.dry_run)
         before = read_manifest(manifest)
-        outcomes = local.decode(items, targets, way_back, batch_size=machine.batch_size, before=before)
+
+        def decoded(progress: Progress) -> Iterator[plan.Outcome]:
+            return local.decode(
+                items, targets, way_back, batch_size=machine.batch_size, before=before, progress=progress
+            )
+
     run: dict[str, Any] = {"command": "decode", "model": net.digest if net else None, "tolerance": how.tolerance}
     run |= {"engine": net.network.engine if net else None, "precision": machine.precision}
-    batches.run(outcomes, len(items), manifest, run, "decoded", console, files.dry_run)
+    steps = 1 if first is None else len(first.xT) * (how.steps or len(first.path) - 1)
+    batches.run(decoded, len(items), steps, manifest, run, "decoded", console, files.dry_run)
 
 
 def plan_target(latents: list[str], items: Sequence[Item], files: options.Batch, *, one_image: bool) -> Path | None:

@@ -14,9 +14,10 @@ from ddimctl.cli.groups import flat
 from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from ddimctl.runs.plan import Item
+    from ddimctl.ode import Progress
+    from ddimctl.runs.plan import Item, Outcome
     from ddimctl.runs.work import Encoding
 
 
@@ -143,16 +144,24 @@ def encode_many(
     from ddimctl.runs.manifest import MANIFEST
 
     if target is not None:
-        outcomes = packed.encode(
-            items, target, encoding, batch_size=machine.batch_size, force=files.force, dry_run=files.dry_run
-        )
+
+        def work(progress: Progress) -> Iterator[Outcome]:
+            return packed.encode(
+                items, target, encoding,
+                batch_size=machine.batch_size, force=files.force, dry_run=files.dry_run, progress=progress,
+            )  # fmt: skip
+
         manifest = target.with_name(f"{target.name}.{MANIFEST}")
     else:
         folder = files.output or Path()
         targets = local.Targets(folder, ".pt", files.force, files.dry_run)
-        outcomes = local.encode(items, targets, encoding, batch_size=machine.batch_size)
+
+        def work(progress: Progress) -> Iterator[Outcome]:
+            return local.encode(items, targets, encoding, batch_size=machine.batch_size, progress=progress)
+
         manifest = batches.manifest_path(folder, files.shard)
-    batches.run(outcomes, len(items), manifest, run, "encoded", said.console(), files.dry_run)
+    steps = encoding.way.steps * (2 if encoding.lossless else 1)
+    batches.run(work, len(items), steps, manifest, run, "encoded", said.console(), files.dry_run)
 
 
 def encode_one(item: Item, target: Path, encoding: Encoding, settings: dict[str, Any], console: Console) -> None:
