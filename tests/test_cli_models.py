@@ -110,7 +110,7 @@ def test_convert_the_authors(invoke: Invoke, authors: Path, tmp_path: Path) -> N
     new, known = load(str(tmp_path / "new"), "cpu"), load(str(tmp_path / "known"), "cpu")
     assert new.digest == known.digest
     assert new.schedule.digest == known.schedule.digest
-    assert new.guesses == ()
+    assert new.about.guesses == ()
     card = (tmp_path / "new" / "README.md").read_text()
     assert card.startswith("---\nlicense: mit\n")
     assert new.digest in card

@@ -46,7 +46,8 @@ def expected(
 ) -> np.ndarray:
     """What the library makes, uint8 (n, H, W)."""
     model = load(str(model_folder), "cpu")
-    return levels.to_pixels(sample(model, n, Noising(Way(solver, spacing, steps), **how), seed=seed).x)[..., 0]
+    way = Way(solver, spacing, steps, how.pop("tolerance", None))
+    return levels.to_pixels(sample(model, n, Noising(way, **how), seed=seed).x)[..., 0]
 
 
 def names(folder: Path) -> list[str]:

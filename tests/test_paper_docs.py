@@ -46,7 +46,7 @@ def test_links_lead_somewhere(target: str) -> None:
 @pytest.mark.parametrize(
     ("module", "names"),
     [
-        ("train", ["Trainer"]), ("sampling", ["eq_12", "dial", "hat"]), ("schedule", ["linear", "quadratic"]),
+        ("training.denoising", ["Denoising"]), ("sampling", ["eq_12", "dial", "hat"]), ("schedule", ["linear", "quadratic"]),
         ("solvers", ["ddim"]), ("model", ["Model"]), ("interpolate", ["slerp", "grid"]),
     ],
 )  # fmt: skip
