@@ -5,15 +5,26 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format docs bench reliability clean
+.PHONY: demo test test-fast margins lint format docs bench reliability clean
 
 # Encode, interpolate and reconstruct real images into demo/.
 demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh demo
 
+# As many tests at a time as there are processors, in an order of chance; its seed is printed, --randomly-seed repeats it.
+PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
 # Everything that must hold before a commit.
 test: lint
-	$(BIN)/pytest
+	$(PYTEST)
+
+# What the hand waits for: no test that takes seconds.
+test-fast: $(READY)
+	$(PYTEST) -m "not slow"
+
+# How near every tolerance comes to its limit, under six settings of instruction sets and threads. Six times `make test`.
+margins: $(READY)
+	$(BIN)/python tests/margins.py --numprocesses auto --maxprocesses 8 --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -57,6 +57,12 @@ def write_tiny_model(folder: Path, seed: int = 0, held_out: int = 4, **fields: o
     return folder
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: at the end, where one process would still be at them, others would have nothing to do."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """No test's numbers depend on which tests were run before it, or on the seed of their order."""
