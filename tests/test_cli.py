@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Result, write_tiny_model
+from conftest import Result, environment, in_process, write_tiny_model
 from PIL import Image
 from rounding import apart
 
@@ -52,24 +53,34 @@ def larger_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("models") / "larger", seed=2, sample_size=20)
 
 
+def copy_pictures(model_folder: Path, folder: Path) -> list[str]:
+    names = ["img.png", "a.png", "b.png", "c.png"]
+    for name, file in zip(names, sorted((model_folder / "held-out").iterdir()), strict=True):
+        shutil.copy(file, folder / name)
+    return names
+
+
 @pytest.fixture
 def pictures(model_folder: Path, tmp_path: Path) -> list[str]:
     """img.png, a.png … c.png in the working folder: different pictures of the tiny model's size."""
-    names = ["img.png", "a.png", "b.png", "c.png"]
-    for name, file in zip(names, sorted((model_folder / "held-out").iterdir()), strict=True):
-        (tmp_path / name).write_bytes(file.read_bytes())
-    return names
+    return copy_pictures(model_folder, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def encoded(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with img.pt, a.pt … c.pt: the pictures in four steps. Read only."""
+    folder = tmp_path_factory.mktemp("encoded")
+    with environment(folder, folder):
+        for picture in copy_pictures(model_folder, folder):
+            name = f"{Path(picture).stem}.pt"
+            in_process("encode", picture, "-m", model_folder, "-o", name, "--steps", 4, "-q").ok()
+    return folder
 
 
 @pytest.fixture
-def latents(tiny: Invoke, pictures: list[str], tmp_path: Path) -> list[str]:
-    """img.pt, a.pt … c.pt of them, in four steps. The pictures are gone again."""
-    names = []
-    for picture in pictures:
-        names.append(f"{Path(picture).stem}.pt")
-        tiny("encode", picture, "-o", names[-1], "--steps", 4, "-q").ok()
-        (tmp_path / picture).unlink()
-    return names
+def latents(encoded: Path, tmp_path: Path) -> list[str]:
+    """img.pt, a.pt … c.pt in the working folder."""
+    return [Path(shutil.copy(encoded / name, tmp_path)).name for name in ("img.pt", "a.pt", "b.pt", "c.pt")]
 
 
 def files(folder: Path) -> list[str]:
@@ -233,6 +244,7 @@ def test_reconstruct_table(tiny: Invoke, pictures: list[str]) -> None:
     assert "paper" not in tiny("reconstruct", "img.png", "--steps", 10, "--report", "psnr").ok().out
 
 
+@pytest.mark.slow
 def test_reconstruct_reports_everything_it_knows(tiny: Invoke, pictures: list[str]) -> None:
     done = tiny("reconstruct", "img.png", "a.png", "--steps", 3, "--report", "all", "--json").ok()
     (result,) = json.loads(done.out)["results"]
@@ -403,6 +415,7 @@ def test_interpolate_with_exact_encodes_and_decodes_what_belongs_together(tiny: 
     assert done.ok().out == "f.gif\n"
 
 
+@pytest.mark.slow
 def test_interpolate_image_with_latent_of_exact(tiny: Invoke, pictures: list[str], tmp_path: Path) -> None:
     """An image beside a latent is encoded as the latent was, so it comes back as well as the latent's does."""
     tiny("encode", "a.png", "-o", "a.pt", "--steps", 4, "--solver", "exact").ok()

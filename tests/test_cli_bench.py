@@ -23,6 +23,7 @@ def model(model_folder: Path) -> Model:
     return load(str(model_folder), "cpu")
 
 
+@pytest.mark.slow
 def test_tables_json_and_plot(invoke: Any, model_folder: Path, tmp_path: Path) -> None:
     command = (
         "bench",
@@ -71,6 +72,7 @@ def test_usage(invoke: Any, model_folder: Path) -> None:
         assert said in invoke("bench", "-m", model_folder, *wrong).failed(2)
 
 
+@pytest.mark.slow
 def test_auto_means_what_is_there(invoke: Any, model_folder: Path) -> None:
     few = ("--batch-size", "1", "--steps", "2", "--seconds", "0", "--device", "cpu", "--json")
     record = json.loads(invoke("bench", "-m", model_folder, "--engine", "auto", *few).ok().out)
@@ -98,6 +100,7 @@ def test_a_line_through_a_line(model: Model, monkeypatch: pytest.MonkeyPatch) ->
     assert line.off == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_that_fails_says_why(model: Model) -> None:
     lost = replace(model, about=replace(model.about, reference="nothing"))
     with pytest.raises(bench.DDIMError, match=r"a fresh process failed: .*no model 'nothing'"):

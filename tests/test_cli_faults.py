@@ -248,6 +248,7 @@ def test_no_command_gets_the_help_alone(command: list[str], ddimctl: Invoke) -> 
     assert "Usage: " in done.out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device here")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_full_stderr_stops_no_work(unbuffered: str, model_folder: Path, tmp_path: Path) -> None:

@@ -179,8 +179,9 @@ def test_an_image_that_did_not_converge_is_told_of(tiny: Invoke, monkeypatch: py
 def test_decode_makes_the_same_images_of_the_saved_noise(
     tiny: Invoke, tmp_path: Path, solver: str, suffix: str
 ) -> None:
-    tiny("sample", "-n", 3, "--steps", 4, "-o", "out", "--solver", solver, "--save-noise", f"xT{suffix}").ok()
-    tiny("decode", f"xT{suffix}", "-o", "back").ok()
+    loose = ("--tolerance", 0.01) if solver == "adaptive" else ()
+    tiny("sample", "-n", 3, "--steps", 4, "-o", "out", "--solver", solver, *loose, "--save-noise", f"xT{suffix}").ok()
+    tiny("decode", f"xT{suffix}", "-o", "back", *loose).ok()
     np.testing.assert_array_equal(folder_of(tmp_path / "back"), folder_of(tmp_path / "out"))
 
 

@@ -221,6 +221,7 @@ def test_large_batches_go_in_parts_that_fit(model: Model, monkeypatch: pytest.Mo
     assert seen == [3, 3, 1] * 2
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_lossless_whichever_engine_decodes() -> None:
     model = load("fashion-mnist", "cpu")
@@ -267,6 +268,7 @@ def test_an_openvino_that_cannot_be_loaded_is_one_line_and_auto_does_without(
     assert "cannot be loaded" in why
 
 
+@pytest.mark.slow
 @needs_openvino
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="signals as on Unix")
 def test_a_signal_is_handled_after_an_engine_went_in_another_thread(model_folder: Path, tmp_path: Path) -> None:
@@ -287,6 +289,7 @@ os.kill(os.getpid(), signal.SIGUSR1)
     assert (done.returncode, done.stdout.strip()) == (0, b"alive")
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_a_limit_of_instructions_does_not_crash_openvino(invoke: Any, ddimctl: Any, model_folder: Path) -> None:
     """Cold and from the cache; as a process, for the limit is read once. It holds for torch alone."""

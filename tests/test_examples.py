@@ -64,6 +64,7 @@ def test_the_demo_removes_no_folder_but_its_own(tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "mine"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf").is_file(), reason="the font is not here"
 )

@@ -71,6 +71,7 @@ def test_every_value_comes_back_from_float32(model: Model, x0: Tensor, steps: in
         assert check.tolerance in lossless.TOLERANCES
 
 
+@pytest.mark.slow
 def test_each_image_alone_gives_the_same(model: Model, x0: Tensor) -> None:
     """But for rounding, which ill-conditioned steps magnify: another batch size differs in float32's last digits."""
     way = Way("exact", steps=10)

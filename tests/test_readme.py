@@ -7,9 +7,11 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import Result
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -57,6 +59,7 @@ def test_console_blocks_print_what_they_show(folder: Path) -> None:
                 assert float(theirs) == pytest.approx(float(ours), rel=0.1), command
 
 
+@pytest.mark.slow
 def test_python_block_works(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(folder)
     (block,) = blocks("python")
@@ -78,6 +81,6 @@ def test_commands_and_files_mentioned_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
-def test_help_of_every_command_mentioned() -> None:
+def test_help_of_every_command_mentioned(invoke: Callable[..., Result]) -> None:
     for command in ("encode", "decode", "interpolate", "reconstruct", "sample", "info", "models", "train"):
-        assert "Usage" in run(f"ddimctl {command} --help", ROOT)
+        assert "Usage" in invoke(command, "--help").ok().out

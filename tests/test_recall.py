@@ -43,6 +43,25 @@ def remembered(folder: Path, condition: Condition = NOTHING) -> Model:
     return model
 
 
+@pytest.fixture(scope="module")
+def known(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny model, remembered, and with the cache beside it. Read only."""
+    place = tmp_path_factory.mktemp("known")
+    shutil.copytree(model_folder, place / "model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        remembered(place / "model")
+    return place
+
+
+@pytest.fixture
+def ready(known: Path, own_cache: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The model's folder, where the cache knows it. Read only."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(known / "cache"))
+    return known / "model"
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -106,14 +125,12 @@ def test_a_network_named_by_itself_has_its_scheduler_beside_it(folder: Path) -> 
     assert recall.recall(str(folder / "unet"), "cpu") is None
 
 
-def test_not_where_openvino_cannot_be_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    remembered(folder)
-
+def test_not_where_openvino_cannot_be_loaded(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> Any:
         raise UsageError("the engine openvino cannot be loaded")
 
     monkeypatch.setattr(openvino, "import_openvino", broken)
-    assert recall.recall(str(folder), "cpu") is None
+    assert recall.recall(str(ready), "cpu") is None
 
 
 def test_not_without_the_network_in_the_cache(folder: Path) -> None:
@@ -139,17 +156,15 @@ def test_a_network_that_is_damaged_is_loaded_again(folder: Path) -> None:
     ("device", "gpus", "found"), [("cpu", True, True), ("auto", True, False), ("cuda", False, False)]
 )
 def test_not_where_a_gpu_may_be(
-    device: str, gpus: bool, found: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    device: str, gpus: bool, found: bool, ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remembered(folder)
     monkeypatch.setattr(recall, "GPUS", (str(tmp_path),) if gpus else ())
-    assert (recall.recall(str(folder), device) is not None) == found
+    assert (recall.recall(str(ready), device) is not None) == found
 
 
 @pytest.mark.parametrize("reference", ["nothing", "", "owner/name", "model.pt"])
-def test_other_references(reference: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_references(reference: str, ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    remembered(folder)
     assert recall.recall(reference, "cpu") is None
 
 
@@ -190,6 +205,7 @@ print("loaded:", *[m for m in ("torch", "openvino", "safetensors", "matplotlib",
 """
 
 
+@pytest.mark.slow
 def test_encode_without_torch(invoke: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same files, whether torch is there or not: what one run began the other goes on with."""
     held_out = folder / "held-out"
@@ -208,6 +224,7 @@ def test_encode_without_torch(invoke: Any, folder: Path, tmp_path: Path, monkeyp
     assert "without torch" not in invoke("encode", image, "-m", folder, "-o", "x.pt", "--lossless", "-v").err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["reconstruct", "encode"])
 def test_torch_is_not_imported(command: str, ddimctl: Any, folder: Path, tmp_path: Path) -> None:
     image = folder / "held-out" / "000.png"

@@ -160,7 +160,7 @@ def test_gaussian_data_comes_out_with_its_mean_and_variance(how: dict[str, float
     Every chain here is affine in Gaussian noise, so its result is Gaussian, and its mean and variance have the standard
     errors s/√N and s²√(2/N).
     """
-    mu, s, n = 0.3, 0.5, 1500
+    mu, s, n = 0.3, 0.5, 400
     model = AnalyticModel(Gaussian(mu, s))
     x = sample(model, n, noising("ddim", "linear", 1000, **how), seed=11, batch_size=n).x  # type: ignore[arg-type]
     numbers = n * math.prod(SHAPE)

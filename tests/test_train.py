@@ -248,6 +248,7 @@ def test_the_training_set_never_contains_a_held_out_image(tmp_path: Path) -> Non
     assert not drawn & published
 
 
+@pytest.mark.slow
 def test_what_an_earlier_model_left_goes_with_force_alone(idx: Path, tmp_path: Path, invoke: Any) -> None:
     """It may have held out what this run trains on, and its averaged weights or features are another model's."""
     m = tmp_path / "m"
@@ -266,6 +267,7 @@ def test_what_an_earlier_model_left_goes_with_force_alone(idx: Path, tmp_path: P
     assert "# m\n" in (m / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limit of the size of files")
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(idx: Path, tmp_path: Path, ddimctl: Any) -> None:
     words = ["train", idx.name, "-o", "m", "--held-out", "0.2", *OPTIONS, "--batch-size", "4", "--steps", "2"]
@@ -485,6 +487,7 @@ def train(run_: Callable[..., Result], data: Path, *extra: str) -> Result:
     return run_("train", data.name, "-o", "m", "--held-out", "0.2", *OPTIONS, "--batch-size", "4", "--float32", *extra)
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_publishes_it_again(idx: Path, tmp_path: Path, invoke: Any) -> None:
     """The licence and name that were given at first are remembered; a lost file comes back; no step is taken."""
     train(invoke, idx, "--steps", "5", "--license", "MIT", "--data-name", "Squares").ok()
@@ -499,6 +502,7 @@ def test_resuming_a_finished_run_publishes_it_again(idx: Path, tmp_path: Path, i
     assert "Licence of the images: CC0-1.0" in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_force_starts_again(idx: Path, tmp_path: Path, invoke: Any) -> None:
     train(invoke, idx, "--steps", "4").ok()
     first = (tmp_path / "m" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
@@ -597,12 +601,14 @@ def test_wrong_options_give_one_line_and_leave_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_held_out_set_that_is_trained_on_is_reported(idx: Path, tmp_path: Path, invoke: Any) -> None:
     result = invoke("train", idx, "-o", "m", *OPTIONS, "--held-out", idx, "--steps", "1", "--batch-size", "2").ok()
     assert "warning: 24 of the held-out images are among those to train on" in result.err
     assert "24 of them are equal, pixel by pixel" in (tmp_path / "m" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_quiet_prints_the_folder_alone(idx: Path, invoke: Any) -> None:
     result = train(invoke, idx, "--steps", "1", "-q").ok()
     assert (result.out, result.err) == ("m\n", "")
