@@ -116,6 +116,7 @@ def test_frames_too_short_for_the_format_get_its_shortest() -> None:
     assert durations(3, 30, 10) == [30, 40, 30]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fps", [0.1, 7.5, 10, 24, 29.97])
 def test_mp4(tmp_path: Path, fps: float) -> None:
     """Identical frames stay apart here; odd sides and grey become what H.264 takes."""

@@ -228,6 +228,7 @@ print("loaded:", *[m for m in {HEAVY} if m in sys.modules])
 UNUSED = ("torch._dynamo", "torch._inductor", "sympy", "openvino", "matplotlib", "imageio", "rich", "huggingface_hub")
 
 
+@pytest.mark.slow
 def test_encode_loads_only_what_it_uses(model_folder: Path, tmp_path: Path) -> None:
     code = f"""
 import sys

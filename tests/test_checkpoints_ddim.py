@@ -78,6 +78,7 @@ def test_eps_equals_the_known_network(changes: dict[str, Any], wrapped: bool, le
         assert apart(ours, theirs) < NETWORK
 
 
+@pytest.mark.slow
 def test_the_same_network_in_three_layouts(tmp_path: Path) -> None:
     """One digest, one schedule, and one result of encode and decode."""
     network = known()

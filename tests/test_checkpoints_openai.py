@@ -208,6 +208,7 @@ def test_incomplete_files_are_refused_by_name() -> None:
         formats.read_config("nonsense")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(), (0,), (3,)])
 def test_tensors_of_any_shape_are_one_line(shape: tuple[int, ...]) -> None:
     """Each in turn, and all of them: refused here, or when the weights are fitted to the network."""

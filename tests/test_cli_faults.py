@@ -71,6 +71,7 @@ def test_a_list_is_cut_at_newlines_alone(tiny: Invoke, model_folder: Path, tmp_p
     assert sorted(p.stem for p in (tmp_path / "out").glob("*.pt")) == sorted(names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["encode", "-"], ["encode", "--from-file", "-", "-o", "out"]], ids=" ".join)
 def test_a_closed_standard_input_is_wrong_usage(arguments: list[str], model_folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ddimctl", *arguments, "-m", str(model_folder)]
@@ -261,6 +262,7 @@ def test_a_full_stderr_stops_no_work(unbuffered: str, model_folder: Path, tmp_pa
     assert (tmp_path / "out" / "a.pt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", [["--version"], ["--help"], ["models"], ["models", "list"]], ids=str)
 def test_a_pipe_that_nobody_reads_is_a_failure(command: list[str], unbuffered: str, tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def test_names_of_a_model_steer_no_terminal(invoke: Invoke, tmp_path: Path) -> N
         assert invoke(*command, folder).ok().out.replace("\n", "").isprintable()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 @pytest.mark.parametrize("said", ["reference", "config"])
 def test_a_pipe_that_a_latent_names_is_not_waited_for(made: Latent, ddimctl: Invoke, tmp_path: Path, said: str) -> None:
@@ -134,6 +135,7 @@ def test_a_checkpoint_with_its_configuration(invoke: Invoke, tmp_path: Path) -> 
     assert invoke("info", *words).ok() == invoke("models", "show", *words).ok()
 
 
+@pytest.mark.slow
 def test_guesses_are_told_with_and_without_torch(invoke: Invoke, tmp_path: Path) -> None:
     """The second run takes the model from the cache."""
     pytest.importorskip("openvino")
@@ -152,6 +154,7 @@ def test_guesses_are_told_with_and_without_torch(invoke: Invoke, tmp_path: Path)
 # Streams
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252:strict"])
 def test_any_encoding_of_the_terminal_will_do(ddimctl: Invoke, model_folder: Path, encoding: str) -> None:
     done = ddimctl("info", model_folder, env={"PYTHONIOENCODING": encoding}).ok()

@@ -98,6 +98,7 @@ def test_the_table_comes_before_the_plot(
 # Lossless
 
 
+@pytest.mark.slow
 def test_lossless_says_so(image: Path, invoke: Invoke, model_folder: Path, tmp_path: Path) -> None:
     """Of one image with its figures, of several in a line; the file says it again, unless what it says is no number."""
     folder = tame(model_folder, tmp_path / "tame")

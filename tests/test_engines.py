@@ -83,6 +83,7 @@ def test_the_same_as_eager(engine: str) -> None:
         assert apart(model.eps()(x[:n], levels[:n]), each) < NETWORK
 
 
+@pytest.mark.slow
 @needs_openvino
 @pytest.mark.parametrize(
     "fields",
@@ -124,6 +125,7 @@ def test_openvino_takes_numpy_arrays(model: Model) -> None:
     np.testing.assert_array_equal(model.eps()(x.numpy(), 1.0), model.eps()(x, 1.0).numpy())
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_batches_of_any_size_compile_nothing_new(model: Model) -> None:
     """Solvers shrink a batch as images converge, and the last batch is smaller: the parts are always the same."""
@@ -138,6 +140,7 @@ def test_batches_of_any_size_compile_nothing_new(model: Model) -> None:
     assert model.eps()(torch.zeros(0, *model.state_shape, dtype=torch.float64), 1.0).shape == (0, *model.state_shape)
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_a_warm_cache_converts_nothing(model: Model, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(1, *model.state_shape, dtype=torch.float64)
@@ -148,6 +151,7 @@ def test_a_warm_cache_converts_nothing(model: Model, model_folder: Path, monkeyp
     use(load(str(model_folder), "cpu"), "openvino").eps()(torch.randn(4, *model.state_shape, dtype=torch.float64), 1.0)
 
 
+@pytest.mark.slow
 @needs_openvino
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
 def test_damaged_entries_are_made_again(damage: str, model: Model) -> None:
@@ -171,6 +175,7 @@ def test_works_where_nothing_can_be_written(model: Model, tmp_path: Path, monkey
     assert apart(use(model, "openvino").eps()(x, 1.0), eager) < NETWORK
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_another_network_has_another_entry(model: Model, tmp_path: Path) -> None:
     x = torch.randn(1, *model.state_shape, dtype=torch.float64)
@@ -192,6 +197,7 @@ def test_the_cache_forgets_what_was_not_used_for_longest(monkeypatch: pytest.Mon
     assert cache.fetch(names[3], lambda: b"") == bytes(1000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", pytest.param("openvino", marks=needs_openvino)])
 def test_bf16_changes_little(engine: str, model_folder: Path) -> None:
     """8 bits of mantissa: a few thousandths of ε, which is seen in x_T but not much in a round trip."""
@@ -390,6 +396,7 @@ def test_openvino_runs_on_cpus(model: Model) -> None:
 # The commands
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_encode_says_what_it_picked(invoke: Any, model_folder: Path, tmp_path: Path) -> None:
     image = model_folder / "held-out" / "000.png"

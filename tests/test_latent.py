@@ -76,6 +76,7 @@ def test_what_is_saved_is_loaded(suffix: str, tmp_path: Path) -> None:
     assert [i["name"] for i in found.images] == ["0.png", "1.png", "2.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_the_same_latent_is_the_same_bytes(suffix: str) -> None:
     code = (

@@ -56,6 +56,7 @@ def x0(folder: Path) -> Tensor:
     return levels.to_tensor(np.stack([*pixels, np.zeros_like(pixels[0]), np.full_like(pixels[0], 255)]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [10, 20])
 def test_every_value_comes_back_from_float32(model: Model, x0: Tensor, steps: int) -> None:
     way = Way("exact", steps=steps)
@@ -165,6 +166,7 @@ def test_the_complaint() -> None:
     assert "--steps" in error.hint
 
 
+@pytest.mark.slow
 def test_no_number_is_never_lossless(model: Model, x0: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that gives NaN: every image is reported as wrong, none as done."""
     monkeypatch.setattr(Model, "eps", lambda self, condition: lambda x, sigma: x * float("nan"))

@@ -62,6 +62,7 @@ def ready(known: Path, own_cache: None, monkeypatch: pytest.MonkeyPatch) -> Path
     return known / "model"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -141,6 +142,7 @@ def test_not_without_the_network_in_the_cache(folder: Path) -> None:
     assert recall.recall(str(folder), "cpu") is None
 
 
+@pytest.mark.slow
 def test_a_network_that_is_damaged_is_loaded_again(folder: Path) -> None:
     model = remembered(folder)
     quick = recall.recall(str(folder), "cpu")
@@ -168,6 +170,7 @@ def test_other_references(reference: str, ready: Path, tmp_path: Path, monkeypat
     assert recall.recall(reference, "cpu") is None
 
 
+@pytest.mark.slow
 def test_reconstruct_without_torch(invoke: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = (
         "reconstruct",

@@ -17,6 +17,7 @@ def test_the_options_are_those_recorded() -> None:
     assert not list(record_cli.differences(record_cli.read("options"), record_cli.options()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "scenario"), record_cli.SCENARIOS, ids=lambda v: str(v))
 def test_a_run_is_as_recorded(command: str, scenario: str, tmp_path: Path) -> None:
     if "bundled" in scenario and "fashion-mnist" not in bundled():

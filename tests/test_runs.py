@@ -372,6 +372,7 @@ def test_latents_of_several_classes_are_decoded_class_by_class(
 # The work itself, which knows no files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lossless", [False, True])
 def test_pixels_become_latents_that_say_how_and_go_back(lossless: bool, model_folder: Path) -> None:
     model = load(str(model_folder), "cpu")

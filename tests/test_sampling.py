@@ -153,6 +153,7 @@ def test_images_and_seeds_and_steps_share_no_noise() -> None:
     assert float(correlation.abs().max()) < 0.5  # 780 pairs of 100 numbers: 5 standard deviations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{"eta": 0.0}, {"eta": 0.5}, {"eta": 1.0}, {"sigma_hat": True}], ids=str)
 def test_gaussian_data_comes_out_with_its_mean_and_variance(how: dict[str, float]) -> None:
     """With the exact ε, which is not the exact reverse law at a finite step: that is what T steps are for.

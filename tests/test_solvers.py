@@ -49,7 +49,9 @@ def error(solver: str, problem: Gaussian | Mixture, path: Sequence[float], direc
 @pytest.mark.parametrize("direction", ["encode", "decode"])
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("problem", PROBLEMS)
-@pytest.mark.parametrize("solver", STEPPING)
+@pytest.mark.parametrize(
+    "solver", [pytest.param(s, marks=pytest.mark.slow) if s in TOLERANCES else s for s in STEPPING]
+)
 def test_order_of_convergence(solver: str, problem: str, spacing: str, direction: str) -> None:
     """The paths' steps are refined evenly in σ, the variable of integration.
 

@@ -113,6 +113,7 @@ def test_validation_covers_all_noise_levels(tmp_path: Path, monkeypatch: pytest.
     assert set(range(1000)) == set(seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"bf16": True, "flip": True, "dropout": 0.3, "batch": 7, "seed": 5}], ids=str)
 @pytest.mark.parametrize("stop", [1, 5])
 def test_resuming_continues_bit_for_bit(stop: int, changes: dict[str, Any], tmp_path: Path) -> None:
@@ -352,6 +353,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     return folder / "squares", result
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_made(run: tuple[Path, Result]) -> None:
     folder, result = run
     assert result.out == "squares\n"
@@ -366,6 +368,7 @@ def test_the_command_says_what_it_made(run: tuple[Path, Result]) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_folder_loads_in_diffusers_and_gives_the_same_eps(run: tuple[Path, Result]) -> None:
     from diffusers import DDIMPipeline
 
@@ -382,6 +385,7 @@ def test_the_folder_loads_in_diffusers_and_gives_the_same_eps(run: tuple[Path, R
         assert apart(ours.eps()(xbar, ours.schedule.sigma(t)), theirs) < NETWORK
 
 
+@pytest.mark.slow
 def test_the_published_weights_are_the_average(run: tuple[Path, Result]) -> None:
     folder, _ = run
     saved = torch.load(folder / "training" / "checkpoint.pt", weights_only=True)
@@ -390,6 +394,7 @@ def test_the_published_weights_are_the_average(run: tuple[Path, Result]) -> None
     assert not all(torch.equal(saved["network"][k], v) for k, v in published.items())
 
 
+@pytest.mark.slow
 def test_the_card_states_everything(run: tuple[Path, Result]) -> None:
     folder, _ = run
     text = (folder / "README.md").read_text()
@@ -418,6 +423,7 @@ def test_what_was_added_to_a_card_stays(tmp_path: Path) -> None:
     assert card.write(trainer, about, None) == (tmp_path / "README.md").read_text()  # and once only
 
 
+@pytest.mark.slow
 def test_the_cards_round_trips_are_true(run: tuple[Path, Result]) -> None:
     """The table's numbers, measured again from the published folder."""
     from ddimctl import ode
@@ -436,6 +442,7 @@ def test_the_cards_round_trips_are_true(run: tuple[Path, Result]) -> None:
         assert float(table[str(steps)]) == pytest.approx(METRICS["mse"](x0, back).mean().item(), rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_cards_python_runs(run: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = run
     code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
@@ -475,6 +482,7 @@ def test_the_cards_command_makes_the_same_run(tmp_path: Path, invoke: Any, monke
         assert seen[-1] == s
 
 
+@pytest.mark.slow
 def test_an_existing_model_is_kept(run: tuple[Path, Result], tmp_path: Path, invoke: Any) -> None:
     folder, _ = run
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -614,6 +622,7 @@ def test_quiet_prints_the_folder_alone(idx: Path, invoke: Any) -> None:
     assert (result.out, result.err) == ("m\n", "")
 
 
+@pytest.mark.slow
 def test_what_is_published_is_not_executable_or_private(run: tuple[Path, Result]) -> None:
     folder, _ = run
     assert {oct(p.stat().st_mode & 0o777) for p in folder.rglob("*") if p.is_file()} <= {"0o644", "0o664"}
