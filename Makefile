@@ -12,7 +12,7 @@ demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh demo
 
 # As many tests at a time as there are processors, in an order of chance; its seed is printed, --randomly-seed repeats it.
-PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+PYTEST := $(BIN)/pytest -v --numprocesses auto --maxprocesses 8 --dist worksteal
 
 # Everything that must hold before a commit.
 test: lint

@@ -68,9 +68,9 @@ def truth(model: Model, x: torch.Tensor, levels: Any, condition: Condition = NOT
 
 
 @pytest.mark.parametrize("engine", EVERY)
-def test_the_same_as_eager(engine: str) -> None:
+def test_the_same_as_eager(engine: str, model_folder: Path) -> None:
     """For every batch size, with one level for all and one for each."""
-    model = load("fashion-mnist", "cpu")
+    model = load(str(model_folder) if engine == "compile" else "fashion-mnist", "cpu")  # the compiler takes minutes
     x = torch.randn(PARTS[0] + 7, *model.state_shape, dtype=torch.float64)
     levels = [0.02 * 1.3**i for i in range(len(x))]
     sizes = (1, 2, 5, len(x)) if engine != "compile" else (2, len(x))
