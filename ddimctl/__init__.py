@@ -16,7 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ddimctl import telemetry
-from ddimctl.version import __version__
+from ddimctl.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from ddimctl.errors import DDIMError

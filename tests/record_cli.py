@@ -204,6 +204,10 @@ MASKED = {
 SCENARIOS = [(command, name) for command, scenarios in RUNS.items() for name in scenarios]
 
 
+SHOWN = ("", "encode", "models list")  # whose help is recorded
+WIDTHS = (60, 80, 120)
+
+
 # Files
 
 
@@ -406,6 +410,20 @@ def describe(p: Any) -> dict[str, Any]:
     return {k: v for k, v in found.items() if v not in (None, False, [], [None, None], "")}
 
 
+def helps() -> dict[str, list[str]]:
+    """What the help of some commands looks like, at some widths."""
+    from conftest import environment, in_process
+
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for width in WIDTHS:
+            with environment(Path(folder), Path(folder), {"COLUMNS": str(width)}):
+                for command in SHOWN:
+                    text = in_process(*command.split(), "--help").ok().out
+                    found[f"{command} --help, {width} columns"] = [line.rstrip() for line in text.splitlines()]
+    return found
+
+
 # Recording
 
 
@@ -420,6 +438,7 @@ def write(name: str, value: Any) -> None:
 
 def main(wanted: list[str]) -> None:
     write("options", options())
+    write("help", helps())
     for command in wanted or RUNS:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder).resolve()

@@ -243,7 +243,10 @@ print("loaded:", *[m for m in {UNUSED} if m in sys.modules], *[m for m in sys.mo
     assert run(code, tmp_path).splitlines()[-1].strip() == "loaded:"
 
 
-def test_completion_loads_nothing_heavy(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "expected"), [("tr", "train"), ("encode --solver a", "ab2mix"), ("info em", "emoji")]
+)
+def test_completion_loads_nothing_heavy(words: str, expected: str, tmp_path: Path) -> None:
     code = f"""
 import sys
 from ddimctl.cli.app import main
@@ -254,10 +257,14 @@ except SystemExit as e:
     print()
 print("loaded:", *[m for m in {HEAVY} if m in sys.modules])
 """
-    env = {"_DDIMCTL_COMPLETE": "complete_bash", "COMP_WORDS": "ddimctl tr", "COMP_CWORD": "1"}
+    env = {
+        "_DDIMCTL_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"ddimctl {words}",
+        "COMP_CWORD": str(len(words.split())),
+    }
     out = run(code, tmp_path, **env).splitlines()
     assert out[-1].strip() == "loaded:"
-    assert "train" in out
+    assert expected in out
 
 
 def test_the_version_is_the_packages(ddimctl: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import pytest
@@ -11,22 +10,22 @@ import typer
 from typer.testing import CliRunner
 
 from ddimctl.cli import names
-from ddimctl.cli.groups import flat, like, unwrapped
+from ddimctl.cli.groups import flat, group, like, unwrapped
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Shape:
     PANEL: ClassVar[str] = "What"
 
     sides: Annotated[int, typer.Option("--sides", "-s", metavar="N", min=3, help="How many sides.")] = 4
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Coloured(Shape):
     colour: Annotated[str, typer.Option(envvar="COLOUR", help="Which colour.")] = "red"
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Others:
     PANEL: ClassVar[str] = "How"
 
@@ -47,15 +46,15 @@ def test_a_command_gets_the_groups_it_takes() -> None:
     @flat
     def draw(name: Annotated[str, typer.Argument()], *, shape: Coloured, others: Others) -> None:
         """Draw."""
-        seen.append((name, shape, others))
+        seen.append((name, type(shape), vars(shape), vars(others)))
 
     run = CliRunner().invoke
     assert run(made(draw), ["a", "--sides", "5", "--corners", "7"]).exit_code == 0
     assert run(made(draw), ["b"], env={"COLOUR": "blue"}).exit_code == 0
     assert run(made(draw), ["c", "--sides", "2"]).exit_code == 2
     assert seen == [
-        ("a", Coloured(sides=5, colour="red"), Others(corners=7)),
-        ("b", Coloured(sides=4, colour="blue"), Others(corners=None)),
+        ("a", Coloured, {"sides": 5, "colour": "red"}, {"corners": 7}),
+        ("b", Coloured, {"sides": 4, "colour": "blue"}, {"corners": None}),
     ]
 
 
@@ -76,7 +75,7 @@ def test_an_option_twice_is_found_at_once() -> None:
         """Draw."""
 
     with pytest.raises(ValueError, match="sides"):
-        flat(draw)
+        inspect.signature(flat(draw))
 
 
 def test_nothing_is_changed_that_an_option_does_not_have() -> None:

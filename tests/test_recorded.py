@@ -17,6 +17,10 @@ def test_the_options_are_those_recorded() -> None:
     assert not list(record_cli.differences(record_cli.read("options"), record_cli.options()))
 
 
+def test_the_help_looks_as_recorded() -> None:
+    assert not list(record_cli.differences(record_cli.read("help"), record_cli.helps()))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("command", "scenario"), record_cli.SCENARIOS, ids=lambda v: str(v))
 def test_a_run_is_as_recorded(command: str, scenario: str, tmp_path: Path) -> None:

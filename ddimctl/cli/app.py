@@ -19,33 +19,20 @@ from typing import Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from ddimctl.cli import bench, decode, encode, evaluate, info, interpolate, models, reconstruct, sample, train
 from ddimctl.cli.console import plain
+from ddimctl.cli.help import Root
 from ddimctl.errors import FAILED, USAGE, DDIMError
 from ddimctl.version import __version__
 
 app = typer.Typer(
     name="ddimctl",
+    cls=Root,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Encode images into DDIM latents and back: encode, decode, interpolate, reconstruct.",
     epilog="Start with: ddimctl reconstruct --steps 20",
 )
-
-for command in (
-    encode.encode,
-    decode.decode,
-    interpolate.interpolate,
-    reconstruct.reconstruct,
-    evaluate.evaluate,
-    sample.sample,
-    info.info,
-    train.train,
-    bench.bench,
-):
-    app.command()(command)
-app.add_typer(models.app, name="models")
 
 
 def _version(wanted: bool) -> None:
@@ -85,7 +72,7 @@ def main() -> NoReturn:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # what libraries think of a damaged image is not for users
     try:
-        code = app(standalone_mode=False) or 0
+        code = app(prog_name="ddimctl", standalone_mode=False) or 0
         sys.stdout.flush()
     except DDIMError as e:
         code = e.exit_code

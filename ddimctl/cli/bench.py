@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from ddimctl.cli import inputs, names, options
 from ddimctl.cli.console import figure, table
-from ddimctl.cli.groups import flat, like
+from ddimctl.cli.groups import flat, group, like
 from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
     from ddimctl.bench import Line, Rate, Start
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Measured:
     """What is measured, and for how long."""
 
@@ -28,7 +27,7 @@ class Measured:
     seconds: Annotated[float, typer.Option(metavar="X", min=0, help="How long to measure each rate.")] = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Machines(options.Device):
     """What is compared."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -10,7 +9,7 @@ import typer
 
 from ddimctl.cli import batches, inputs, options
 from ddimctl.cli.console import Console
-from ddimctl.cli.groups import flat
+from ddimctl.cli.groups import flat, group
 from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from ddimctl.runs.work import Encoding
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Exact:
     """Whether nothing may be lost."""
 
@@ -29,13 +28,11 @@ class Exact:
 
     lossless: Annotated[
         bool,
-        typer.Option(
-            "--lossless", metavar="", help="Make sure that decoding gives back every 8-bit value (solver exact)."
-        ),
+        typer.Option("--lossless", help="Make sure that decoding gives back every 8-bit value (solver exact)."),
     ] = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Lossless(options.How, Exact):
     """The way, which may have to be without loss."""
 

@@ -12,7 +12,7 @@ import typer
 
 from ddimctl.cli import inputs, names, options
 from ddimctl.cli.console import Console, figure, table
-from ddimctl.cli.groups import flat, like
+from ddimctl.cli.groups import flat, group, like
 from ddimctl.errors import FileError, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ddimctl.model import Condition, Model
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Kept(options.Plotted):
     """Where the images are kept, and the plot goes."""
 
@@ -34,14 +34,14 @@ class Kept(options.Plotted):
     ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Cells(options.Seeded):
     """How the images of each cell are made."""
 
     eta: Annotated[str, typer.Option("--eta", metavar="η,…", help="A row for each: 0 is DDIM, 1 is DDPM.")] = "0,1"
     sigma_hat: Annotated[
         bool,
-        typer.Option("--sigma-hat", metavar="", help="One more row: DDPM with the larger variance (appendix D.3)."),
+        typer.Option("--sigma-hat", help="One more row: DDPM with the larger variance (appendix D.3)."),
     ] = False
     steps: Annotated[
         str, like(options.How, "steps", metavar="S,…", help="A column for each: steps of the sampler.")
@@ -51,7 +51,7 @@ class Cells(options.Seeded):
     solver: Annotated[str, like(options.How, "solver", help="For the row η = 0: ddim, ab2, …")] = "ddim"
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Against:
     """What the images are compared with."""
 

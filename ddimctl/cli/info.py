@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddimctl.cli import inputs, models, options
+from ddimctl.cli import inputs, models, names, options
 from ddimctl.cli.console import figure, plain, table
-from ddimctl.cli.groups import flat, like
+from ddimctl.cli.groups import flat, group, like
 from ddimctl.errors import DDIMError, FileError
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 MANY = 8  # latents in one file whose figures are all printed
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Drawing(options.Output):
     """Where the picture goes."""
 
@@ -29,7 +28,7 @@ class Drawing(options.Output):
 
 @flat
 def info(
-    file: Annotated[str, typer.Argument(help="A latent file, or a model.")],
+    file: Annotated[str, typer.Argument(help="A latent file, or a model.", autocompletion=names.models)],
     *,
     what: options.Config,
     files: Drawing,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -10,13 +9,13 @@ import typer
 
 from ddimctl.cli import inputs, options
 from ddimctl.cli.console import figure, table
-from ddimctl.cli.groups import flat, like
+from ddimctl.cli.groups import flat, group, like
 from ddimctl.errors import DDIMError, UsageError
 
 OF_ENCODE = ("--frame", "--range", "--max-pixels")  # options that an image may need, and that this command lacks
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Film(options.Output):
     """Where the frames go."""
 
@@ -26,7 +25,7 @@ class Film(options.Output):
     ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Motion:
     """What lies between the latents."""
 
@@ -34,21 +33,17 @@ class Motion:
 
     frames: Annotated[int, typer.Option("--frames", metavar="N", help="Frames in all, both ends among them.")] = 10
     fps: Annotated[float, typer.Option(metavar="X", min=0.1, max=100, help="Frames a second.")] = 10.0
-    loop: Annotated[bool, typer.Option("--loop", metavar="", help="Go on from the last latent to the first.")] = False
-    ease: Annotated[bool, typer.Option("--ease", metavar="", help="Slow down at every latent.")] = False
-    lerp: Annotated[
-        bool, typer.Option("--lerp", metavar="", help="Straight lines instead of slerp, to see why not.")
-    ] = False
-    grid: Annotated[
-        bool, typer.Option("--grid", metavar="", help="A 2-D grid over four corners instead of an animation.")
-    ] = False
+    loop: Annotated[bool, typer.Option("--loop", help="Go on from the last latent to the first.")] = False
+    ease: Annotated[bool, typer.Option("--ease", help="Slow down at every latent.")] = False
+    lerp: Annotated[bool, typer.Option("--lerp", help="Straight lines instead of slerp, to see why not.")] = False
+    grid: Annotated[bool, typer.Option("--grid", help="A 2-D grid over four corners instead of an animation.")] = False
     size: Annotated[str, typer.Option(metavar="RxC", help="Rows and columns of the grid.")] = "8x8"
     zoom: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Enlarge N times (default: to about 224 pixels).")
     ] = None
-    distances: Annotated[
-        bool, typer.Option("--distances", metavar="", help="Also print how far each frame is from the last.")
-    ] = False
+    distances: Annotated[bool, typer.Option("--distances", help="Also print how far each frame is from the last.")] = (
+        False
+    )
 
 
 @flat

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddimctl.cli import options
+from ddimctl.cli import names, options
 from ddimctl.cli.console import Console, plain
-from ddimctl.cli.groups import flat, like
+from ddimctl.cli.groups import flat, group, like
+from ddimctl.cli.help import Command, Group
 from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
     from ddimctl.checkpoints import Checkpoint
     from ddimctl.network import Facts
 
-app = typer.Typer(no_args_is_help=True, help="List, examine, convert and download models.")
+app = typer.Typer(cls=Group, no_args_is_help=True, help="List, examine, convert and download models.")
 
-Reference = Annotated[str, typer.Argument(metavar="MODEL", help=options.MODEL_HELP)]
+Reference = Annotated[str, typer.Argument(metavar="MODEL", help=options.MODEL_HELP, autocompletion=names.models)]
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 @flat
 def list_models(said: options.Said) -> None:
     """Print the names of the bundled models.
@@ -41,7 +41,7 @@ def list_models(said: options.Said) -> None:
         console.notice("no model is bundled")
 
 
-@app.command()
+@app.command(cls=Command)
 @flat
 def show(model: Reference, what: options.Config, said: options.Said) -> None:
     """Tell what a model is: architecture, parameters, schedule, digest, licence, memory needed.
@@ -52,7 +52,7 @@ def show(model: Reference, what: options.Config, said: options.Said) -> None:
     console.data(*describe(model, what.config, console))
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Converted(options.Forced):
     """Where the model goes, and what its card says."""
 
@@ -60,7 +60,7 @@ class Converted(options.Forced):
     license_: Annotated[str, typer.Option("--license", metavar="NAME", help="The model's licence, for the card.")] = ""
 
 
-@app.command()
+@app.command(cls=Command)
 @flat
 def convert(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help=options.MODEL_HELP)],
@@ -100,11 +100,13 @@ def convert(
     console.data(str(files.output), {"folder": str(files.output), "digest": module.facts.digest})
 
 
-@app.command()
+@app.command(cls=Command)
 @flat
 def pull(
     model: Annotated[str, typer.Argument(metavar="ID", help="A model on the Hugging Face hub: OWNER/NAME.")],
-    revision: Annotated[str | None, typer.Option(metavar="NAME", help="A branch, tag or commit of it.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A branch, tag or commit of it.", rich_help_panel="What")
+    ] = None,
     *,
     said: options.Said,
 ) -> None:

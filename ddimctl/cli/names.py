@@ -13,6 +13,7 @@ SPACINGS = ("karras", "linear", "quadratic", "log", "arsinh")
 ENGINES = ("torch", "compile", "openvino")
 PRECISIONS = ("float32", "bf16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 FITS = ("crop", "pad", "stretch")
 FEATURES = ("classifier", "inception")
 REPORTS = (

@@ -6,7 +6,6 @@ See `ddimctl.cli.groups` for how a command takes them. An option that only one c
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -14,7 +13,7 @@ from typer import Option
 
 from ddimctl.cli import names
 from ddimctl.cli.console import Console
-from ddimctl.cli.groups import like
+from ddimctl.cli.groups import group, like
 from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def parse_output(text: str) -> Path:
 # What
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Config:
     """What is said about a model that does not say it itself."""
 
@@ -66,7 +65,7 @@ class Config:
     ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Asked(Config):
     """What a model is asked for."""
 
@@ -81,7 +80,7 @@ class Asked(Config):
         return Condition(self.class_label)
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class What(Asked):
     """The model."""
 
@@ -91,7 +90,7 @@ class What(Asked):
     ] = DEFAULT_MODEL
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class OtherWhat(Asked):
     """The model, where a latent file says it and the command line may say otherwise."""
 
@@ -101,7 +100,7 @@ class OtherWhat(Asked):
 # How
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Iterating:
     """How well the solvers that iterate solve."""
 
@@ -113,7 +112,7 @@ class Iterating:
     ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class How(Iterating):
     """The way between image and latent."""
 
@@ -138,7 +137,7 @@ class How(Iterating):
     ] = DEFAULT_SPACING
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class OtherHow(Iterating):
     """The way, where a latent file says it and the command line may say otherwise."""
 
@@ -147,7 +146,7 @@ class OtherHow(Iterating):
     spacing: Annotated[str | None, like(How, "spacing", help="Other levels than the file's.")] = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Fit:
     """How an image is made to fit the model."""
 
@@ -189,7 +188,7 @@ class Fit:
         return Preprocessing(self.fit, self.background, self.frame, ends, self.max_pixels)
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Seeded:
     """What randomness follows from."""
 
@@ -201,16 +200,16 @@ class Seeded:
 # Files
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Forced:
     """Whether what is there may be written over."""
 
     PANEL: ClassVar[str] = "Files"
 
-    force: Annotated[bool, Option("--force", metavar="", help="Overwrite files that exist.")] = False
+    force: Annotated[bool, Option("--force", help="Overwrite files that exist.")] = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Output(Forced):
     """Where the result goes."""
 
@@ -219,7 +218,7 @@ class Output(Forced):
     ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Listed:
     """What is worked on, where that may be many files."""
 
@@ -231,7 +230,7 @@ class Listed:
     ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Planned:
     """What part of it is done, and whether it is."""
 
@@ -240,15 +239,15 @@ class Planned:
     shard: Annotated[
         str | None, Option("--shard", metavar="I/N", help="Only the I-th of N parts, for several machines.")
     ] = None
-    dry_run: Annotated[bool, Option("--dry-run", metavar="", help="Say what would be done, and do nothing.")] = False
+    dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done, and do nothing.")] = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Batch(Output, Listed, Planned):
     """A run over many files."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Plotted(Forced):
     """A plot beside the table."""
 
@@ -258,7 +257,7 @@ class Plotted(Forced):
 # Machine
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Device:
     """What the work is done on."""
 
@@ -276,7 +275,7 @@ class Device:
     ] = "auto"
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Machine(Device):
     """What the work is done on, and by what."""
 
@@ -307,15 +306,15 @@ class Machine(Device):
 # Output
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Said:
     """What a command says."""
 
     PANEL: ClassVar[str] = "Output"
 
-    json: Annotated[bool, Option("--json", metavar="", help="One JSON object on stdout instead of text.")] = False
-    quiet: Annotated[bool, Option("-q", "--quiet", metavar="", help="No notices and no progress bar.")] = False
-    verbose: Annotated[bool, Option("-v", "--verbose", metavar="", help="Say more on stderr.")] = False
+    json: Annotated[bool, Option("--json", help="One JSON object on stdout instead of text.")] = False
+    quiet: Annotated[bool, Option("-q", "--quiet", help="No notices and no progress bar.")] = False
+    verbose: Annotated[bool, Option("-v", "--verbose", help="Say more on stderr.")] = False
 
     def console(self) -> Console:
         return Console(self.quiet, self.verbose, self.json)

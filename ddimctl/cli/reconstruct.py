@@ -11,7 +11,7 @@ import typer
 
 from ddimctl.cli import batches, inputs, names, options
 from ddimctl.cli.console import Console, figure, table
-from ddimctl.cli.groups import flat, like
+from ddimctl.cli.groups import flat, group, like
 from ddimctl.errors import AboveLimit, SomeFailed, UsageError, choose
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ GAP = 4  # pixels between them
 SHOWN = 20  # of more images than that, what was done to each is not told without -v
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Sheet(options.Output, options.Listed, options.Plotted):
     """What is reconstructed, and where the pictures go."""
 
@@ -42,7 +42,7 @@ class Sheet(options.Output, options.Listed, options.Plotted):
     ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Several(options.Iterating):
     """The ways to compare."""
 
@@ -55,7 +55,7 @@ class Several(options.Iterating):
     ] = options.DEFAULT_SPACING
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Reports(options.Said):
     """What is measured, and said."""
 
@@ -203,11 +203,11 @@ class Pictures:
         from ddimctl.runs.reading import read_ahead
 
         net = self.model
-        for group in read_ahead(
+        for loaded in read_ahead(
             self.items, lambda item: reading.read(item.source, net.channels, net.size, self.preprocessing), size
         ):
-            x0 = batches.stacked(group, self.single, self.console, len(self.items) <= SHOWN, self.convert)
-            self.failed += sum(b.failure is not None for b in group)
+            x0 = batches.stacked(loaded, self.single, self.console, len(self.items) <= SHOWN, self.convert)
+            self.failed += sum(b.failure is not None for b in loaded)
             self.count += len(x0)
             self.shown += list(x0[: max(0, SHEET_IMAGES - len(self.shown))])
             if len(x0):

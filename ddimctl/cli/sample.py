@@ -11,7 +11,7 @@ import typer
 
 from ddimctl.cli import inputs, options
 from ddimctl.cli.console import Console, figure, table
-from ddimctl.cli.groups import flat, like
+from ddimctl.cli.groups import flat, group, like
 from ddimctl.errors import UsageError, choose
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ COLUMNS = 8  # of a sheet, or a square where that is wider
 GAP = 4  # pixels between its images
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Samples(options.Output):
     """Where the images go, and the noise."""
 
@@ -35,14 +35,14 @@ class Samples(options.Output):
     ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Sampling(options.Iterating, options.Seeded):
     """The way from noise to images."""
 
     n: Annotated[int, typer.Option("-n", "--number", metavar="N", min=1, help="How many images.")] = 16
     steps: Annotated[str, like(options.How, "steps", metavar="S,…", help="Steps; several to compare them.")] = "20"
     eta: Annotated[float, typer.Option("--eta", metavar="X", help="Noise on the way: 0 is DDIM, 1 is DDPM.")] = 0.0
-    sigma_hat: Annotated[bool, typer.Option("--sigma-hat", metavar="", help="The DDPM of larger variance.")] = False
+    sigma_hat: Annotated[bool, typer.Option("--sigma-hat", help="The DDPM of larger variance.")] = False
     solver: Annotated[
         str | None,
         like(options.How, "solver", help=f"{options.SOLVER_HELP} With noise on the way, only ddim."),

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -15,7 +14,7 @@ import typer
 
 from ddimctl.cli import options
 from ddimctl.cli.console import Console
-from ddimctl.cli.groups import flat, like
+from ddimctl.cli.groups import flat, group, like
 from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,14 +23,14 @@ if TYPE_CHECKING:
     from ddimctl.training.loop import Trainer
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Folder(options.Forced):
     """Where the model goes."""
 
     output: Annotated[Path, like(options.Output, "output", metavar="FOLDER", help="The model folder to make.")]
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Pictures:
     """What the images are."""
 
@@ -43,28 +42,32 @@ class Pictures:
     size: Annotated[
         str, typer.Option(metavar="HxW", help="Image size, such as 32 or 48x64; sides must halve evenly.")
     ] = "32"
-    grey: Annotated[bool, typer.Option("--grey", metavar="", help="One channel instead of three.")] = False
-    license_: Annotated[str, typer.Option("--license", help="The images' licence, for the model card.")] = ""
-    data_name: Annotated[str, typer.Option("--data-name", help="What the images are, for the card.")] = ""
+    grey: Annotated[bool, typer.Option("--grey", help="One channel instead of three.")] = False
+    license_: Annotated[
+        str, typer.Option("--license", metavar="NAME", help="The images' licence, for the model card.")
+    ] = ""
+    data_name: Annotated[
+        str, typer.Option("--data-name", metavar="NAME", help="What the images are, for the card.")
+    ] = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Network:
     """The network's shape."""
 
     PANEL: ClassVar[str] = "Network"
 
     channels: Annotated[str, typer.Option(metavar="A,B,…", help="Channels at each resolution.")] = "32,64,128"
-    layers: Annotated[int, typer.Option(min=1, help="Residual blocks at each resolution.")] = 1
+    layers: Annotated[int, typer.Option(metavar="N", min=1, help="Residual blocks at each resolution.")] = 1
     attention: Annotated[
         str, typer.Option(metavar="I,J,…", help="Resolutions with self-attention, 0 being the finest; or none.")
     ] = "2"
-    groups: Annotated[int, typer.Option(min=1, help="Groups of the group norms.")] = 4
-    head_dim: Annotated[int, typer.Option(min=1, help="Channels of an attention head.")] = 64
-    dropout: Annotated[float, typer.Option(min=0, max=1, help="Dropout in the residual blocks.")] = 0.0
+    groups: Annotated[int, typer.Option(metavar="N", min=1, help="Groups of the group norms.")] = 4
+    head_dim: Annotated[int, typer.Option(metavar="N", min=1, help="Channels of an attention head.")] = 64
+    dropout: Annotated[float, typer.Option(metavar="X", min=0, max=1, help="Dropout in the residual blocks.")] = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Training(options.Seeded):
     """How it is trained."""
 
@@ -72,18 +75,28 @@ class Training(options.Seeded):
 
     steps: Annotated[int, typer.Option(metavar="N", min=1, help="Optimiser steps in all.")] = 16_000
     batch_size: Annotated[int, like(options.Machine, "batch_size")] = 64
-    lr: Annotated[float, typer.Option(help="Peak learning rate: warm-up to it, then half a cosine to zero.")] = 1e-3
+    lr: Annotated[
+        float, typer.Option(metavar="X", help="Peak learning rate: warm-up to it, then half a cosine to zero.")
+    ] = 1e-3
     warmup: Annotated[int, typer.Option(metavar="N", min=1, help="Steps of warm-up.")] = 200
-    weight_decay: Annotated[float, typer.Option(min=0, help="AdamW's, on the weights of rank 2 and more.")] = 1e-4
-    ema: Annotated[float, typer.Option(min=0, max=1, help="Decay of the average of the weights.")] = 0.9995
-    clip: Annotated[float, typer.Option(min=0, help="Largest gradient norm.")] = 1.0
+    weight_decay: Annotated[
+        float, typer.Option(metavar="X", min=0, help="AdamW's, on the weights of rank 2 and more.")
+    ] = 1e-4
+    ema: Annotated[float, typer.Option(metavar="X", min=0, max=1, help="Decay of the average of the weights.")] = 0.9995
+    clip: Annotated[float, typer.Option(metavar="X", min=0, help="Largest gradient norm.")] = 1.0
     balance: Annotated[
         float,
-        typer.Option(min=0, help="Weigh ε's error by 1 + min(σ², N): more care for the whole; 0 is the paper's loss."),
+        typer.Option(
+            metavar="X",
+            min=0,
+            help="Weigh ε's error by 1 + min(σ², N): more care for the whole; 0 is the paper's loss.",
+        ),
     ] = 0.0
-    flip: Annotated[bool, typer.Option("--flip", metavar="", help="Mirror images at random.")] = False
-    bf16: Annotated[bool, typer.Option("--bf16/--float32", metavar="", help="Arithmetic of the network.")] = True
-    resume: Annotated[bool, typer.Option("--resume", metavar="", help="Continue the run in FOLDER, exactly.")] = False
+    flip: Annotated[bool, typer.Option("--flip", help="Mirror images at random.")] = False
+    bf16: Annotated[
+        bool, typer.Option("--bf16/--float32", help="Arithmetic of the network.", rich_help_panel="Machine")
+    ] = True
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in FOLDER, exactly.")] = False
     sample_every: Annotated[int, typer.Option(metavar="N", min=1, help="Steps between sample sheets.")] = 2000
     save_every: Annotated[int, typer.Option(metavar="N", min=1, help="Steps between checkpoints.")] = 500
 
