@@ -11,7 +11,7 @@ from conftest import Result
 from record_cli import options
 
 from ddimctl.cli import names
-from ddimctl.model import bundled
+from ddimctl.families import bundled
 
 Invoke = Callable[..., Result]
 COMMANDS = [name for name in options() if name]
