@@ -24,7 +24,7 @@ from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.files import atomic_file, clean, make_folder, read_bytes, sha256
 from ddimctl.images.datasets import find_images, load_dataset, read_idx
 from ddimctl.images.levels import to_pixels
-from ddimctl.images.preprocessing import describe
+from ddimctl.images.preprocessing import Preprocessing, describe
 from ddimctl.images.reading import read
 from ddimctl.model import NOTHING, Condition, Model
 from ddimctl.ode import DEFAULT_BATCH, Progress
@@ -139,7 +139,8 @@ def reference_images(path: Path, model: Model) -> tuple[Tensor, str]:
     and what that did to the first of them, if anything."""
     images = load_dataset(path, model.channels, model.size)
     if path.is_dir():
-        return images, describe(read(find_images(path)[0], model.channels, model.size)[1])
+        record = read(find_images(path)[0], model.channels, model.size, Preprocessing(frame=0))[1]
+        return images, describe(record | {"frame": None})
     height, width = read_idx(path).shape[1:]
     done = [f"resampled to {model.size[1]} × {model.size[0]}"] if (height, width) != model.size else []
     done += ["grey to colour"] if model.channels != 1 else []

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import io
-import os
 import struct
 import threading
 import time
-import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -471,22 +468,6 @@ def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch)
     assert most == 1
 
 
-def test_find_images_is_sorted_and_skips_what_is_no_image(tmp_path: Path) -> None:
-    for name in ("b/2.png", "b/10.PNG", "a.jpg", ".hidden.png", ".git/x.png", "notes.txt", "b/c/d.webp"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "b" / "loop").symlink_to(tmp_path)
-    (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere")
-    os.mkfifo(tmp_path / "pipe.png")
-    found = [str(p.relative_to(tmp_path)) for p in datasets.find_images(tmp_path)]
-    assert found == ["a.jpg", "b/10.PNG", "b/2.png", "b/c/d.webp", "broken.png"]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="holds no images"):
-        datasets.find_images(tmp_path / "empty")
-    with pytest.raises(DDIMError, match="cannot list"):
-        datasets.find_images(tmp_path / "none")
-
-
 @pytest.mark.parametrize("suffix", formats.SUFFIXES)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_suffix_is_written_and_read_back(suffix: str, channels: int, tmp_path: Path) -> None:
@@ -561,47 +542,6 @@ def test_pillow_bounds_the_frames_on_the_way(monkeypatch: pytest.MonkeyPatch) ->
     huge = cleared + frame[:5] + b"\xff\xff\xff\xff" + frame[9:]
     with pytest.raises(FileError, match="too many pixels"):
         grey_of(small[:start] + frame + huge + frame + b";", frame=2)
-
-
-def test_idx(tmp_path: Path) -> None:
-    data = RNG.integers(0, 256, (5, 4, 6), dtype=np.uint8)
-    raw = struct.pack(">iiii", 0x803, 5, 4, 6) + data.tobytes()
-    plain, packed = tmp_path / "images", tmp_path / "images.gz"
-    plain.write_bytes(raw)
-    packed.write_bytes(gzip.compress(raw))
-    for path in (plain, packed):
-        assert (datasets.read_idx(path) == data).all()
-        assert datasets.load_dataset(path, 1, (4, 6)).shape == (5, 1, 4, 6)
-        assert datasets.load_dataset(path, 3, (2, 3)).shape == (5, 3, 2, 3)
-    broken = bytearray(packed.read_bytes())
-    broken[len(broken) // 2] ^= 0xFF
-    for wrong in (
-        raw[:-1],
-        raw[:7],
-        b"",
-        b"\0" + raw[1:15] + b"\xff" + raw[16:],
-        bytes(broken),
-        packed.read_bytes()[:-20],
-    ):
-        plain.write_bytes(wrong)
-        with pytest.raises(FileError):
-            datasets.read_idx(plain)
-
-
-def test_an_idx_takes_its_own_size_and_no_more_than_the_bound(tmp_path: Path) -> None:
-    path = tmp_path / "images.gz"
-    raw = struct.pack(">iiii", 0x803, 1600, 100, 100) + bytes(16_000_000)
-    path.write_bytes(gzip.compress(raw))
-    tracemalloc.start()
-    data = datasets.read_idx(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert data.shape == (1600, 100, 100)
-    assert data.flags.writeable  # torch wants that
-    assert peak < 1.5 * len(raw)
-    path.write_bytes(gzip.compress(struct.pack(">iiii", 0x803, 1025, 1024, 1024)))
-    with pytest.raises(FileError, match="more than 1,073,741,824"):
-        datasets.read_idx(path)
 
 
 def png(header: tuple[int, int, int, int], rows: bytes) -> bytes:

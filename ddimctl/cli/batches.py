@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,12 +59,28 @@ def tell_left_out(arguments: Sequence[str], console: Console) -> None:
     from ddimctl.images.formats import LIKE
     from ddimctl.runs import plan
 
-    found = plan.left_out(arguments, plugins.readable(), LIKE)
+    say_left_out(plan.left_out(arguments, plugins.readable(), LIKE), console)
+
+
+def say_left_out(found: Mapping[str, int], console: Console) -> None:
+    from ddimctl.images import plugins
+
     if found:
-        files = "1 file" if found.total() == 1 else f"{found.total()} files"
-        console.notice(f"{files} left out ({' '.join(sorted(found))})")
+        console.notice(plugins.left_out(found))
         if hint := plugins.extras({*found}):
             console.notice(f"hint: {hint}")
+
+
+def say_failures(failures: Sequence[DDIMError], total: int, console: Console) -> None:
+    """Says which images of a data set could not be used, and why."""
+    told: set[str] = set()
+    for failure in failures[:SHOWN]:
+        for line in _failed(failure, told):
+            console.notice(line)
+    if len(failures) > SHOWN:
+        console.notice(f"… and {len(failures) - SHOWN} more failed")
+    if failures:
+        console.notice(f"{len(failures)} of {total} images cannot be used and are left out")
 
 
 def is_single(arguments: Sequence[str], items: Sequence[Item], from_file: str | None, shard: str | None) -> bool:

@@ -96,9 +96,11 @@ def _width(text: str) -> int:
 
 
 def figure(value: float | None) -> str:
-    """A number for a table: three significant digits, short."""
+    """A number for a table: three significant digits, short; a count (an int) in full."""
     if value is None:
         return "-"
+    if isinstance(value, int):
+        return str(value)
     if value == 0 or 0.001 <= abs(value) < 10_000:
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     return f"{value:.1e}"

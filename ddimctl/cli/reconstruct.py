@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ddimctl.roundtrip import RoundTrip
     from ddimctl.runs.plan import Item
 
-SHEET_IMAGES = 8
 GAP = 4  # pixels between them
 SHOWN = 20  # of more images than that, what was done to each is not told without -v
 
@@ -37,6 +36,7 @@ class Sheet(options.Output, options.Listed, options.Plotted):
     limit: Annotated[int | None, typer.Option("-n", "--limit", metavar="N", min=1, help="Only the first N images.")] = (
         None
     )
+    rows: Annotated[int, typer.Option("--rows", metavar="N", min=1, help="How many images the sheet of -o shows.")] = 8
     plot: Annotated[
         Path | None, like(options.Plotted, "plot", help="Draw error against evaluations (.png, .svg, .pdf).")
     ] = None
@@ -121,17 +121,23 @@ def reconstruct(
         work = sum(2 * inputs.evaluations(len(items), way.steps, way.solver) for way in ways)
         net = inputs.start_engine(net, machine, console, work=work)
     if files.output is not None:
-        shown, factor = min(len(items), SHEET_IMAGES), sheets.factor_to_see(net.size)
+        shown, factor = min(len(items), files.rows), sheets.factor_to_see(net.size)
         formats.check_side(files.output, *sheets.sheet_size(shown, net.size, 1 + 2 * len(ways), GAP, factor))
     single = batches.is_single(images or [], items, files.from_file, None)
     pictures = Pictures(
-        items, net, preprocessing, levels.to_array if quick is not None else levels.to_tensor, console, single
+        items,
+        net,
+        preprocessing,
+        levels.to_array if quick is not None else levels.to_tensor,
+        console,
+        single,
+        files.rows,
     )
     parts = pictures.batches(machine.batch_size)
     steps = roundtrip.steps(ways, reports) * -(-len(items) // machine.batch_size)
     with console.bar(steps, "reconstructing") as bar:
         trips = roundtrip.measure(
-            net, parts, ways, reports=reports, condition=what.condition(), keep=SHEET_IMAGES, progress=bar
+            net, parts, ways, reports=reports, condition=what.condition(), keep=files.rows, progress=bar
         )
     if not pictures.count:
         raise SomeFailed(f"none of {len(items)} images could be read")
@@ -193,6 +199,7 @@ class Pictures:
     convert: Callable[[Any], Any]
     console: Console
     single: bool
+    rows: int  # images to keep for the sheet
     count: int = 0
     failed: int = 0
     shown: list[Any] = field(default_factory=list)  # the first few, for the sheet
@@ -209,7 +216,7 @@ class Pictures:
             x0 = batches.stacked(loaded, self.single, self.console, len(self.items) <= SHOWN, self.convert)
             self.failed += sum(b.failure is not None for b in loaded)
             self.count += len(x0)
-            self.shown += list(x0[: max(0, SHEET_IMAGES - len(self.shown))])
+            self.shown += list(x0[: max(0, self.rows - len(self.shown))])
             if len(x0):
                 yield x0
 
@@ -225,6 +232,7 @@ def report(
 ) -> None:
     """The table, the sheet and the plot."""
     from ddimctl import plots
+    from ddimctl.images import sheets
 
     for trip in trips:
         if trip.unconverged:
@@ -237,11 +245,12 @@ def report(
         gains = save_sheet(files.output, pictures.shown, trips)
         several = len({t.way.spacing for t in trips}) > 1
         gained = [
-            f"{t.way.solver} {t.way.spacing + ' ' if several else ''}{t.way.steps} × {gain:,}"
+            f"{t.way.solver} {t.way.spacing + ' ' if several else ''}{t.way.steps} × {sheets.stated(gain)}"
             for t, gain in zip(trips, gains, strict=True)
         ]
         console.notice(
             f"{files.output}: original, then for each line its reconstruction and the difference: {', '.join(gained)}"
+            + (f"; {len(pictures.shown)} of {pictures.count} shown" if len(pictures.shown) < pictures.count else "")
         )
     if files.plot is not None:
         lines: dict[str, list[tuple[float, float]]] = {}
@@ -269,7 +278,7 @@ def as_table(cells: Sequence[RoundTrip], reports: Sequence[str]) -> str:
     for c in cells:
         both = (sum(e) / len(e) for e in (c.encode_evaluations, c.decode_evaluations))
         row = [c.way.solver, c.way.spacing, str(c.way.steps), "+".join(f"{e:.4g}" for e in both)]
-        row += [figure(c.total(r)) for r in reports]
+        row += [figure(int(c.total(r)) if r == "wrong_pixels" else c.total(r)) for r in reports]
         rows.append(row + ([figure(TABLE_2.get(c.way.steps))] if paper else []))
     return table(header, rows)
 
@@ -300,23 +309,14 @@ def as_record(cells: Sequence[RoundTrip], reports: Sequence[str], model: Model, 
     }
 
 
-def save_sheet(path: Path, originals: Sequence[Tensor], cells: Sequence[RoundTrip]) -> list[int]:
+def save_sheet(path: Path, originals: Sequence[Tensor], cells: Sequence[RoundTrip]) -> list[float]:
     """Writes original | reconstruction | amplified difference (| the next line's …), a row an image; each line's gain."""
-    import numpy as np
     import torch
 
-    from ddimctl.images.levels import to_pixels
-    from ddimctl.images.sheets import enlarge, factor_to_see, sheet
+    from ddimctl.images.sheets import comparison, enlarge, factor_to_see, sheet
     from ddimctl.images.writing import save_image
 
-    x0 = torch.stack(list(originals)).double()
-    columns, gains = [x0], []
-    for cell in cells:
-        back = torch.stack(cell.shown).cpu()
-        worst = float((back - x0).abs().max())
-        gains.append(10 ** max(0, min(6, math.floor(math.log10(1 / worst)))) if worst else 1)
-        columns += [back, (back - x0) * gains[-1]]
-    pixels = np.stack([to_pixels(c) for c in columns], axis=1)  # (images, columns, H, W, C)
-    factor = factor_to_see(pixels.shape[2:4])
-    save_image(path, sheet(enlarge(pixels.reshape(-1, *pixels.shape[2:]), factor), len(columns), GAP))
+    pixels, gains = comparison(torch.stack(list(originals)), [torch.stack(cell.shown) for cell in cells])
+    factor = factor_to_see(pixels.shape[1:3])
+    save_image(path, sheet(enlarge(pixels, factor), 1 + 2 * len(cells), GAP))
     return gains

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from ddimctl.cli import options
+from ddimctl.cli import batches, options
 from ddimctl.cli.console import Console
 from ddimctl.cli.groups import flat, group, like
 from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddimctl.images.preprocessing import Preprocessing
     from ddimctl.training.data import Data
     from ddimctl.training.log import Report
     from ddimctl.training.loop import Trainer
@@ -109,6 +112,7 @@ def train(
     *,
     pictures: Pictures,
     network: Network,
+    fit: options.Fit,
     training: Training,
     files: Folder,
     machine: options.Device,
@@ -165,7 +169,9 @@ def train(
             hint="--resume continues a run, --force starts again there",
         )
     target = torch.device(pytorch.device(machine.device))
-    data = _load(images, pictures.held_out, settings.channels, settings.size, training.seed)
+    data = _load(
+        images, pictures.held_out, settings.channels, settings.size, training.seed, fit.preprocessing(), console
+    )
     task = Pixel(settings, data, target)
     trainer = Trainer(task, files.output)
     if training.resume:
@@ -212,18 +218,33 @@ def train(
     console.data(str(files.output), {"folder": str(files.output)})
 
 
-def _load(images: Path, held_out: str, channels: int, size: tuple[int, int], seed: int) -> Data:
+def _load(
+    images: Path,
+    held_out: str,
+    channels: int,
+    size: tuple[int, int],
+    seed: int,
+    how: Preprocessing,
+    console: Console,
+) -> Data:
     from ddimctl.files import refuse_special
-    from ddimctl.images.datasets import load_dataset
+    from ddimctl.images import datasets
     from ddimctl.training.data import Data, split
 
     for path in (images, Path(held_out)):
         refuse_special(path)
-    data = load_dataset(images, channels, size)
+
+    def read(path: Path) -> Tensor:
+        found = datasets.load(path, channels, size, how=how)
+        batches.say_failures(found.failures, len(found.failures) + len(found.sources), console)
+        batches.say_left_out(found.left_out, console)
+        return found.images
+
+    data = read(images)
     try:
         fraction = float(held_out)
     except ValueError:
-        return Data(data, load_dataset(Path(held_out), channels, size))
+        return Data(data, read(Path(held_out)))
     if not 0 < fraction < 1:
         raise UsageError(f"--held-out {held_out} is neither a path nor a fraction between 0 and 1")
     return split(data, fraction, seed)

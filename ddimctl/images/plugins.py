@@ -10,7 +10,7 @@ import functools
 import importlib
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ddimctl.errors import FileError
@@ -71,6 +71,12 @@ def readable() -> dict[str, str]:
 def known() -> str:
     """The formats that can be read here, for messages."""
     return ", ".join((*FORMATS, *filter(available, PLUGINS)))
+
+
+def left_out(found: Mapping[str, int]) -> str:
+    """Says how many files of which suffixes were left out."""
+    n = sum(found.values())
+    return f"{'1 file' if n == 1 else f'{n} files'} left out ({' '.join(sorted(found))})"
 
 
 def extras(suffixes: set[str]) -> str:

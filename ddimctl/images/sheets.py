@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from decimal import ROUND_DOWN, Context
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from ddimctl.images.levels import to_pixels
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def sheet_size(n: int, size: tuple[int, int], columns: int, gap: int = 2, factor: int = 1) -> tuple[int, int]:
@@ -21,6 +29,34 @@ def sheet(pixels: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
         y, x = (i // columns) * (height + gap), (i % columns) * (width + gap)
         out[y : y + height, x : x + width] = image
     return out
+
+
+def comparison(originals: Tensor, reconstructions: Sequence[Tensor]) -> tuple[np.ndarray, list[float]]:
+    """Originals (N, C, H, W) in [−1, 1] | a reconstruction of them | the difference, amplified | the next | …
+
+    The pixels are uint8 (N · columns, H, W, C), for a `sheet` of 1 + 2·R columns; with them comes each reconstruction's
+    gain: its largest difference becomes black or white, and no difference is the grey in the middle.
+    """
+    x0 = originals.double().cpu()
+    columns, gains = [x0], []
+    for reconstruction in reconstructions:
+        back = reconstruction.double().cpu()
+        gains.append(filling(float((back - x0).abs().max()) if x0.numel() else 0.0))
+        columns += [back, (back - x0) * gains[-1]]
+    pixels = np.stack([to_pixels(c) for c in columns], axis=1)
+    return pixels.reshape(-1, *pixels.shape[2:]), gains
+
+
+def filling(worst: float) -> float:
+    """The gain that brings a difference of `worst` to 1, in three digits so that it can be stated; 1 for no difference."""
+    if not 0 < worst < math.inf:
+        return 1.0
+    return float(Context(prec=3, rounding=ROUND_DOWN).create_decimal((1 + 1e-9) / worst))
+
+
+def stated(gain: float) -> str:
+    """A gain of three digits in full: 0.625, 12.3, 1,230."""
+    return f"{gain:,.0f}" if gain >= 100 else f"{gain:.3g}"
 
 
 def enlarge(pixels: np.ndarray, factor: int) -> np.ndarray:
