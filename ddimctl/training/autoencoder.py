@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ddimctl import seeds
 from ddimctl.errors import FileError
 from ddimctl.training.data import Data, signed
-from ddimctl.training.folder import read_part, write_index, write_part
+from ddimctl.training.folder import config_of, read_part, write_index, write_part
 from ddimctl.training.settings import AutoencoderSettings
 
 LARGE = 256.0  # against pixels; a power of two, so that halves hold it
@@ -75,7 +75,7 @@ class Autoencoder:
         centre(published, z.mean((0, 2, 3)))
         scale = 1 / float((z - z.mean((0, 2, 3), keepdim=True)).std().clamp(min=1e-6))
         published.register_to_config(scaling_factor=scale, sample_size=self.settings.size[0])
-        write_part(folder / "vae", dict(published.config), published.state_dict())
+        write_part(folder / "vae", config_of(published), published.state_dict())
         write_index(folder, "AutoencoderKL", {"vae": ("diffusers", "AutoencoderKL")})
 
     def _reconstruct(self, network: Any, x: Tensor) -> Tensor:

@@ -30,8 +30,14 @@ def write_part(
         k: w.detach().to("cpu", kind if w.is_floating_point() else None).contiguous().clone()
         for k, w in weights.items()
     }
-    write_json(folder / "config.json", {k: v for k, v in config.items() if k not in PRIVATE})
+    write_json(folder / "config.json", config)
     write_bytes(folder / name, save(own, metadata={"format": "pt"}))
+
+
+def config_of(network: Any) -> dict[str, Any]:
+    """The configuration of a network of diffusers', as its own ``save_pretrained`` writes it."""
+    about = {"_class_name": type(network).__name__, "_diffusers_version": VERSION}
+    return about | {k: v for k, v in network.config.items() if k not in PRIVATE}
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

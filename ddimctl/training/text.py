@@ -22,7 +22,7 @@ from ddimctl.solvers import ab2
 from ddimctl.training import autoencoder, tokens
 from ddimctl.training.data import Data
 from ddimctl.training.denoising import Denoising, Predict
-from ddimctl.training.folder import write_index, write_json, write_part
+from ddimctl.training.folder import config_of, write_index, write_json, write_part
 from ddimctl.training.settings import TextSettings
 
 GUIDANCE, SAMPLE_STEPS = 3.0, 20  # of the sheets
@@ -114,8 +114,8 @@ class Text:
     def write(self, folder: Path, network: Any) -> None:
         """A Stable Diffusion pipeline, the U-Net and the autoencoder in half precision."""
         text = network.text.config
-        write_part(folder / "unet", dict(network.unet.config), network.unet.state_dict(), half=True)
-        write_part(folder / "vae", dict(self.vae.config), self.vae.state_dict())
+        write_part(folder / "unet", config_of(network.unet), network.unet.state_dict(), half=True)
+        write_part(folder / "vae", config_of(self.vae), self.vae.state_dict())
         write_part(folder / "text_encoder", {**text.to_dict(), "architectures": ["CLIPTextModel"], "dtype": "float32"},
                    network.text.state_dict(), name="model.safetensors")  # fmt: skip
         tokens.write(folder / "tokenizer", self.vocabulary, length(self.settings))

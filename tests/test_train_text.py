@@ -1,0 +1,262 @@
+"""Training in latent space: the tokenizer, the autoencoder, and the network that listens to captions."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddimctl.errors import FileError, UsageError
+from ddimctl.schedule import Schedule
+from ddimctl.training import autoencoder, card, tokens
+from ddimctl.training.data import Data
+from ddimctl.training.denoising import Denoising
+from ddimctl.training.loop import Trainer
+from ddimctl.training.settings import AutoencoderSettings, TextSettings
+from ddimctl.training.text import Text
+from ddimctl.unet import UNet2DModel, UNetConfig
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+CPU = torch.device("cpu")
+CAPTIONS = ("red square", "blue circle", "big red circle", "it's 10 o'clock, naïve — déjà_vu")
+
+
+def pixels(n: int, size: int = 8) -> Tensor:
+    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+
+
+def text_task(**changes: Any) -> Text:
+    s: dict[str, Any] = {
+        "channels": 3, "size": (8, 8), "block_channels": (8, 16), "attention": (1,), "head_dim": 8, "text_width": 32,
+        "text_layers": 1, "words": 4, "steps": 8, "batch": 4, "warmup": 2, "bf16": False,
+    }  # fmt: skip
+    data = Data(pixels(12), pixels(4), CAPTIONS * 3, CAPTIONS)
+    return Text(TextSettings(**{**s, **changes}), data, CPU, vae=autoencoder.of_pixels(3))
+
+
+def autoencoder_task(**changes: Any) -> autoencoder.Autoencoder:
+    s: dict[str, Any] = {
+        "channels": 3, "size": (8, 8), "block_channels": (8, 16), "steps": 8, "batch": 4, "warmup": 2, "bf16": False,
+    }  # fmt: skip
+    return autoencoder.Autoencoder(AutoencoderSettings(**{**s, **changes}), Data(pixels(12), pixels(4)), CPU)
+
+
+# The tokenizer
+
+
+def test_every_word_of_the_captions_is_one_token() -> None:
+    vocabulary = tokens.learn(CAPTIONS)
+    for caption in CAPTIONS:
+        row = tokens.encode(vocabulary, [caption], 32)[0]
+        assert row.index(vocabulary.number[tokens.END]) == 1 + len(tokens.words(caption))
+    assert len(set(vocabulary.entries)) == len(vocabulary.entries)
+
+
+@pytest.mark.parametrize("length", [5, 16])
+def test_transformers_reads_the_tokenizer_in_the_same_way(length: int, tmp_path: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    vocabulary = tokens.learn(CAPTIONS)
+    tokens.write(tmp_path, vocabulary, length)
+    theirs = CLIPTokenizer.from_pretrained(tmp_path)
+    captions = [*CAPTIONS, "", "RED   Circle", "an unknown zebra", "x_1 3.14 ¡olé!"]
+    expected = theirs(captions, padding="max_length", max_length=length, truncation=True).input_ids
+    # They end a caption that was cut; so do we.
+    assert tokens.encode(vocabulary, captions, length) == expected
+    assert theirs.model_max_length == length
+
+
+# The autoencoder
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_autoencoder_of_pixels_changes_nothing(channels: int) -> None:
+    network = autoencoder.of_pixels(channels)
+    flat = torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1, 1).expand(3, channels, 8, 8)
+    x = torch.cat([torch.rand(4, channels, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1, flat])
+    posterior = network.encode(x).latent_dist
+    assert (posterior.mean - x).abs().max() < 1e-4
+    assert (network.decode(posterior.mean).sample - x).abs().max() < 2e-4
+    assert posterior.std.max() < 1e-6
+
+
+def test_centring_moves_the_latents_and_no_picture() -> None:
+    network = autoencoder_task().network
+    x = torch.rand(4, 3, 8, 8) * 2 - 1
+    z = network.encode(x).latent_dist.mean
+    y = network.decode(z).sample
+    mean = torch.tensor([0.5, -1.0, 2.0, 0.0])
+    autoencoder.centre(network, mean)
+    moved = network.encode(x).latent_dist.mean
+    torch.testing.assert_close(moved, z - mean.view(1, -1, 1, 1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(network.decode(moved).sample, y, rtol=1e-4, atol=1e-4)
+
+
+def test_a_published_autoencoder_is_centred_scaled_and_diffusers_own(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    task = autoencoder_task()
+    trainer = Trainer(task, tmp_path)
+    losses = [r.loss for r in trainer.train()]
+    assert all(math.isfinite(loss) for loss in losses)
+    trainer.export("card")
+    theirs = AutoencoderKL.from_pretrained(tmp_path, subfolder="vae")
+    ours = autoencoder.load(tmp_path)
+    z = autoencoder.encode(ours, task.data.images)
+    assert z.mean((0, 2, 3)).abs().max() < 1e-4
+    assert z.std() == pytest.approx(1, abs=1e-3)
+    x = task.data.held_out.float() / 127.5 - 1
+    again = theirs.decode(theirs.encode(x).latent_dist.mean).sample
+    assert ((again.clamp(-1, 1) - x) / 2).square().mean().item() == pytest.approx(trainer.validate(), rel=1e-3)
+
+
+def test_recolouring_keeps_grey_and_turns_half_of_the_others() -> None:
+    g = torch.Generator().manual_seed(0)
+    grey = torch.linspace(-1, 1, 16).view(1, 1, 4, 4).expand(64, 3, 4, 4)
+    torch.testing.assert_close(autoencoder.recoloured(grey, g), grey, rtol=1e-5, atol=1e-5)
+    red = torch.tensor([0.8, -0.2, -0.6]).view(1, 3, 1, 1).expand(400, 3, 2, 2)
+    out = autoencoder.recoloured(red, g)
+    same = (out - red).flatten(1).abs().amax(1) < 1e-6
+    assert 0.4 < same.float().mean() < 0.7  # half, and a sixth of the quarter that is permuted
+    torch.testing.assert_close(out.mean(1), red.mean(1), rtol=1e-4, atol=1e-4)  # grey is the axis
+
+
+@pytest.mark.parametrize("fault", ["nothing", "no weights", "another class", "text", "another shape"])
+def test_a_folder_without_an_autoencoder_is_refused(fault: str, tmp_path: Path) -> None:
+    Trainer(autoencoder_task(), tmp_path).export("card")
+    config, weights = tmp_path / "vae" / "config.json", tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    if fault == "nothing":
+        config.unlink()
+    elif fault == "no weights":
+        weights.unlink()
+    elif fault == "text":
+        weights.write_text("text")
+    else:
+        changed = {"_class_name": "VQModel"} if fault == "another class" else {"latent_channels": 7}
+        config.write_text(json.dumps(json.loads(config.read_text()) | changed))
+    with pytest.raises(FileError):
+        autoencoder.load(tmp_path)
+
+
+# The network with captions
+
+
+def test_the_pipeline_loads_in_diffusers_and_gives_the_same_eps(tmp_path: Path) -> None:
+    """Within the rounding of half precision; and a picture of the prompt comes out of it."""
+    from diffusers import StableDiffusionPipeline
+
+    task = text_task()
+    trainer = Trainer(task, tmp_path)
+    assert all(math.isfinite(r.loss) for r in trainer.train())
+    trainer.export("card")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path)
+    z = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor(pipeline.tokenizer(["blue circle"] * 2, padding="max_length", max_length=6).input_ids)
+    with torch.inference_mode():
+        theirs = pipeline.unet(z, 500, pipeline.text_encoder(ids).last_hidden_state).sample
+        ours = trainer.average.module(z, torch.tensor([500, 500]), task._ids(["blue circle"] * 2))
+    assert (theirs - ours).norm() < 1e-2 * ours.norm()
+    assert pipeline("red square", num_inference_steps=2, guidance_scale=3.0).images[0].size == (8, 8)
+    assert sorted(p.name for p in (tmp_path / "held-out").iterdir())[:2] == ["000.png", "000.txt"]
+    assert (tmp_path / "held-out" / "001.txt").read_text() == "blue circle\n"
+
+
+@pytest.mark.parametrize("make", [text_task, autoencoder_task])
+def test_resuming_continues_bit_for_bit(make: Any, tmp_path: Path) -> None:
+    straight = Trainer(make(), tmp_path / "a")
+    expected = [r.loss for r in straight.train()]
+    first = Trainer(make(), tmp_path / "b")
+    losses = [r.loss for _, r in zip(range(3), first.train(), strict=False)]
+    first.save()
+    second = Trainer(make(), tmp_path / "b")
+    second.resume()
+    assert losses + [r.loss for r in second.train()] == expected
+    left, right = straight.average.state_dict(), second.average.state_dict()
+    assert all(torch.equal(left[k], right[k]) for k in left)
+
+
+def test_a_run_of_another_kind_is_not_resumed(tmp_path: Path) -> None:
+    Trainer(text_task(), tmp_path).save()
+    with pytest.raises(UsageError, match="another kind of model: text, not autoencoder"):
+        Trainer(autoencoder_task(), tmp_path).resume()
+
+
+def test_a_start_is_the_pixel_network_until_the_text_speaks() -> None:
+    config = {
+        "sample_size": 8, "in_channels": 3, "out_channels": 3, "block_out_channels": (8, 16), "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 4, "attention_head_dim": 8, "dropout": 0.0,
+    }  # fmt: skip
+    torch.manual_seed(1)
+    network = UNet2DModel(UNetConfig.from_dict(config)).eval()
+    task = text_task()
+    task.start(network.state_dict())
+    x, label = torch.randn(2, 3, 8, 8), torch.tensor([10, 800])
+    with torch.inference_mode():
+        plain = network(x, label)
+        heard = task.network(x, label, task.null.expand(2, -1))
+    assert (heard - plain).norm() < 0.2 * plain.norm()  # the words take a part of the attention
+    with pytest.raises(UsageError, match="another shape"):
+        text_task(block_channels=(8, 24)).start(network.state_dict())
+
+
+def test_captions_are_dropped_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = text_task(drop=0.25)
+    seen: list[Tensor] = []
+    monkeypatch.setattr(task, "_predict", lambda network, ids: seen.append(ids))
+    monkeypatch.setattr(task.denoising, "loss", lambda predict, z, g: z.sum())
+    task.loss(torch.arange(4000) % 12, torch.Generator().manual_seed(0))
+    dropped = (seen[0] == task.null).all(1).float().mean().item()
+    assert dropped == pytest.approx(0.25, abs=0.04)
+
+
+def test_every_image_needs_a_caption() -> None:
+    data = Data(pixels(4), pixels(2), ("one",) * 3, ("two",) * 2)
+    with pytest.raises(UsageError, match="every image needs a caption"):
+        Text(text_task().settings, data, CPU, vae=autoencoder.of_pixels(3))
+
+
+def test_the_weights_of_the_loss_have_mean_1_and_grow_with_the_noise() -> None:
+    plain, weighed = (Denoising(Schedule.linear(), CPU, bf16=False, balance=b).weight for b in (0.0, 50.0))
+    assert (plain == 1).all()
+    assert weighed.mean().item() == pytest.approx(1, rel=1e-5)
+    assert (weighed.diff() >= 0).all()
+    assert (weighed[-1] / weighed[0]).item() == pytest.approx(51, rel=1e-3)
+
+
+def test_the_cards_tell_of_captions_and_of_what_comes_back(tmp_path: Path) -> None:
+    about = card.About("glyphs", "0.1", "Glyphs", "OFL-1.1")
+    trainer = Trainer(text_task(), tmp_path / "t")
+    text = card.write(trainer, about, 0.02)
+    for expected in ("pipeline_tag: text-to-image", "StableDiffusionPipeline", "weighted by 1 + min(σ², 50)",
+                     "10% of the captions dropped", "--captions", "red", "with their captions"):  # fmt: skip
+        assert expected in text, expected
+    text = card.write(Trainer(autoencoder_task(hue=True), tmp_path / "a"), about, 1e-3)
+    for expected in ("30.0 dB", "latents 4 × 4 × 4", "--autoencoder", "--hue", "hues turned"):
+        assert expected in text, expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (TextSettings, {"text_width": 33}, "not heads of 32"),
+        (TextSettings, {"attention": (0,), "head_dim": 32}, "lowest resolution only"),
+        (TextSettings, {"size": (9, 8), "down": 2}, "not multiples of 2"),
+        (TextSettings, {"drop": 1.0}, "drop must be"),
+        (AutoencoderSettings, {"kl": -1.0}, "kl must be"),
+        (AutoencoderSettings, {"channels": 1, "hue": True}, "only images in colour"),
+        (AutoencoderSettings, {"latent_channels": 0}, "latent_channels must be positive"),
+        (AutoencoderSettings, {"size": (30, 30)}, "do not halve evenly 2 times"),
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense_are_refused(kind: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        kind(**{"channels": 3, "size": (32, 32), **changes})
