@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from rounding import NETWORK, apart
 from ddimctl import families
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.images import datasets, levels, reading
-from ddimctl.training import card, pixel
+from ddimctl.training import card, pixel, tasks
 from ddimctl.training.data import Data, batch, split
 from ddimctl.training.log import LossLog, Report
 from ddimctl.training.loop import Trainer, learning_rate_factor
@@ -468,11 +469,11 @@ def test_the_cards_command_makes_the_same_run(tmp_path: Path, invoke: Any, monke
     class Stop(Exception):
         pass
 
-    def stop(s: PixelSettings, *args: object) -> None:
+    def stop(s: PixelSettings, *args: object, **others: object) -> None:
         seen.append(s)
         raise Stop
 
-    monkeypatch.setattr(pixel, "Pixel", stop)
+    monkeypatch.setattr(tasks, "make", stop)
     about = card.About("a b.gz", "0.2", "It's squares", "CC BY 4.0")
     for s in (wanted, PixelSettings(channels=3, size=(32, 32))):
         words = shlex.split(card.command(s, about, "out"))
@@ -508,6 +509,57 @@ def test_resuming_a_finished_run_publishes_it_again(idx: Path, tmp_path: Path, i
     assert after == before
     train(invoke, idx, "--steps", "5", "--resume", "--license", "CC0-1.0").ok()
     assert "Licence of the images: CC0-1.0" in (folder / "README.md").read_text()
+
+
+def test_resume_alone_takes_the_runs_own_settings(idx: Path, tmp_path: Path, invoke: Any) -> None:
+    """In another folder, too; more steps may be asked for, and what else differs is named by its option."""
+    train(invoke, idx, "--steps", "4", "--license", "MIT").ok()
+    folder = tmp_path / "m"
+    invoke("train", "--resume", "-o", folder).ok()
+    assert "continuing at step 4" in invoke("train", "--resume", "-o", folder, "--steps", "6").ok().err
+    saved = torch.load(folder / "training" / "checkpoint.pt", weights_only=True)
+    assert (saved["step"], saved["settings"]["steps"], saved["settings"]["batch"]) == (6, 6, 4)
+    assert "Licence of the images: MIT" in (folder / "README.md").read_text()
+    for words, said in (
+        (["--lr", "0.1"], "started with --lr 0.001, not 0.1"),
+        (["--steps", "5"], "started with --steps 6, not 5"),
+        (["--flip"], "started with no --flip"),
+        (["--held-out", "0.3"], "started with another set of images"),
+        (["--autoencoder"], "another kind of model"),
+    ):
+        message = invoke("train", "--resume", "-o", folder, *words).failed(2)
+        assert said in message, message
+    assert saved["step"] == torch.load(folder / "training" / "checkpoint.pt", weights_only=True)["step"]
+    assert "there are no images" in invoke("train", "-o", tmp_path / "n").failed(2)
+
+
+def test_the_options_default_to_the_settings_defaults() -> None:
+    """What the help says is what a network of pixels has; what others have of their own, they have too."""
+    from ddimctl.cli import train as command
+    from ddimctl.training import settings as kinds
+
+    shown = {}
+    for group in (command.Network, command.Training, command.Captioned, command.Latent):
+        shown |= {f.name: f.default for f in fields(group)}
+    parameter = {field: name for name, field in command.FIELDS.items()}
+    known = {f.name: f.default for kind in reversed(list(kinds.KINDS.values())) for f in fields(kind) if f.metadata}
+    known |= {f.name: f.default for f in fields(kinds.PixelSettings)}
+    compared = {parameter.get(k, k): v for k, v in known.items() if parameter.get(k, k) in shown}
+    assert len(compared) > 20
+    for name, value in compared.items():
+        assert shown[name] == (",".join(map(str, value)) if isinstance(value, tuple) else value), name
+
+
+def test_unusable_images_are_counted_and_left_out(tmp_path: Path, invoke: Any) -> None:
+    for i, image in enumerate(pixels(6)[:, 0].numpy()):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    frames = [Image.fromarray(image) for image in pixels(3, seed=4)[:, 0].numpy()]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    (tmp_path / "bad.png").write_text("no image")
+    done = invoke("train", tmp_path, "-o", tmp_path / "out" / "m", *OPTIONS, "--steps", "1", "--batch-size", "2").ok()
+    assert "bad.png" in done.err
+    assert "1 of 8 images cannot be used and are left out" in done.err
+    assert "6 images to train on, 1 held out" in done.err
 
 
 @pytest.mark.slow

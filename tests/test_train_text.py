@@ -260,3 +260,78 @@ def test_the_cards_tell_of_captions_and_of_what_comes_back(tmp_path: Path) -> No
 def test_settings_that_make_no_sense_are_refused(kind: Any, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         kind(**{"channels": 3, "size": (32, 32), **changes})
+
+
+# The command
+
+
+WORDS = ["--size", "8", "--channels", "8,16", "--head-dim", "8", "--attention", "1", "--batch-size", "4", "--warmup", "1",
+         "--steps", "2", "--held-out", "0.25", "--float32"]  # fmt: skip
+NETWORK = {"--head-dim", "--attention"}
+
+
+@pytest.fixture
+def glyphs(tmp_path: Path) -> Path:
+    from PIL import Image
+
+    folder = tmp_path / "glyphs"
+    folder.mkdir()
+    for i, image in enumerate(pixels(12).permute(0, 2, 3, 1).numpy()):
+        Image.fromarray(image).save(folder / f"{i:02}.png")
+    rows = [{"file_name": f"{i:02}.png", "text": CAPTIONS[i % 3]} for i in range(10)]
+    (folder / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (folder / "10.txt").write_text("beside it")
+    return folder
+
+
+def test_the_command_trains_an_autoencoder_and_then_in_its_space(glyphs: Path, tmp_path: Path, invoke: Any) -> None:
+    shape = [w for i, w in enumerate(WORDS) if w not in NETWORK and WORDS[i - 1] not in NETWORK]
+    invoke("train", glyphs, "-o", tmp_path / "a", "--autoencoder", *shape, "--latent-channels", "2").ok()
+    words = [w if w != "1" or WORDS[i - 1] != "--attention" else "0" for i, w in enumerate(WORDS)]
+    words[words.index("8,16")] = "16"
+    done = invoke("train", glyphs, "-o", tmp_path / "t", "--latent", tmp_path / "a", *words, "--text-width", "32").ok()
+    assert "1 images without a caption are left out" in done.err
+    assert "8 images to train on, 3 held out" in done.err
+    unet, vae = (json.loads((tmp_path / "t" / part / "config.json").read_text()) for part in ("unet", "vae"))
+    assert (unet["in_channels"], unet["sample_size"]) == (2, 4)
+    assert vae["latent_channels"] == 2
+    index = json.loads((tmp_path / "t" / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionPipeline"
+    again = invoke("train", "--resume", "-o", tmp_path / "t", "--steps", "3").ok()
+    assert "continuing at step 2" in again.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--autoencoder", "--captions"], 2, "an autoencoder hears no captions"),
+        (["--autoencoder", "--dropout", "0.1"], 2, "--dropout is not for this kind of model"),
+        (["--hue"], 2, "--hue is not for this kind of model"),
+        (["--captions", "--latent-channels", "2"], 2, "--latent-channels is not for this kind of model"),
+        (["--captions", "--kl", "1"], 2, "--kl is not for this kind of model"),
+        (["--latent", "glyphs"], 3, "there is no"),
+        (["--captions", "--attention", "0"], 2, "lowest resolution only"),
+        (["--start", "nowhere"], 2, "nowhere"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_wrong_options_are_one_line(
+    words: list[str],
+    code: int,
+    message: str,
+    glyphs: Path,
+    tmp_path: Path,
+    invoke: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    network = [] if "--autoencoder" in words else WORDS[4:8]
+    assert message in invoke("train", "glyphs", "-o", "m", *WORDS[:4], *network, *WORDS[8:], *words).failed(code)
+    assert not (tmp_path / "m").exists()
+
+
+def test_captions_that_are_nowhere_are_asked_for(glyphs: Path, tmp_path: Path, invoke: Any) -> None:
+    for path in (*glyphs.glob("*.txt"), glyphs / "metadata.jsonl"):
+        path.unlink()
+    message = invoke("train", glyphs, "-o", tmp_path / "m", "--captions", *WORDS).failed(2)
+    assert "no image in" in message

@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -20,10 +21,11 @@ from ddimctl.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ddimctl.images.preprocessing import Preprocessing
+    from ddimctl.training.card import About
     from ddimctl.training.data import Data
     from ddimctl.training.log import Report
     from ddimctl.training.loop import Trainer
+    from ddimctl.training.settings import Settings
 
 
 @group
@@ -31,6 +33,56 @@ class Folder(options.Forced):
     """Where the model goes."""
 
     output: Annotated[Path, like(options.Output, "output", metavar="FOLDER", help="The model folder to make.")]
+
+
+@group
+class Kind:
+    """What is trained: by default, a network of pixels that is asked for nothing."""
+
+    PANEL: ClassVar[str] = "Network"
+
+    captions: Annotated[
+        bool, typer.Option("--captions", help="Listen to captions, of metadata.jsonl or NAME.txt beside NAME.png.")
+    ] = False
+    latent: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", parser=options.parse_path, help="With captions, in the latent space of this autoencoder."
+        ),
+    ] = None
+    start: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="With captions, from the weights of this model of pixels.")
+    ] = None
+    autoencoder: Annotated[
+        bool, typer.Option("--autoencoder", help="Train an autoencoder: the way into a latent space.")
+    ] = False
+
+
+@group
+class Captioned:
+    """A network with captions."""
+
+    PANEL: ClassVar[str] = "Network"
+
+    text_width: Annotated[int, typer.Option(metavar="N", min=1, help="Channels of the text encoder.")] = 128
+    text_layers: Annotated[int, typer.Option(metavar="N", min=1, help="Layers of the text encoder.")] = 2
+    words: Annotated[int, typer.Option(metavar="N", min=1, help="Words of a caption that are read.")] = 14
+    drop: Annotated[
+        float, typer.Option(metavar="X", min=0, max=1, help="The part of the captions that is dropped, for guidance.")
+    ] = 0.1
+
+
+@group
+class Latent:
+    """An autoencoder."""
+
+    PANEL: ClassVar[str] = "Network"
+
+    latent_channels: Annotated[int, typer.Option(metavar="N", min=1, help="Channels of an autoencoder's latents.")] = 4
+    kl: Annotated[
+        float, typer.Option("--kl", metavar="X", min=0, help="Weight of an autoencoder's divergence from noise.")
+    ] = 2e-4
+    hue: Annotated[bool, typer.Option("--hue", help="Half of an autoencoder's images in other colours.")] = False
 
 
 @group
@@ -106,12 +158,20 @@ class Training(options.Seeded):
 
 @flat
 def train(
+    ctx: typer.Context,
     images: Annotated[
-        Path, typer.Argument(parser=options.parse_path, help="A folder of images, or an IDX file (perhaps gzipped).")
-    ],
+        Path | None,
+        typer.Argument(
+            parser=options.parse_path,
+            help="A folder of images, or an IDX file (perhaps gzipped). With --resume, those of the run.",
+        ),
+    ] = None,
     *,
+    kind: Kind,
     pictures: Pictures,
     network: Network,
+    text: Captioned,
+    latent: Latent,
     fit: options.Fit,
     training: Training,
     files: Folder,
@@ -121,7 +181,8 @@ def train(
     """Train a model on images.
 
     The folder made holds the averaged weights in diffusers' layout, a model card and 64 held-out images; every other
-    command takes it as -m FOLDER. Checkpoint, loss log and sample sheets are in FOLDER/training. Ctrl-C saves and stops.
+    command takes it as -m FOLDER. Checkpoint, loss log and sample sheets are in FOLDER/training. Ctrl-C saves and stops,
+    and --resume alone continues with the run's own settings.
 
     Example: ddimctl train photos/ -o my-model --size 32 --steps 20000
     """
@@ -129,125 +190,180 @@ def train(
 
     from ddimctl.checkpoints import diffusers
     from ddimctl.engines import pytorch
-    from ddimctl.families import pixel
-    from ddimctl.files import make_folder
-    from ddimctl.images.levels import to_tensor
-    from ddimctl.model import About
-    from ddimctl.training import card
-    from ddimctl.training.log import LossLog
-    from ddimctl.training.loop import N_HELD_OUT_FILES, Trainer
-    from ddimctl.training.pixel import Pixel
-    from ddimctl.training.settings import PixelSettings
+    from ddimctl.training import card, tasks
+    from ddimctl.training.loop import Trainer, stored
 
     console = said.console()
-    settings = PixelSettings(
-        channels=1 if pictures.grey else 3,
-        size=options.parse_size(pictures.size, "--size"),
-        block_channels=options.parse_integers(network.channels, "--channels"),
-        attention=() if network.attention == "none" else options.parse_integers(network.attention, "--attention"),
-        layers=network.layers,
-        groups=network.groups,
-        head_dim=network.head_dim,
-        dropout=network.dropout,
-        steps=training.steps,
-        batch=training.batch_size,
-        lr=training.lr,
-        warmup=training.warmup,
-        weight_decay=training.weight_decay,
-        ema=training.ema,
-        clip=training.clip,
-        flip=training.flip,
-        bf16=training.bf16,
-        seed=training.seed,
-        balance=training.balance,
-    )
-    if files.output.exists() and not files.output.is_dir():
-        raise UsageError(f"{files.output} is a file", hint="-o names a folder")
-    if files.output.exists() and any(files.output.iterdir()) and not (training.resume or files.force):
-        raise UsageError(
-            f"{files.output} is a folder with something in it",
-            hint="--resume continues a run, --force starts again there",
-        )
-    target = torch.device(pytorch.device(machine.device))
-    data = _load(
-        images, pictures.held_out, settings.channels, settings.size, training.seed, fit.preprocessing(), console
-    )
-    task = Pixel(settings, data, target)
-    trainer = Trainer(task, files.output)
+    output = files.output
+    _check_folder(output, going_on=training.resume or files.force)
+    before, about = stored(output) if training.resume else (None, {})
+    given = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    about |= {k: _said(k, ctx.params[p]) for k, p in REMEMBERED.items() if p in given or k not in about}
+    if not about["images"]:
+        raise UsageError("there are no images to train on", hint="name a folder, or an IDX file")
+    settings = _settings(_kind(kind, before), ctx.params, given, before)
+    data = _load(about, settings, console)
+    device = torch.device(pytorch.device(machine.device))
+    task = tasks.make(settings, data, device, latent=about["latent"], start=about["start"])
+    trainer = Trainer(task, output)
     if training.resume:
         trainer.resume()
     elif files.force:
-        diffusers.clear(files.output)
-    trainer.about |= {k: v for k, v in (("data_name", pictures.data_name), ("license", pictures.license_)) if v}
-    about = card.About(
-        images.resolve().name,
-        Path(pictures.held_out).name,
-        trainer.about.get("data_name", images.resolve().name),
-        trainer.about.get("license", "not stated"),
+        diffusers.clear(output)
+    trainer.about = about
+    story = card.About(
+        images=Path(about["images"]).name,
+        held_out=Path(about["held_out"]).name,
+        data_name=about["data_name"] or Path(about["images"]).name,
+        license=about["license"] or "not stated",
+        latent=Path(about["latent"]).name,
+        start=Path(about["start"]).name,
     )
-    make_folder(trainer.work)
-    log = LossLog(trainer.work / "loss.csv", trainer.step, settings.batch)
-    parameters = sum(p.numel() for p in task.network.parameters())
-    start = f"continuing at step {trainer.step}" if training.resume else f"{parameters:,} parameters"
-    console.notice(f"{len(data.images):,} images to train on, {len(data.held_out):,} held out; {start}")
-    if data.shared:
-        console.notice(f"warning: {data.shared:,} of the held-out images are among those to train on as well")
-
-    with _stop_gently() as stopped:
-        for report in _progress(console, trainer):
-            log.add(report)
-            if report.step == settings.steps:
-                trainer.save()
-                break
-            if report.step % training.sample_every == 0:
-                _sample_sheet(trainer)
-            if stopped or report.step % training.save_every == 0:
-                trainer.save()
-                trainer.export(card.write(trainer, about, log.held_out_loss))
-            if stopped:
-                console.notice(f"stopped at step {report.step} of {settings.steps}; --resume continues")
-                raise typer.Exit(128 + stopped[0])
-    # What follows only reads the checkpoint: if it is interrupted, --resume does it again.
-    _sample_sheet(trainer)
-    held_out_loss = trainer.validate() if log.held_out_loss is None else log.held_out_loss
-    net = pixel.from_checkpoint(task.checkpoint(trainer.average.module), About(files.output.name), device=str(target))
-    shown = to_tensor(data.held_out[:N_HELD_OUT_FILES].permute(0, 2, 3, 1).numpy()).double()
-    with console.bar(card.round_trip_steps(), "measuring round trips") as bar:
-        measured = card.round_trip(net, shown, progress=bar)
-    trainer.export(card.write(trainer, about, held_out_loss, measured))
-    console.data(str(files.output), {"folder": str(files.output)})
+    _run(trainer, story, console, sample_every=training.sample_every, save_every=training.save_every)
+    console.data(str(output), {"folder": str(output)})
 
 
-def _load(
-    images: Path,
-    held_out: str,
-    channels: int,
-    size: tuple[int, int],
-    seed: int,
-    how: Preprocessing,
-    console: Console,
-) -> Data:
+# What a run remembers besides its settings, by the parameter that says it: --resume alone finds the same images.
+REMEMBERED = {
+    "images": "images", "held_out": "held_out", "data_name": "data_name", "license": "license_", "latent": "latent",
+    "start": "start", "fit": "fit", "background": "background", "frame": "frame", "range": "value_range",
+    "max_pixels": "max_pixels",
+}  # fmt: skip
+# The fields of the settings that have another name than the parameter.
+FIELDS = {"grey": "channels", "channels": "block_channels", "batch_size": "batch"}
+
+
+def _said(name: str, value: object) -> str:
+    """As a checkpoint holds it; what is a path here will be one in another folder too."""
+    text = "" if value is None else str(value)
+    path = name in ("images", "held_out", "latent", "start") and text and Path(text).exists()
+    return str(Path(text).resolve()) if path else text
+
+
+def _check_folder(output: Path, *, going_on: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"{output} is a file", hint="-o names a folder")
+    if output.exists() and any(output.iterdir()) and not going_on:
+        raise UsageError(
+            f"{output} is a folder with something in it", hint="--resume continues a run, --force starts again there"
+        )
+
+
+def _kind(asked: Kind, before: Settings | None) -> type[Settings]:
+    """What was asked for, or what the run was before."""
+    from ddimctl.training.settings import KINDS
+
+    text = asked.captions or asked.latent or asked.start
+    if asked.autoencoder and text:
+        raise UsageError("an autoencoder hears no captions", hint="train it first, then --latent names its folder")
+    if before is not None and not (asked.autoencoder or text):
+        return type(before)
+    return KINDS["autoencoder" if asked.autoencoder else "text" if text else "pixel"]
+
+
+def _settings(kind: type[Settings], values: Mapping[str, Any], given: set[str], before: Settings | None) -> Settings:
+    """The kind's own defaults, or the run's settings, and over them what was given. Raises `UsageError`."""
+    from ddimctl.training.settings import KINDS, from_dict
+
+    def integers(text: str, name: str) -> tuple[int, ...]:
+        return () if text == "none" and name == "attention" else options.parse_integers(text, f"--{name}")
+
+    read: dict[str, Callable[[Any, str], Any]] = {
+        "grey": lambda grey, _: 1 if grey else 3,
+        "size": lambda size, _: options.parse_size(size, "--size"),
+        "channels": integers,
+        "attention": integers,
+    }
+    chosen: dict[str, Any] = {"channels": 3, "size": (32, 32)} if before is None else asdict(before)
+    for name in sorted(given):
+        field = FIELDS.get(name, name)
+        if field in kind.__dataclass_fields__ and kind.__dataclass_fields__[field].metadata:
+            chosen[field] = read[name](values[name], name) if name in read else values[name]
+        elif any(field in other.__dataclass_fields__ for other in KINDS.values()):
+            raise UsageError(f"--{name.replace('_', '-')} is not for this kind of model", hint=WHERE)
+    return from_dict(kind, chosen)
+
+
+WHERE = "--captions makes one that listens to text, --autoencoder the way into a latent space"
+
+
+def _load(about: Mapping[str, str], settings: Settings, console: Console) -> Data:
+    """The images that are to be trained on and those held out, with captions where they are needed."""
     from ddimctl.files import refuse_special
-    from ddimctl.images import datasets
+    from ddimctl.images import captions, datasets
     from ddimctl.training.data import Data, split
+    from ddimctl.training.settings import TextSettings
 
+    images, held_out = Path(about["images"]), about["held_out"]
     for path in (images, Path(held_out)):
         refuse_special(path)
+    frame = int(about["frame"]) if about["frame"] else None
+    how = options.Fit(
+        fit=about["fit"], background=about["background"], frame=frame, value_range=about["range"] or None,
+        max_pixels=int(about["max_pixels"]),
+    ).preprocessing()  # fmt: skip
 
-    def read(path: Path) -> Tensor:
-        found = datasets.load(path, channels, size, how=how)
+    def read(path: Path) -> tuple[Tensor, list[str]]:
+        found = datasets.load(path, settings.channels, settings.size, how=how)
         batches.say_failures(found.failures, len(found.failures) + len(found.sources), console)
         batches.say_left_out(found.left_out, console)
-        return found.images
+        if not isinstance(settings, TextSettings):
+            return found.images, []
+        texts = captions.read(path, [Path(s) for s in found.sources])
+        rows = [i for i, text in enumerate(texts) if text]
+        if len(rows) < len(found.images):
+            console.notice(f"{len(found.images) - len(rows):,} images without a caption are left out")
+        if not rows:
+            raise UsageError(
+                f"no image in {path} has a caption", hint=f"in {captions.TABLE}, or NAME.txt beside NAME.png"
+            )
+        return found.images[rows], [text for text in texts if text]
 
-    data = read(images)
+    data, texts = read(images)
     try:
         fraction = float(held_out)
     except ValueError:
-        return Data(data, read(Path(held_out)))
+        others, words = read(Path(held_out))
+        return Data(data, others, tuple(texts), tuple(words))
     if not 0 < fraction < 1:
         raise UsageError(f"--held-out {held_out} is neither a path nor a fraction between 0 and 1")
-    return split(data, fraction, seed)
+    return split(data, fraction, settings.seed, texts)
+
+
+def _run(trainer: Trainer, about: About, console: Console, *, sample_every: int, save_every: int) -> None:
+    """The loop with its log, sheets and checkpoints, to the end or to a signal; then what is measured once."""
+    from ddimctl.files import make_folder
+    from ddimctl.training import card
+    from ddimctl.training.log import LossLog
+
+    data, steps = trainer.task.data, trainer.settings.steps
+    make_folder(trainer.work)
+    log = LossLog(trainer.work / "loss.csv", trainer.step, trainer.settings.batch)
+    parameters = sum(p.numel() for p in trainer.task.network.parameters())
+    start = f"continuing at step {trainer.step}" if trainer.step else f"{parameters:,} parameters"
+    console.notice(f"{len(data.images):,} images to train on, {len(data.held_out):,} held out; {start}")
+    if data.shared:
+        console.notice(f"warning: {data.shared:,} of the held-out images are among those to train on as well")
+    with _stop_gently() as stopped:
+        for report in _progress(console, trainer):
+            log.add(report)
+            if report.step == steps:
+                trainer.save()
+                break
+            if report.step % sample_every == 0:
+                trainer.sheet()
+            if stopped or report.step % save_every == 0:
+                trainer.save()
+                trainer.export(card.write(trainer, about, log.held_out_loss))
+            if stopped:
+                console.notice(f"stopped at step {report.step} of {steps}; --resume continues")
+                raise typer.Exit(128 + stopped[0])
+    # What follows only reads the checkpoint: if it is interrupted, --resume does it again.
+    trainer.sheet()
+    held_out_loss = trainer.validate() if log.held_out_loss is None else log.held_out_loss
+    with console.bar(card.round_trip_steps(), "measuring round trips") as bar:
+        measured = card.measure(trainer, progress=bar)
+    trainer.export(card.write(trainer, about, held_out_loss, measured))
 
 
 def _progress(console: Console, trainer: Trainer) -> Iterator[Report]:
@@ -291,13 +407,3 @@ def _stop_gently() -> Iterator[list[int]]:
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
-
-
-def _sample_sheet(trainer: Trainer) -> None:
-    from ddimctl.images.levels import to_pixels
-    from ddimctl.images.sheets import enlarge, sheet
-    from ddimctl.images.writing import save_image
-
-    pixels = enlarge(sheet(to_pixels(trainer.samples()), columns=8), 2)
-    save_image(trainer.work / f"samples-{trainer.step:06}.png", pixels)
-    save_image(trainer.folder / "samples.png", pixels)

@@ -16,8 +16,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ddimctl import roundtrip
+from ddimctl import model, roundtrip
 from ddimctl.checkpoints.diffusers import HELD_OUT_FOLDER
+from ddimctl.families.pixel import from_checkpoint
 from ddimctl.model import Model
 from ddimctl.ode import DEFAULT_BATCH, Progress
 from ddimctl.recipe import Way
@@ -25,7 +26,9 @@ from ddimctl.roundtrip import RoundTrip
 from ddimctl.schedule import Schedule
 from ddimctl.training import settings as kinds
 from ddimctl.training import tokens
+from ddimctl.training.data import signed
 from ddimctl.training.loop import N_HELD_OUT_FILES, Trainer
+from ddimctl.training.pixel import Pixel
 from ddimctl.training.settings import AutoencoderSettings, Settings, TextSettings, UNetSettings
 
 SAMPLES = "samples.png"
@@ -53,6 +56,16 @@ class About:
 def round_trip(model: Model, images: Tensor, *, progress: Progress = iter) -> list[RoundTrip]:
     """Encodes and decodes `images` (N, C, H, W) in [−1, 1] in every way of the card's table."""
     return roundtrip.measure(model, images.split(DEFAULT_BATCH), ROUND_TRIPS, progress=progress)
+
+
+def measure(trainer: Trainer, *, progress: Progress = iter) -> list[RoundTrip]:
+    """`round_trip` of a network of pixels, over the held-out images that it shows; of others nothing."""
+    task = trainer.task
+    if not isinstance(task, Pixel):
+        return []
+    about = model.About(trainer.folder.name)
+    net = from_checkpoint(task.checkpoint(trainer.average.module), about, device=str(task.device))
+    return round_trip(net, signed(task.data.held_out[:N_HELD_OUT_FILES]).double(), progress=progress)
 
 
 def round_trip_steps() -> int:
@@ -178,6 +191,10 @@ def _epsilon(loss: float) -> str:
     return f"{loss:.4f} (mean squared error of ε over all noise levels, averaged weights)"
 
 
+def _weighted(loss: float) -> str:
+    return f"{loss:.4f} (mean squared error of ε over all noise levels, weighted as in training, averaged weights)"
+
+
 def _use_pixels(trainer: Trainer, name: str) -> list[str]:
     quoted = shlex.quote(name)
     return [
@@ -238,7 +255,7 @@ STORIES = {
     "text": Story(
         "text-to-image",
         "Held-out ε-loss",
-        _epsilon,
+        _weighted,
         lambda s: f"A diffusion model of {_kind(s)} images that listens to prompts.",
         _prompts,
         _use_text,

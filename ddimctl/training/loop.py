@@ -22,6 +22,8 @@ from ddimctl import seeds
 from ddimctl.checkpoints.diffusers import HELD_OUT_FOLDER
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.files import atomic_file, make_folder, write_bytes
+from ddimctl.images.levels import to_pixels
+from ddimctl.images.sheets import enlarge, sheet
 from ddimctl.images.writing import save_image
 from ddimctl.training import settings as kinds
 from ddimctl.training.data import Data, batch
@@ -129,6 +131,12 @@ class Trainer:
         """n images by the averaged weights, from the same noise each time."""
         self.average.eval()
         return self.task.samples(self.average.module, n)
+
+    def sheet(self) -> None:
+        """Writes `samples` as a picture: the latest beside the card, every one in `work`."""
+        pixels = enlarge(sheet(to_pixels(self.samples()), columns=8), 2)
+        save_image(self.work / f"samples-{self.step:06}.png", pixels)
+        save_image(self.folder / "samples.png", pixels)
 
     def save(self) -> None:
         """Writes what `resume` needs, atomically. Raises `DDIMError` where the system refuses."""
