@@ -15,15 +15,25 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("fontTools")
-SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "emoji.py"
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
 @pytest.fixture
 def emoji() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("emoji_example", SCRIPT)
+    return example("emoji")
+
+
+@pytest.fixture
+def emoji_text() -> ModuleType:
+    return example("emoji_text")
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{name}_example", EXAMPLES / f"{name}.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for its annotations
     spec.loader.exec_module(module)
     return module
 
@@ -56,9 +66,41 @@ def test_each_glyph_is_written_once(emoji: ModuleType, tmp_path: Path, monkeypat
         assert picture.getpixel((16, 16)) == (255, 0, 0)
 
 
+def test_colours_are_named_as_they_are_seen(emoji_text: ModuleType) -> None:
+    white = np.full((32, 32, 3), 255, np.uint8)
+    assert emoji_text.colours(white) == []
+    for name, rgb in emoji_text.COLOURS.items():
+        picture = white.copy()
+        picture[8:24, 8:24] = rgb
+        assert emoji_text.colours(picture) == [name]
+    picture[8:15, 8:24] = emoji_text.COLOURS["red"]
+    assert emoji_text.colours(picture) == ["grey", "red"]
+
+
+def test_captions_are_made_of_tone_colour_kind_and_words_that_recur(emoji_text: ModuleType) -> None:
+    red = np.full((32, 32, 3), 255, np.uint8)
+    red[8:24, 8:24] = (220, 45, 45)
+    make, kept = emoji_text.Glyph, {"heart", "woman", "worker", "smiling"}
+    for glyph, expected in (
+        (make("a", ("red", "heart"), ("heart",), ""), "red heart"),
+        (make("b", ("woman", "factory", "worker"), ("person",), "dark skin"), "dark skin woman worker"),
+        (make("c", ("mage",), ("person",), "light skin"), "light skin person"),
+        (make("d", ("smiling", "imp"), ("face",), ""), "red face smiling"),
+        (make("e", ("woman", "heart", "man"), ("family",), ""), "family woman heart"),
+    ):
+        assert emoji_text.caption(glyph, red, kept) == expected
+
+
+def test_a_sequence_is_found_with_the_mark_for_colour_and_without(emoji_text: ModuleType) -> None:
+    cmap = {0x1F468: "man", 0x200D: "joiner", 0x2764: "heart", 0x31: "one", 0xFE0F: "mark"}
+    ligatures = {("man", "joiner", "heart"): "man_in_love", ("one", "mark"): "one_in_colour"}
+    found = [emoji_text.glyph_of(s, cmap, ligatures) for s in ("1F468-200D-2764-FE0F", "0031-FE0F", "2764", "1F469")]
+    assert found == ["man_in_love", "one_in_colour", "heart", None]
+
+
 def test_the_demo_removes_no_folder_but_its_own(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("mine")
-    done = subprocess.run(["bash", SCRIPT.with_name("demo.sh"), tmp_path], capture_output=True, text=True, check=False)
+    done = subprocess.run(["bash", EXAMPLES / "demo.sh", tmp_path], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "name another folder" in done.stderr
     assert (tmp_path / "precious").read_text() == "mine"
@@ -70,6 +112,6 @@ def test_the_demo_removes_no_folder_but_its_own(tmp_path: Path) -> None:
 )
 def test_the_bundled_held_out_images_are_glyphs_of_the_font(emoji: ModuleType) -> None:
     known = {emoji.on_white(picture, 32).tobytes() for _, picture in emoji.glyphs(emoji.FONT)}
-    for path in sorted((SCRIPT.parent.parent / "models" / "emoji" / "held-out").glob("*.png")):
+    for path in sorted((EXAMPLES.parent / "models" / "emoji" / "held-out").glob("*.png")):
         with Image.open(path) as picture:
             assert picture.convert("RGB").tobytes() in known
