@@ -55,8 +55,8 @@ KNOWN_BY = {
     "imageio": {"images"},
     "matplotlib": {"plots"},
     "safetensors": {"checkpoints", "containers", "features", "training"},
-    "diffusers": {"training"},
-    "transformers": {"training"},
+    "diffusers": {"families", "training"},
+    "transformers": {"families", "training"},
     "typer": {"cli"},
     "rich": {"cli"},
 }

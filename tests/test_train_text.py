@@ -309,7 +309,7 @@ def test_the_command_trains_an_autoencoder_and_then_in_its_space(glyphs: Path, t
         (["--hue"], 2, "--hue is not for this kind of model"),
         (["--captions", "--latent-channels", "2"], 2, "--latent-channels is not for this kind of model"),
         (["--captions", "--kl", "1"], 2, "--kl is not for this kind of model"),
-        (["--latent", "glyphs"], 3, "there is no"),
+        (["--latent", "glyphs"], 3, "has no config.json"),
         (["--captions", "--attention", "0"], 2, "lowest resolution only"),
         (["--start", "nowhere"], 2, "nowhere"),
     ],

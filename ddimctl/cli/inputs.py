@@ -116,8 +116,8 @@ def model_of(
 
 def condition_of(latent: Latent, what: options.Asked) -> Condition:
     """What a latent is decoded under: what it was encoded under, unless something else is asked for."""
-    recorded = latent.recipe.condition
-    return recorded if what.class_label is None else replace(recorded, class_label=what.class_label)
+    asked = {k: getattr(what, k) for k in ("class_label", "prompt", "negative", "guidance")}
+    return replace(latent.recipe.condition, **{k: v for k, v in asked.items() if v is not None})
 
 
 def check_model(latent: Latent, name: str, model: Model, *, console: Console, force: bool) -> None:

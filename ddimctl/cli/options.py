@@ -74,10 +74,21 @@ class Asked(Config):
         Option("--class", metavar="N", min=0, help="The class that a class-conditional model is asked for."),
     ] = None
 
+    prompt: Annotated[
+        str | None, Option("--prompt", metavar="TEXT", help="What a model that hears text is asked for.")
+    ] = None
+    negative: Annotated[
+        str | None, Option("--negative", metavar="TEXT", help="What guidance leads away from; by default, no text.")
+    ] = None
+    guidance: Annotated[
+        float, Option("--guidance", metavar="G", help="How far the prompt leads: ε_u + G (ε_c − ε_u).")
+    ] = 1.0
+
     def condition(self) -> Condition:
         from ddimctl.model import Condition
 
-        return Condition(self.class_label)
+        guidance: float | None = self.guidance
+        return Condition(self.class_label, self.prompt, self.negative, 1.0 if guidance is None else guidance)
 
 
 @group
@@ -95,6 +106,9 @@ class OtherWhat(Asked):
     """The model, where a latent file says it and the command line may say otherwise."""
 
     model: Annotated[str | None, like(What, "model", envvar=None, help="Another model than the file's.")] = None
+    prompt: Annotated[str | None, like(Asked, "prompt", help="Another prompt than the file's.")] = None
+    negative: Annotated[str | None, like(Asked, "negative", help="Another negative prompt than the file's.")] = None
+    guidance: Annotated[float | None, like(Asked, "guidance", help="Another guidance than the file's.")] = None  # type: ignore[assignment]
 
 
 # How

@@ -35,6 +35,11 @@ def load(reference: str = DEFAULT_MODEL, device: str = "auto", *, config: str | 
     from ddimctl.families import pixel
 
     found = find(reference, config=config)
+    if found.about.folder is not None and (found.path / "text_encoder").is_dir():
+        from ddimctl.families import stable_diffusion
+
+        if stable_diffusion.recognises(found.path):
+            return stable_diffusion.load(found.path, found.about, device=pytorch.device(device))
     checkpoint = formats.read(found.path, found.settings)
     return pixel.from_checkpoint(checkpoint, found.about, device=pytorch.device(device))
 

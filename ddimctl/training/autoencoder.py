@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddimctl import seeds
+from ddimctl.checkpoints.parts import config_of, read_part, write_index, write_part
 from ddimctl.errors import FileError
 from ddimctl.training.data import Data, signed
-from ddimctl.training.folder import config_of, read_part, write_index, write_part
 from ddimctl.training.settings import AutoencoderSettings
 
 LARGE = 256.0  # against pixels; a power of two, so that halves hold it

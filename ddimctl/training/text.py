@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddimctl.checkpoints.parts import config_of, write_index, write_json, write_part
 from ddimctl.errors import UsageError
 from ddimctl.schedule import Schedule
 from ddimctl.solvers import ab2
 from ddimctl.training import autoencoder, tokens
 from ddimctl.training.data import Data
 from ddimctl.training.denoising import Denoising, Predict
-from ddimctl.training.folder import config_of, write_index, write_json, write_part
 from ddimctl.training.settings import TextSettings
 
 GUIDANCE, SAMPLE_STEPS = 3.0, 20  # of the sheets

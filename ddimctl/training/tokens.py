@@ -13,8 +13,8 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
+from ddimctl.checkpoints.parts import write_json
 from ddimctl.files import make_folder, write_bytes
-from ddimctl.training.folder import write_json
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 LAST = "</w>"  # the mark of a word's last piece

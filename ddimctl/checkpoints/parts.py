@@ -8,27 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
-from ddimctl.checkpoints.diffusers import VERSION, WEIGHTS
+from ddimctl.checkpoints import identify, weights
+from ddimctl.checkpoints.diffusers import STEM, VERSION, WEIGHTS, read_json
 from ddimctl.errors import FileError
-from ddimctl.files import make_folder, read_bytes, write_bytes
+from ddimctl.files import make_folder, write_bytes
 
-MOST = 1 << 34  # bytes that a file of weights may have
 PRIVATE = ("_use_default_values", "_name_or_path")  # what a configuration says of the object, not of the network
 
 
 def write_part(
-    folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], *, name: str = WEIGHTS, half: bool = False
+    folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], *, name: str = WEIGHTS, half: bool = False
 ) -> None:
     """A network's folder: ``config.json`` and its weights. Each file atomic."""
     make_folder(folder)
     kind = torch.float16 if half else None
     own = {
-        k: w.detach().to("cpu", kind if w.is_floating_point() else None).contiguous().clone()
-        for k, w in weights.items()
+        k: w.detach().to("cpu", kind if w.is_floating_point() else None).contiguous().clone() for k, w in state.items()
     }
     write_json(folder / "config.json", config)
     write_bytes(folder / name, save(own, metadata={"format": "pt"}))
@@ -51,17 +49,16 @@ def write_index(folder: Path, pipeline: str, parts: Mapping[str, tuple[str | Non
     write_json(folder / "model_index.json", {"_class_name": pipeline, "_diffusers_version": VERSION, **named, **more})
 
 
-def read_part(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The configuration and weights of the part in `folder`, which must be a `kind`. Raises `FileError`."""
-    path, weights = folder / "config.json", folder / WEIGHTS
-    for p in (path, weights):
-        if not p.is_file():
-            raise FileError(f"there is no {p}")
-    try:
-        config = json.loads(read_bytes(path, 1 << 20))
-        state = load(read_bytes(weights, MOST))
-    except (ValueError, SafetensorError) as e:
-        raise FileError(f"{folder} is damaged: {e}") from e
-    if not isinstance(config, dict) or config.get("_class_name") != kind:
-        raise FileError(f"{path} is not of a {kind}")
-    return config, {k: w.float() for k, w in state.items()}
+def read_part(folder: Path, kind: str, *, stem: str = STEM) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The configuration and weights, in float32, of the part in `folder`, which must be a `kind`. Raises `FileError`."""
+    config = read_json(folder / "config.json")
+    said = config.get("_class_name") or (config.get("architectures") or [None])[0]
+    if said != kind:
+        raise FileError(f"{folder / 'config.json'} is of a {said}, not of a {kind}", identify.NOT_HERE)
+    if "auto_map" in config:
+        raise FileError(f"{folder} needs code of its own to load", identify.CODE)
+    names = [f"{stem}{variant}.safetensors" for variant in ("", ".fp16", ".bf16")]
+    file = next((folder / name for name in names if (folder / name).is_file()), None)
+    if file is None:
+        raise FileError(f"there is no {folder / names[0]}", hint="weights are read from safetensors alone")
+    return config, {k: w.float() if w.is_floating_point() else w for k, w in weights.load_state(file).items()}
