@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -16,6 +12,7 @@ import typer
 from ddimctl.cli import batches, options
 from ddimctl.cli.console import Console
 from ddimctl.cli.groups import flat, group, like
+from ddimctl.cli.watching import stopping, watched
 from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +20,6 @@ if TYPE_CHECKING:
 
     from ddimctl.training.card import About
     from ddimctl.training.data import Data
-    from ddimctl.training.log import Report
     from ddimctl.training.loop import Trainer
     from ddimctl.training.settings import Settings
 
@@ -344,8 +340,8 @@ def _run(trainer: Trainer, about: About, console: Console, *, sample_every: int,
     console.notice(f"{len(data.images):,} images to train on, {len(data.held_out):,} held out; {start}")
     if data.shared:
         console.notice(f"warning: {data.shared:,} of the held-out images are among those to train on as well")
-    with _stop_gently() as stopped:
-        for report in _progress(console, trainer):
+    with stopping() as stopped:
+        for report in watched(trainer, console):
             log.add(report)
             if report.step == steps:
                 trainer.save()
@@ -364,46 +360,3 @@ def _run(trainer: Trainer, about: About, console: Console, *, sample_every: int,
     with console.bar(card.round_trip_steps(), "measuring round trips") as bar:
         measured = card.measure(trainer, progress=bar)
     trainer.export(card.write(trainer, about, held_out_loss, measured))
-
-
-def _progress(console: Console, trainer: Trainer) -> Iterator[Report]:
-    """A bar with loss, images/s and time left on a terminal; elsewhere a line a minute."""
-    if console.quiet:
-        yield from trainer.train()
-        return
-    total, last = trainer.settings.steps, time.monotonic()
-    mean = None
-    if not sys.stderr.isatty():
-        for report in trainer.train():
-            mean = report.loss if mean is None else 0.98 * mean + 0.02 * report.loss
-            if time.monotonic() - last > 60 or report.step == total:
-                last = time.monotonic()
-                left = (total - report.step) * trainer.settings.batch / report.images_per_second / 60
-                speed = f"{report.images_per_second:.0f} images/s"
-                console.notice(f"step {report.step}/{total}  loss {mean:.4f}  {speed}  {left:.0f} min left")
-            yield report
-        return
-    from rich.console import Console as RichConsole
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(*columns, console=RichConsole(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total, completed=trainer.step)
-        for report in trainer.train():
-            mean = report.loss if mean is None else 0.98 * mean + 0.02 * report.loss
-            bar.update(
-                task, completed=report.step, description=f"loss {mean:.4f}  {report.images_per_second:.0f} images/s"
-            )
-            yield report
-
-
-@contextmanager
-def _stop_gently() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of breaking off: the loop ends after the step it is in."""
-    stopped: list[int] = []
-    before = {s: signal.signal(s, lambda n, frame: stopped.append(n)) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
