@@ -3,11 +3,11 @@
 The public functions are imported when they are first used, so that importing the package costs nothing:
 
     model = ddimctl.load("fashion-mnist")
-    pixels, _ = ddimctl.read("img.png", model.channels, model.size)
-    x0 = ddimctl.to_tensor(pixels[None])
-    xT = ddimctl.encode(model, x0).x
-    back = ddimctl.decode(model, xT).x
-    print(ddimctl.mse(x0, back).item())
+    x0 = ddimctl.open("img.png", model)
+    latent = ddimctl.encode(model, x0, steps=50)
+    ddimctl.save("latent.pt", latent)
+    back = ddimctl.decode(model, ddimctl.open("latent.pt"))
+    print(ddimctl.mse(x0, back.x).item())
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from ddimctl.interpolate import grid, keyframes, slerp
     from ddimctl.metrics import mse
     from ddimctl.model import Condition, Model
-    from ddimctl.ode import Solution, decode, encode, integrate
+    from ddimctl.notebook import decode, encode, save
+    from ddimctl.notebook import open as open
+    from ddimctl.ode import Solution, integrate
     from ddimctl.recipe import Recipe, Way
     from ddimctl.sampling import Noising, sample
     from ddimctl.schedule import Schedule
@@ -42,7 +44,8 @@ _HOME = {
     "grid": "interpolate", "keyframes": "interpolate", "slerp": "interpolate",
     "mse": "metrics",
     "Condition": "model", "Model": "model",
-    "Solution": "ode", "decode": "ode", "encode": "ode", "integrate": "ode",
+    "decode": "notebook", "encode": "notebook", "open": "notebook", "save": "notebook",
+    "Solution": "ode", "integrate": "ode",
     "Recipe": "recipe", "Way": "recipe",
     "Noising": "sampling", "sample": "sampling",
     "Schedule": "schedule",
@@ -51,8 +54,8 @@ _HOME = {
 
 __all__ = [
     "Condition", "DDIMError", "Model", "Noising", "Recipe", "Schedule", "Solution", "Way", "__version__", "bundled",
-    "decode", "encode", "grid", "integrate", "keyframes", "load", "mse", "noise", "read", "sample", "slerp", "to_pixels",
-    "to_tensor",
+    "decode", "encode", "grid", "integrate", "keyframes", "load", "mse", "noise", "read", "sample", "save", "slerp",
+    "to_pixels", "to_tensor",
 ]  # fmt: skip
 
 

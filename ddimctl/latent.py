@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ddimctl import shown
 from ddimctl.containers import (
     NO_HINT,
     array,
@@ -49,7 +50,7 @@ SUFFIXES = (".pt", ".safetensors")
 MAX_BYTES = 1 << 32  # a latent file larger than this is refused
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Latent:
     """x_T, float32 (N, C, H, W), and its provenance: what made it, from what, and how to decode it.
 
@@ -58,6 +59,17 @@ class Latent:
 
     xT: Tensor
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        about = self.provenance
+        if not about:
+            return f"Latent({shown.shape(self.xT)})"
+        way = f"{about['solver']}, {about['spacing']}, {about['steps']} steps"
+        return f"Latent({shown.shape(self.xT)} of {about['model']['name']!r}, {way})"
+
+    def _repr_html_(self) -> str:
+        """With the first latents, as far as noise reaches."""
+        return shown.as_html(repr(self), shown.latents_as_images(self.xT))
 
     @property
     def path(self) -> list[float]:

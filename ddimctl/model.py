@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ddimctl.arrays import Array, per_image
 from ddimctl.errors import UsageError
@@ -84,7 +84,7 @@ def no_condition(condition: Condition) -> Embedded:
     return {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """A network, its schedule, and what stands between images and it."""
 
@@ -96,6 +96,34 @@ class Model:
     label_scale: float = 1.0  # the network was trained on labels times this
     embed: Callable[[Condition], Embedded] = no_condition  # raises `UsageError` for what the network cannot be asked
     autoencoder: Autoencoder = field(default_factory=Pixels)
+
+    def __repr__(self) -> str:
+        shape = " × ".join(map(str, self.image_shape))
+        network, T = self.network, self.schedule.T
+        by = f"{network.engine} {network.precision} on {self.device}"
+        return f"Model({self.name!r}, images {shape}, {self.prediction}, T = {T}, {by})"
+
+    def _repr_html_(self) -> str:
+        """With the first of the images that came with it and that it was not trained on."""
+        from ddimctl import shown
+
+        return shown.as_html(repr(self), self._held_out())
+
+    def _held_out(self) -> Any:
+        """(N, C, H, W), or None where there are none that fit."""
+        import numpy as np
+
+        from ddimctl.errors import DDIMError
+        from ddimctl.images import levels, reading
+        from ddimctl.shown import SHOWN
+
+        folder = self.about.folder / "held-out" if self.about.folder else None
+        files = sorted(folder.glob("*.png"))[:SHOWN] if folder is not None else []
+        try:
+            images = [reading.read(file, self.channels, self.size)[0] for file in files]
+        except DDIMError:
+            return None
+        return levels.to_array(np.stack(images)) if images else None
 
     @property
     def state_shape(self) -> tuple[int, int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from ddimctl import shown
 from ddimctl.arrays import Array, concatenate, float64, on
 from ddimctl.model import NOTHING, Condition, Model
 from ddimctl.recipe import Way
@@ -30,6 +31,15 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """How a latent was made, so that it can be saved: see `notebook.save`."""
+
+    model: Model
+    way: Way
+    condition: Condition
+
+
+@dataclass(frozen=True, repr=False)
 class Solution:
     """What an integration came to: x, and for each image its cost and, from iterative solvers, how well it converged."""
 
@@ -38,6 +48,15 @@ class Solution:
     residuals: list[float] | None = None  # the largest of each image's implicit steps or error estimates, relative
     tolerance: float | None = None
     checks: list[Check] | None = None  # from `lossless.encode`
+    origin: Origin | None = None  # from `notebook.encode`
+
+    def __repr__(self) -> str:
+        said = f"Solution({shown.shape(self.x)}, {self.mean_evaluations:.4g} evaluations an image"
+        return f"{said}, {len(self.unconverged)} not converged)" if self.unconverged else f"{said})"
+
+    def _repr_html_(self) -> str:
+        """With the first images; of latents as far as noise reaches."""
+        return shown.as_html(repr(self), shown.latents_as_images(self.x) if self.origin else self.x)
 
     @property
     def mean_evaluations(self) -> float:
@@ -58,6 +77,7 @@ class Solution:
             None if self.residuals is None else [self.residuals[i] for i in images],
             self.tolerance,
             None if self.checks is None else [self.checks[i] for i in images],
+            self.origin,
         )
 
 

@@ -40,11 +40,11 @@ LAYERS: list[set[str]] = [
         "interpolate",
         "containers",
     },
-    {"metrics", "frechet", "unet", "health"},
+    {"shown", "metrics", "frechet", "unet", "health"},
     {"checkpoints", "engines", "model", "features"},
     {"recipe", "ode", "families"},
     {"latent", "lossless", "sampling", "roundtrip", "plots", "bench"},
-    {"evaluate", "runs", "training"},
+    {"evaluate", "notebook", "runs", "training"},
     {"cli", "__main__"},
 ]
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
