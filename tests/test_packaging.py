@@ -14,7 +14,17 @@ from conftest import isolated, write_tiny_model
 from ddimctl import __version__
 
 REPOSITORY = Path(__file__).parent.parent
-PARTS = ("ddimctl", "models", "examples", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "constraints.txt")
+PARTS = (
+    "hatch_build.py",
+    "ddimctl",
+    "models",
+    "examples",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "CHANGELOG.md",
+    "constraints.txt",
+)
 
 pytestmark = pytest.mark.slow
 
@@ -69,6 +79,9 @@ def test_the_wheel_holds_package_and_models_and_nothing_else(source: Path, wheel
     assert f"Version: {__version__}" in metadata
     assert "Requires-Dist: torch" in metadata
     assert "Requires-Dist: diffusers" not in metadata
+    assert "Description-Content-Type: text/markdown" in metadata
+    assert "Project-URL: The paper, https://arxiv.org/abs/2010.02502" in metadata
+    assert "](docs/" not in metadata
 
 
 def test_an_installed_wheel_finds_its_models(source: Path, wheel: Path, tmp_path: Path) -> None:

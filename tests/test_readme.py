@@ -9,8 +9,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 from conftest import Result
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,8 +72,8 @@ def test_python_block_works(folder: Path, monkeypatch: pytest.MonkeyPatch, capsy
 def test_commands_and_files_mentioned_exist() -> None:
     from ddimctl.cli.app import app
 
-    known = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
-    known |= {g.name for g in app.registered_groups}
+    group: Any = typer.main.get_command(app)
+    known = set(group.commands)
     mentioned = {row.split()[0] for row in re.findall(r"^\| `([a-z]+[^`]*)`", README, re.MULTILINE)}
     assert mentioned == known
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
