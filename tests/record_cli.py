@@ -195,6 +195,7 @@ MASKED = {
     "seconds_per_image",
     "processor",
     "threads",
+    "starving",
     "starts",
     "lines",
     "residuals",

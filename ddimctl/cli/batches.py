@@ -154,7 +154,7 @@ def run(
         make_folder(manifest.parent)
         log = Manifest(manifest, about)
     try:
-        with console.meter(total * steps, verb, more) as meter:
+        with console.meter(total * steps, verb, more) as meter, console.watched():
 
             def watched(states: Iterable[Array]) -> Iterator[Array]:
                 for state in states:

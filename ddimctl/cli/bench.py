@@ -64,7 +64,7 @@ def bench(*, what: options.What, how: Measured, files: options.Plotted, machine:
 
     from ddimctl import bench as measuring
     from ddimctl import engines, plots
-    from ddimctl.engines.processors import threads
+    from ddimctl.engines import processors
     from ddimctl.files import refuse_existing
 
     console = said.console()
@@ -88,6 +88,7 @@ def bench(*, what: options.What, how: Measured, files: options.Plotted, machine:
     nets = [net.with_network(engines.make(module, name, machine.precision)) for name in wanted]
     flops = module.facts.flops
     console.notice(f"{net.name}: {flops / 1e9:.3g} GFLOP an evaluation; {measuring.processor()}")
+    before = processors.times()
     with console.bar(len(wanted) * len(batches), "measuring") as bar:
         cells = [(made, batch) for made in nets for batch in batches]
         rates = [measuring.rate(made, condition, batch, seconds=how.seconds) for made, batch in bar(cells)]
@@ -96,7 +97,8 @@ def bench(*, what: options.What, how: Measured, files: options.Plotted, machine:
     record: dict[str, Any] = {
         "model": {"name": net.name, "digest": net.digest, "flops": flops},
         "processor": measuring.processor(),
-        "threads": threads(),
+        "threads": processors.threads(),
+        "starving": processors.times().since(before).starving,
         "rates": [{**asdict(r), "images": r.images} for r in rates],
         "starts": [asdict(s) for s in starts],
         "lines": [asdict(x) for x in lines],

@@ -44,9 +44,19 @@ class Console:
         return Meter(total, label, quiet=self.quiet, tell=self.notice, more=more, escape=printable)
 
     @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Says so, with the cure, if the threads of what is done meanwhile starve."""
+        from ddimctl.engines import processors
+
+        before = processors.times()
+        yield
+        if said := processors.complaint(processors.times().since(before), processors.in_use()):
+            self.notice(said)
+
+    @contextmanager
     def bar(self, total: int, label: str) -> Iterator[Callable[[Iterable[T]], Iterator[T]]]:
         """One bar for `total` steps: yields a function that wraps an iterator and advances the bar at each item."""
-        with self.meter(total, label) as meter:
+        with self.meter(total, label) as meter, self.watched():
             yield meter.over
 
 

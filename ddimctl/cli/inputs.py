@@ -69,12 +69,15 @@ def recall(what: options.What, machine: options.Machine, console: Console) -> Mo
 def start_engine(model: Model, machine: options.Machine, console: Console, *, work: float) -> Model:
     """`model` by the engine asked for; "auto" means the best for so much `work`, evaluations of single images."""
     from ddimctl import engines
+    from ddimctl.engines import processors
     from ddimctl.families.recall import remember
 
     engine, precision, why = machine.engine, machine.precision, "asked for"
     engines.check(engine, precision)
     if engine == "auto":
         engine, why = engines.pick(model.network.module, work)
+    if model.network.module.kind == "cpu" and engine != "openvino":
+        console.detail(f"{processors.limit_torch()} threads")
     model = model.with_network(engines.make(model.network.module, engine, precision))
     remember(model)
     console.detail(f"engine {engine}, {precision} ({why})")
