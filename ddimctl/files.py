@@ -135,7 +135,10 @@ def read_bytes(path: Path, limit: int) -> bytes:
     try:
         with path.open("rb") as f:
             try:
-                data = f.read(limit + 1)
+                size = os.fstat(f.fileno()).st_size  # a read takes as much memory as it is allowed to return
+                data = f.read(min(limit, size) + 1)
+                while len(data) <= limit and (more := f.read(min(limit + 1 - len(data), 1 << 20))):
+                    data += more  # of a file that grows, or that does not know its size
             except OSError as e:
                 raise FileError(f"cannot read {path}: {e.strerror or e}") from e
     except FileNotFoundError as e:

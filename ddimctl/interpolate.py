@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ddimctl.errors import DDIMError, UsageError
+from ddimctl.motion import Place, counts, places, weights
 
 
 def slerp(a: Tensor, b: Tensor, w: float) -> Tensor:
@@ -44,11 +45,12 @@ Interpolant = Callable[[Tensor, Tensor, float], Tensor]
 INTERPOLANTS: dict[str, Interpolant] = {"slerp": slerp, "lerp": lerp}
 
 
-def weights(frames: int, ease: bool = False, end: bool = True) -> list[float]:
-    """`frames` values rising from 0 to 1 (short of 1 without `end`); with `ease`, slow at both ends (smoothstep)."""
-    n = frames - 1 if end else frames
-    linear = [i / n for i in range(frames)] if n else [0.0]
-    return [w * w * (3 - 2 * w) for w in linear] if ease else linear
+def along(
+    latents: Sequence[Tensor], places: Sequence[Place], *, loop: bool = False, interpolant: Interpolant = slerp
+) -> Tensor:
+    """The latents at places on the path through all of `latents`, and with `loop` on to the first again."""
+    stops = [*latents, latents[0]] if loop else list(latents)
+    return torch.stack([stops[i + 1] if w == 1 else interpolant(stops[i], stops[i + 1], w) for i, w in places])
 
 
 def keyframes(
@@ -59,20 +61,17 @@ def keyframes(
     The path starts at the first and ends at the last latent, both among the frames; with `loop` it goes on to the first
     again, which is not repeated. Raises `UsageError` if the frames are too few to meet every latent.
     """
+    legs = legs_of(latents, loop)
+    return along(
+        latents, places(counts(frames, legs, loop=loop), loop=loop, ease=ease), loop=loop, interpolant=interpolant
+    )
+
+
+def legs_of(latents: Sequence[Tensor], loop: bool = False) -> int:
+    """How many legs the path through latents has. Raises `UsageError` for fewer than two latents."""
     if len(latents) < 2:
         raise UsageError("interpolation needs at least two latents")
-    stops = [*latents, latents[0]] if loop else list(latents)
-    legs = len(stops) - 1
-    least = legs if loop else legs + 1
-    if frames < least:
-        raise UsageError(f"{frames} frames cannot show {len(latents)} latents", hint=f"--frames {least} or more")
-    # Leg i holds the frames from its start up to, not including, its end; the last leg of an open path holds its end.
-    moving = frames if loop else frames - 1
-    bounds = [i * moving // legs for i in range(legs + 1)]
-    out = []
-    for i, (a, b) in enumerate(zip(stops, stops[1:], strict=False)):
-        out += [interpolant(a, b, w) for w in weights(bounds[i + 1] - bounds[i], ease, end=False)]
-    return torch.stack(out if loop else [*out, stops[-1]])
+    return len(latents) if loop else len(latents) - 1
 
 
 def grid(corners: Sequence[Tensor], rows: int, columns: int, interpolant: Interpolant = slerp) -> Tensor:

@@ -37,13 +37,15 @@ LAYERS: list[set[str]] = [
         "network",
         "seeds",
         "images",
+        "animation",
         "interpolate",
+        "motion",
         "containers",
     },
     {"shown", "metrics", "frechet", "unet", "health"},
     {"checkpoints", "engines", "model", "features"},
     {"recipe", "ode", "families"},
-    {"latent", "lossless", "sampling", "roundtrip", "plots", "bench"},
+    {"latent", "lossless", "origin", "sampling", "roundtrip", "plots", "bench"},
     {"evaluate", "notebook", "runs", "training"},
     {"cli", "__main__"},
 ]
@@ -52,7 +54,7 @@ RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 # Where only some modules may know a library. (What torch itself needs is its own business.)
 KNOWN_BY = {
     "PIL": {"images"},
-    "imageio": {"images"},
+    "av": {"images"},
     "matplotlib": {"plots"},
     "safetensors": {"checkpoints", "containers", "features", "training"},
     "diffusers": {"families", "training"},
@@ -62,7 +64,7 @@ KNOWN_BY = {
 }
 NEVER = {"click", "skimage", "scipy", "requests"}
 # These are plain Python or array arithmetic.
-NO_LIBRARY = {"", "errors", "version", "telemetry", "files", "paper", "schedule", "images", "images.formats"}
+NO_LIBRARY = {"", "errors", "version", "telemetry", "files", "paper", "schedule", "motion", "images", "images.formats"}
 HEAVY = ("torch", "numpy", "PIL", "imageio", "safetensors")
 
 

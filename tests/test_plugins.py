@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -94,7 +95,6 @@ def test_a_broken_plugin_is_as_good_as_none(tmp_path: Path, monkeypatch: pytest.
 def test_plugins_are_imported_for_their_own_files_only(ddimctl: Invoke, model_folder: Path, tmp_path: Path) -> None:
     Image.fromarray(SMOOTH).save(tmp_path / "a.png")
     code = "import sys; from ddimctl.images.reading import read; read('a.png', 3, (8, 8)); print(*sys.modules)"
-    import subprocess
 
     out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert not {"pillow_heif", "pillow_jxl", "av"} & {m.split(".")[0] for m in out.split()}
@@ -128,6 +128,22 @@ def test_a_jpeg_xl_hides_no_size() -> None:
                 read(data, 3, SIZE)
     with pytest.raises(ValueError, match="no JPEG XL"):
         plugins.jxl_size(plugins.CONTAINER + bytes(8))
+
+
+@pytest.mark.parametrize("suffix", formats.READ_ONLY)
+def test_less_common_names_are_read(suffix: str, tmp_path: Path) -> None:
+    picture = Image.fromarray(SMOOTH)
+    if suffix in (".pbm", ".pfm"):
+        picture = picture.convert("1" if suffix == ".pbm" else "F")
+    picture.save(tmp_path / f"x{suffix}", "MPO" if suffix == ".mpo" else formats.READ_ONLY[suffix])
+    pixels, _ = read(tmp_path / f"x{suffix}", 3, SIZE, Preprocessing(value_range=(0, 255)))
+    want = np.asarray(picture.convert("RGB") if suffix != ".pfm" else picture.convert("L").convert("RGB"))
+    assert np.abs(pixels.astype(int) - want).max() <= (8 if suffix == ".mpo" else 1)
+    assert batch_names(tmp_path) == ["x"]
+
+
+def batch_names(folder: Path) -> list[str]:
+    return [item.name for item in plan.gather([str(folder)], plugins.readable())]
 
 
 # Folders

@@ -292,9 +292,9 @@ def test_a_pack_is_one_file_of_all(suffix: str, encode: Invoke, invoke: Invoke, 
     invoke("decode", target, "-o", "together").ok()
     encode(photos, "-o", "apart").ok()
     invoke("decode", "apart", "-o", "decoded").ok()
-    together, apart = outputs(tmp_path / "together"), outputs(tmp_path / "decoded")
-    for i, path in enumerate(datasets.find_images(photos)):
-        assert together[f"all-{i}.png"] == apart[str(path.relative_to(photos))]
+    for i, path in enumerate(datasets.find_images(photos)):  # what they say of themselves differs
+        alone = tmp_path / "decoded" / path.relative_to(photos)
+        assert writing.is_same(tmp_path / "together" / f"all-{i}.png", alone.read_bytes())
 
 
 def test_a_pack_goes_on_where_it_was_killed(

@@ -1,6 +1,6 @@
 """The application: registers the commands, and turns every expected failure into one line and an exit code.
 
-Only what is free of torch, numpy, Pillow and imageio is imported here and at the top of the command modules, so that
+Only what is free of torch, numpy and Pillow is imported here and at the top of the command modules, so that
 help, version and completion answer at once.
 """
 

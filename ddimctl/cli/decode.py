@@ -37,7 +37,8 @@ def decode(
     """Decode latents into images.
 
     The model, the noise levels and the solver come from the file; name others only to see what they do. One image makes
-    LATENT.png, or the file that -o names; several go into the folder that -o names, where they keep their places.
+    LATENT.png, or the file that -o names; several go into the folder that -o names, where they keep their places. A file
+    of several makes a film where -o names one (.gif, .webp, .apng, .mp4): the frames of encode --all-frames, in time.
 
     With several files, the same command again does only what is not done yet, a bad file does not stop the others (exit
     code 4), and a manifest in the folder says what became of each.
@@ -57,7 +58,8 @@ def decode(
     if first is None and items:
         first = first_whole(items)
     one_image = single and first is not None and len(first.xT) == 1
-    target = plan_target(latents or [], items, files, one_image=one_image)
+    is_film = single and first is not None and plan_film(items[0], files, len(first.xT))
+    target = plan_target(latents or [], items, files, one_image=one_image, is_film=is_film)
 
     net: Model | None = None
     if first is not None:
@@ -78,6 +80,9 @@ def decode(
         inputs.check_model(file, name, net, console=console, force=files.force)
         return Decoding(net, inputs.way_back(file, net, how), inputs.condition_of(file, what))
 
+    if is_film and target is not None and first is not None and net is not None and not files.dry_run:
+        decode_film(items[0], first, way_back(first, items[0].source), target, size=machine.batch_size, console=console)
+        return
     if target is not None and first is not None and not files.dry_run:
         decode_one(items[0], target, way_back, console)
         return
@@ -104,12 +109,30 @@ def decode(
     batches.run(decoded, len(items), steps, manifest, run, "decoded", console, files.dry_run)
 
 
-def plan_target(latents: list[str], items: Sequence[Item], files: options.Batch, *, one_image: bool) -> Path | None:
+def plan_film(item: Item, files: options.Batch, n: int) -> bool:
+    """Whether -o names a film for so many latents. Raises `UsageError` where it cannot be written."""
+    from ddimctl.files import refuse_existing
+    from ddimctl.images import animation, formats
+
+    output = files.output
+    if n == 1 or output is None or output.is_dir() or output.suffix.lower() not in animation.ANIMATED:
+        return False
+    animation.check_target(output)
+    refuse_existing(output, files.force)
+    formats.check_apart(output, [item.source])
+    return True
+
+
+def plan_target(
+    latents: list[str], items: Sequence[Item], files: options.Batch, *, one_image: bool, is_film: bool
+) -> Path | None:
     """The one file that is written, if it is one. Raises `UsageError` where it, or what -o names, cannot be."""
     from ddimctl.files import make_folder, refuse_existing
     from ddimctl.images import formats
 
     if files.output is not None and files.output.suffix and not files.output.is_dir():
+        if is_film:
+            return files.output
         if not one_image:
             raise UsageError(f"several images do not fit into one file {files.output}", hint="name a folder with -o")
         formats.check_suffix(files.output)
@@ -140,6 +163,18 @@ def decode_one(item: Item, target: Path, way_back: Callable[[Latent, str], Decod
     if outcome.failure is not None:
         raise outcome.failure
     console.data(str(target), {"files": [str(target)], "images": 1})
+
+
+def decode_film(item: Item, file: Latent, decoding: Decoding, target: Path, *, size: int, console: Console) -> None:
+    """The latents of one file → one film."""
+    from ddimctl.runs import films
+
+    films.check_size(target, len(file.xT), decoding.model.size)
+    with console.bar(-(-len(file.xT) // size) * decoding.way.steps, "decoding") as bar:
+        n = films.decode(item, file, decoding, target, batch_size=size, progress=bar)
+    if slow := films.slowed(target, file):
+        console.notice(slow)
+    console.data(str(target), {"files": [str(target)], "images": n})
 
 
 def first_whole(items: Sequence[Item]) -> Latent | None:

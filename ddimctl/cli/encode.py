@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -13,7 +14,7 @@ from ddimctl.cli.groups import flat, group
 from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ddimctl.ode import Progress
     from ddimctl.runs.plan import Item, Outcome
@@ -37,6 +38,18 @@ class Lossless(options.How, Exact):
     """The way, which may have to be without loss."""
 
 
+@group
+class Frames(options.Fit):
+    """How images, and the frames of films, are made to fit."""
+
+    all_frames: Annotated[
+        bool,
+        typer.Option(
+            "--all-frames", metavar="", help="Every frame of an animation or a film (.gif, .mp4, …), in one file."
+        ),
+    ] = False
+
+
 @flat
 def encode(
     images: Annotated[
@@ -45,7 +58,7 @@ def encode(
     *,
     what: options.What,
     how: Lossless,
-    fit: options.Fit,
+    fit: Frames,
     files: options.Batch,
     machine: options.Machine,
     said: options.Said,
@@ -59,22 +72,32 @@ def encode(
     --lossless encodes with the solver exact, decodes, and tightens until every 8-bit value comes back, of the image as it
     was made to fit the model (its size, grey or colour); where that cannot be reached nothing is written (exit code 1).
 
+    --all-frames makes one file of all frames of an animation or a film, which decode -o FILM.gif makes a film of again.
+
     With several images, the same command again does only what is not done yet, a bad image does not stop the others
     (exit code 4), and a manifest beside the output says what became of each.
 
     Example: ddimctl encode photos/ -o latents/
     """
     from ddimctl.files import make_folder
+    from ddimctl.images import video
     from ddimctl.images.plugins import readable
     from ddimctl.recipe import Way
+    from ddimctl.runs import films, local
     from ddimctl.runs.work import Encoding
 
     console = said.console()
     preprocessing = fit.preprocessing()
     batches.tell_left_out(images or [], console)
-    items = batches.items_of(images or [], files.from_file, readable(), files.shard, console=console)
+    if fit.all_frames and fit.frame is not None:
+        raise UsageError("--all-frames and --frame contradict each other")
+    suffixes = [*readable(), *(video.SUFFIXES if fit.all_frames else ())]
+    items = batches.items_of(images or [], files.from_file, suffixes, files.shard, console=console)
     single = batches.is_single(images or [], items, files.from_file, files.shard)
     target, one_file = plan_target(images or [], items, files, single=single)
+    if fit.all_frames and one_file and not single:
+        raise UsageError("--all-frames makes a file of each film", hint="name a folder with -o")
+    encode_each = films.encode if fit.all_frames else local.encode
     solver = "exact" if how.lossless else how.solver
     if how.lossless:
         if how.solver not in (options.DEFAULT_SOLVER, "exact"):
@@ -94,13 +117,12 @@ def encode(
     if single and not files.dry_run:
         if files.output is not None and not one_file:
             make_folder(files.output)
-        encode_one(items[0], target, encoding, settings, console)
+        encode_one(items[0], target, encoding, settings, encode_each, size=machine.batch_size, console=console)
         return
     run = {"command": "encode", "model": net.digest, **settings, "tolerance": how.tolerance}
     run |= {"engine": net.network.engine, "precision": machine.precision}
-    encode_many(
-        items, target if one_file or single else None, encoding, files=files, machine=machine, run=run, said=said
-    )
+    one = target if one_file or single else None
+    encode_many(items, one, encoding, encode_each, files=files, machine=machine, run=run, said=said)
     if how.lossless and not files.dry_run:
         console.notice(f"lossless: every 8-bit value of all {len(items)} images comes back")
 
@@ -130,6 +152,7 @@ def encode_many(
     items: Sequence[Item],
     target: Path | None,
     encoding: Encoding,
+    encode_each: Callable[..., Iterator[Outcome]],
     *,
     files: options.Batch,
     machine: options.Machine,
@@ -140,7 +163,7 @@ def encode_many(
     from ddimctl.runs import local, packed
     from ddimctl.runs.manifest import MANIFEST
 
-    if target is not None:
+    if target is not None and encode_each is local.encode:
 
         def work(progress: Progress) -> Iterator[Outcome]:
             return packed.encode(
@@ -152,43 +175,57 @@ def encode_many(
     else:
         folder = files.output or Path()
         targets = local.Targets(folder, ".pt", files.force, files.dry_run)
+        if target is not None:  # one film
+            folder, targets = target.parent, replace(targets, folder=target.parent, suffix=target.suffix)
+            items = [replace(items[0], name=target.name.removesuffix(target.suffix))]
 
         def work(progress: Progress) -> Iterator[Outcome]:
-            return local.encode(items, targets, encoding, batch_size=machine.batch_size, progress=progress)
+            return encode_each(items, targets, encoding, batch_size=machine.batch_size, progress=progress)
 
         manifest = batches.manifest_path(folder, files.shard)
     steps = encoding.way.steps * (2 if encoding.lossless else 1)
     batches.run(work, len(items), steps, manifest, run, "encoded", said.console(), files.dry_run)
 
 
-def encode_one(item: Item, target: Path, encoding: Encoding, settings: dict[str, Any], console: Console) -> None:
-    """One image → one file: a run of one. What is wrong with it is the command's own error."""
-    from dataclasses import replace
-
+def encode_one(
+    item: Item,
+    target: Path,
+    encoding: Encoding,
+    settings: dict[str, Any],
+    encode_each: Callable[..., Iterator[Outcome]],
+    *,
+    size: int,
+    console: Console,
+) -> None:
+    """One image, or one film, → one file: a run of one. What is wrong with it is the command's own error."""
     from ddimctl.runs import local
 
     targets = local.Targets(target.parent, target.suffix, single=True)
     named = replace(item, name=target.name.removesuffix(target.suffix))
     with console.bar(encoding.way.steps, "encoding") as bar:
-        (outcome,) = local.encode([named], targets, encoding, batch_size=1, progress=bar)
+        (outcome,) = encode_each([named], targets, encoding, batch_size=size, progress=bar)
     if outcome.failure is not None or outcome.solution is None:
         raise outcome.failure or UsageError(f"{item.source} was not encoded")
     record, solution = outcome.notes["image"], outcome.solution
+    if frames := outcome.notes.get("frames"):
+        record = record | {"frame": None}
+        console.notice(f"{item.source}: {frames} frames")
     inputs.tell_of([record], console)
     if solution.unconverged and solution.residuals:
-        residual = solution.residuals[0]
+        residual = max(solution.residuals)
         console.notice(f"warning: {item.source} did not converge: residual {residual:.1e} > {solution.tolerance:.1e}")
     if solution.checks:
         height, width, channels = record["pixels"]
         console.notice(
-            f"lossless: all {height * width * channels:,} values of the {width} × {height} image come back"
-            f" (worst {solution.checks[0].worst:.2f} levels, {solution.evaluations[0]} evaluations)"
+            f"lossless: all {len(solution.checks) * height * width * channels:,} values of the {width} × {height}"
+            f" {'frames' if frames else 'image'} come back"
+            f" (worst {max(c.worst for c in solution.checks):.2f} levels, {sum(solution.evaluations)} evaluations)"
         )
     console.data(
         str(target),
         {
             "files": [str(target)],
-            "images": 1,
+            "images": len(solution.evaluations),
             **settings,
             "evaluations": solution.mean_evaluations,
             "unconverged": solution.unconverged,

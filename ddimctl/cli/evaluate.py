@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from ddimctl.cli import inputs, names, options
+from ddimctl.cli import batches, inputs, names, options
 from ddimctl.cli.console import Console, figure, table
 from ddimctl.cli.groups import flat, group, like
 from ddimctl.errors import FileError, UsageError
@@ -267,6 +267,7 @@ def open_reference(
             apart = ", ".join(f"{figure(v)} for {int(k):,}" for k, v in floor["test"].items())
             console.notice(f"real test images are as far from it as: {apart}")
         return extractor.reference, floor
+    batches.tell_left_out([str(path)], console)
     pixels, note = reference_images(path, model)
     if note:
         console.notice(f"{path}: {note}")

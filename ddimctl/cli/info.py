@@ -16,6 +16,7 @@ from ddimctl.errors import DDIMError, FileError
 if TYPE_CHECKING:
     from ddimctl.latent import Latent
 
+FILMS = (".mp4", ".m4v", ".mov")
 MANY = 8  # latents in one file whose figures are all printed
 
 
@@ -28,13 +29,19 @@ class Drawing(options.Output):
 
 @flat
 def info(
-    file: Annotated[str, typer.Argument(help="A latent file, or a model.", autocompletion=names.models)],
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="A latent file, a model, or a picture or film that ddimctl made.", autocompletion=names.models
+        ),
+    ],
     *,
     what: options.Config,
     files: Drawing,
     said: options.Said,
 ) -> None:
-    """Tell what a file is: where a latent comes from and how much it resembles noise, or what a model is.
+    """Tell what a file is: where a latent comes from and how much it resembles noise, what a model is, or how a picture
+    was made.
 
     Each figure of a latent stands beside what noise of its shape gives: the mean, and the range of 98 % of draws; * marks
     those outside. Few latents of real images are like noise in all of them, and they decode none the worse: see "How much
@@ -43,6 +50,9 @@ def info(
     Example: ddimctl info latent.pt
     """
     console = said.console()
+    if (made := origin_of(file)) is not None:
+        console.data(*about_picture(file, made))
+        return
     if what.config is not None or not inputs.is_latent(file):
         console.data(*models.describe(file, what.config, console))
         return
@@ -67,6 +77,29 @@ def info(
     if files.output is not None:
         drawn = draw(files.output, found)
         console.notice(f"{files.output}: {drawn}, black at -3 and white at 3")
+
+
+def origin_of(file: str) -> dict[str, Any] | None:
+    """How a picture or a film says that it was made; None if it is none, or says nothing."""
+    from ddimctl.images.formats import READ_ONLY, SUFFIXES
+
+    if Path(file).suffix.lower() not in (*SUFFIXES, *READ_ONLY, *FILMS):
+        return None
+    from ddimctl.images import metadata
+
+    try:
+        return metadata.find(Path(file))
+    except DDIMError:  # which will be said of it as of any other file
+        return None
+
+
+def about_picture(file: str, made: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    from ddimctl import origin
+
+    rows = [(plain(key), plain(value)) for key, value in origin.lines(made)]
+    width = max(len(key) for key, _ in rows)
+    lines = [f"{file} says of itself:", *(f"  {key:{width}}  {value}" for key, value in rows)]
+    return "\n".join(lines), {"kind": "picture", "made": made}
 
 
 def about_latent(found: Latent) -> tuple[str, dict[str, Any]]:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from ddimctl.cli import inputs, options
-from ddimctl.cli.console import figure, table
+from ddimctl.cli.console import Console, figure, table
 from ddimctl.cli.groups import flat, group, like
 from ddimctl.errors import DDIMError, UsageError
+from ddimctl.files import read_bytes, refuse_existing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from torch import Tensor
+
+    from ddimctl.runs.work import Decoding
+
+MAX_SOUND = 1 << 30  # bytes of a sound file
 
 OF_ENCODE = ("--frame", "--range", "--max-pixels")  # options that an image may need, and that this command lacks
 
@@ -23,6 +36,10 @@ class Film(options.Output):
         Path | None,
         like(options.Output, "output", help=".gif .webp .apng .mp4, a .png strip or grid, or a folder."),
     ] = None
+    audio: Annotated[
+        Path | None,
+        typer.Option("--audio", metavar="FILE", help="Sound for an .mp4; it ends with the film at the latest."),
+    ] = None
 
 
 @group
@@ -33,6 +50,17 @@ class Motion:
 
     frames: Annotated[int, typer.Option("--frames", metavar="N", help="Frames in all, both ends among them.")] = 10
     fps: Annotated[float, typer.Option(metavar="X", min=0.1, max=100, help="Frames a second.")] = 10.0
+    durations: Annotated[
+        str | None,
+        typer.Option("--durations", metavar="S,…", help="Seconds from each latent to the next, instead of --frames."),
+    ] = None
+    hold: Annotated[float, typer.Option(metavar="S", min=0, help="Seconds that every latent is shown for longer.")] = (
+        0.0
+    )
+    even: Annotated[
+        bool, typer.Option("--even", help="Frames at even distances of what is seen, not of the latents.")
+    ] = False
+    pingpong: Annotated[bool, typer.Option("--pingpong", help="There, and back to the first again.")] = False
     loop: Annotated[bool, typer.Option("--loop", help="Go on from the last latent to the first.")] = False
     ease: Annotated[bool, typer.Option("--ease", help="Slow down at every latent.")] = False
     lerp: Annotated[bool, typer.Option("--lerp", help="Straight lines instead of slerp, to see why not.")] = False
@@ -44,6 +72,11 @@ class Motion:
     distances: Annotated[bool, typer.Option("--distances", help="Also print how far each frame is from the last.")] = (
         False
     )
+
+    @property
+    def held(self) -> int:
+        """Frames more that each latent is shown for."""
+        return round(self.hold * self.fps)
 
 
 @flat
@@ -62,32 +95,23 @@ def interpolate(
     Without -o it writes interpolation.gif (interpolation.png for a grid). A file with several latents counts as that
     many, in order.
 
+    --even looks at some five times as many frames as it writes, to place them where neighbours are equally far apart.
+
     Example: ddimctl interpolate a.pt b.pt --frames 10
     """
-    from ddimctl.files import refuse_existing
-    from ddimctl.images import animation, formats, levels, reading, sheets, writing
-    from ddimctl.interpolate import INTERPOLANTS, keyframes
+    from ddimctl import origin
+    from ddimctl.images import formats, levels, sheets
+    from ddimctl.interpolate import INTERPOLANTS
     from ddimctl.interpolate import grid as make_grid
+    from ddimctl.motion import order
     from ddimctl.runs import work
 
     console = said.console()
     interpolant = INTERPOLANTS["lerp" if motion.lerp else "slerp"]
-    named = files.output is not None
-    output = files.output or Path("interpolation.png" if motion.grid else "interpolation.gif")
-    if motion.grid:
-        formats.check_suffix(output)
-        rows, columns = options.parse_size(motion.size, "--size")
-    else:
-        animation.check_target(output)
-    if not motion.grid and not output.suffix:
-        refuse_existing_folder(output)
-    else:
-        refuse_existing(output, files.force)
-        formats.check_apart(output, latents)
-    if not named:
-        console.notice(f"writing {output}")
-
-    count = rows * columns if motion.grid else motion.frames
+    output = target_of(latents, motion, files, console)
+    seconds, count = lengths(motion)
+    rows, columns = options.parse_size(motion.size, "--size") if motion.grid else (1, count)
+    sound = None if files.audio is None else read_bytes(files.audio, MAX_SOUND)
     try:
         decoding, keys = inputs.gather_latents(
             latents, what, how, machine=machine, console=console, force=files.force, outputs=count
@@ -101,37 +125,149 @@ def interpolate(
     formats.check_channels(f"an image of the model {net.name}", net.channels)
     as_files = not motion.grid and not output.suffix
     zoom = motion.zoom or (1 if as_files else sheets.factor_to_see(net.size, 224))
-    height, width = zoom * net.size[0], zoom * net.size[1]
+    most = count if motion.grid else (count + len(keys) * motion.held) * (2 if motion.pingpong else 1)
+    check_size(output, most, columns, (zoom * net.size[0], zoom * net.size[1]), grid=motion.grid)
+    formats.check_memory(most, zoom * net.size[0], zoom * net.size[1], net.channels)
+    stops: list[int] = []
     if motion.grid:
-        formats.check_side(output, *sheets.sheet_size(count, net.size, columns, factor=zoom))
+        xT = make_grid(list(keys), rows, columns, interpolant)
     else:
-        animation.check_frames(output, max(count, 1), height, width)
-    formats.check_memory(count, height, width, net.channels)
-    xT = (
-        make_grid(list(keys), rows, columns, interpolant)
-        if motion.grid
-        else keyframes(list(keys), motion.frames, motion.loop, motion.ease, interpolant)
-    )
+        xT, stops = frames_of(list(keys), motion, seconds, count, decoding=decoding, machine=machine, console=console)
     batches = -(-len(xT) // machine.batch_size)
     with console.bar(batches * decoding.way.steps, "decoding") as bar:
         images = work.decode(xT, decoding, batch_size=machine.batch_size, progress=bar)
     levels.check_finite(images, net.name)
     pixels = sheets.enlarge(levels.to_pixels(images), zoom)
-    if motion.grid:
-        writing.save_image(output, sheets.sheet(pixels, columns))
-    else:
-        animation.save_frames(output, pixels, motion.fps)
-        reading.allow_pixels(pixels.shape[1] * pixels.shape[2])  # to count what was just written
-        if output.suffix.lower() in animation.MERGING and (held := animation.count_frames(output)[0]) < len(xT):
-            console.notice(
-                f"{output} holds {held} of the {len(xT)} frames: equal neighbours are one there, shown for longer"
-            )
+    made = origin.of(
+        "interpolate", net, decoding.way, decoding.condition, parents=[origin.parent(n) for n in latents],
+        more={"frames": len(xT), "interpolant": "lerp" if motion.lerp else "slerp", "even": motion.even},
+    )  # fmt: skip
+    shown = order(len(xT), stops, pingpong=motion.pingpong, hold=motion.held)
+    save(output, pixels, shown, columns=columns, motion=motion, sound=sound, made=made, console=console)
     steps_apart = ((images[1:] - images[:-1]) / 2).flatten(1).square().mean(1).sqrt().tolist()
     text = str(output)
     if motion.distances:
         rows_ = [[f"{i} to {i + 1}", figure(d)] for i, d in enumerate(steps_apart)]
         text = table(["frames", "rms distance"], rows_) + "\n" + text
     console.data(text, {"file": str(output), "frames": len(xT), "distances": steps_apart})
+
+
+def target_of(latents: list[str], motion: Motion, files: Film, console: Console) -> Path:
+    """What is written. Raises `UsageError` where it cannot be, or where options contradict each other."""
+    from ddimctl.images import animation, formats
+
+    if motion.pingpong and motion.loop:
+        raise UsageError("--pingpong ends where it began", hint="leave --loop away")
+    if motion.even and motion.ease:
+        raise UsageError("--even and --ease are two ways to place frames", hint="choose one")
+    output = files.output or Path("interpolation.png" if motion.grid else "interpolation.gif")
+    if motion.grid:
+        formats.check_suffix(output)
+        options.parse_size(motion.size, "--size")
+        if files.audio is not None:
+            raise UsageError("a grid cannot hold sound")
+    else:
+        animation.check_target(output, sound=files.audio is not None)
+    if not motion.grid and not output.suffix:
+        refuse_existing_folder(output)
+    else:
+        refuse_existing(output, files.force)
+        formats.check_apart(output, [*latents, *filter(None, [files.audio])])
+    if files.output is None:
+        console.notice(f"writing {output}")
+    return output
+
+
+def lengths(motion: Motion) -> tuple[list[float], int]:
+    """(seconds of each leg where they are said, frames in all)."""
+    if motion.grid:
+        rows, columns = options.parse_size(motion.size, "--size")
+        return [], rows * columns
+    if motion.durations is None:
+        return [], motion.frames
+    try:
+        seconds = [float(part) for part in options.parse_list(motion.durations)]
+    except ValueError:
+        seconds = [math.nan]
+    if not all(0 < s < math.inf for s in seconds):
+        raise UsageError(f"--durations takes seconds with commas between, not {motion.durations!r}")
+    legs = [max(1, round(s * motion.fps)) for s in seconds]
+    return seconds, sum(legs) + (not motion.loop)
+
+
+def frames_of(
+    keys: list[Tensor],
+    motion: Motion,
+    seconds: Sequence[float],
+    count: int,
+    *,
+    decoding: Decoding,
+    machine: options.Machine,
+    console: Console,
+) -> tuple[Tensor, list[int]]:
+    """(x_T of every frame, which of them are the latents themselves)."""
+    from ddimctl import motion as moving
+    from ddimctl.arrays import on
+    from ddimctl.interpolate import INTERPOLANTS, along, legs_of
+    from ddimctl.runs import work
+
+    interpolant = INTERPOLANTS["lerp" if motion.lerp else "slerp"]
+    legs = legs_of(keys, motion.loop)
+    if seconds and len(seconds) != legs:
+        raise UsageError(f"{len(seconds)} durations do not fit {legs} ways from one latent to the next")
+    if motion.even:
+
+        def seen(places: Sequence[moving.Place]) -> list[Any]:
+            xT = along(keys, places, loop=motion.loop, interpolant=interpolant)
+            images = work.decode(xT, decoding, batch_size=machine.batch_size, progress=bar)
+            return list(on("cpu", images).half().float())
+
+        batches = -(-count * (moving.BUDGET + 1) // machine.batch_size)
+        with console.bar(batches * decoding.way.steps, "looking") as bar:
+            places = moving.even(seen, count, legs, loop=motion.loop, shares=seconds)
+    else:
+        per_leg = [max(1, round(s * motion.fps)) for s in seconds] or moving.counts(count, legs, loop=motion.loop)
+        places = moving.places(per_leg, loop=motion.loop, ease=motion.ease)
+    xT = along(keys, places, loop=motion.loop, interpolant=interpolant)
+    return xT, [i for i, (_, w) in enumerate(places) if w in (0.0, 1.0)]
+
+
+def check_size(output: Path, frames: int, columns: int, size: tuple[int, int], *, grid: bool) -> None:
+    """Raises `UsageError` if the output cannot hold so many frames of that size."""
+    from ddimctl.images import animation, formats, sheets
+
+    if grid:
+        formats.check_side(output, *sheets.sheet_size(frames, size, columns))
+    else:
+        animation.check_frames(output, max(frames, 1), *size)
+
+
+def save(
+    output: Path,
+    pixels: np.ndarray,
+    shown: Sequence[int],
+    *,
+    columns: int,
+    motion: Motion,
+    sound: bytes | None,
+    made: dict[str, Any],
+    console: Console,
+) -> None:
+    """Writes the grid, or the frames in the order in which they are shown."""
+    from ddimctl.images import animation, reading, sheets, writing
+
+    if motion.grid:
+        writing.save_image(output, sheets.sheet(pixels, columns), made=made)
+        return
+    animation.save_frames(output, pixels[list(shown)], motion.fps, sound=sound, made=made)
+    if slow := animation.slowed(output, motion.fps):
+        console.notice(slow)
+    reading.allow_pixels(pixels.shape[1] * pixels.shape[2])  # to count what was just written
+    distinct = 1 + sum(a != b for a, b in pairwise(shown))
+    if output.suffix.lower() in animation.MERGING and (held := animation.count_frames(output)[0]) < distinct:
+        console.notice(
+            f"{output} holds {held} of the {distinct} frames: equal neighbours are one there, shown for longer"
+        )
 
 
 def refuse_existing_folder(path: Path) -> None:

@@ -17,8 +17,6 @@ from ddimctl.errors import AboveLimit, SomeFailed, UsageError, choose
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from torch import Tensor
-
     from ddimctl.images.preprocessing import Preprocessing
     from ddimctl.model import Model
     from ddimctl.recipe import Way
@@ -242,7 +240,7 @@ def report(
             )
     console.data(as_table(trips, reports), as_record(trips, reports, model, pictures.count))
     if files.output is not None:
-        gains = save_sheet(files.output, pictures.shown, trips)
+        gains = save_sheet(files.output, pictures, trips)
         several = len({t.way.spacing for t in trips}) > 1
         gained = [
             f"{t.way.solver} {t.way.spacing + ' ' if several else ''}{t.way.steps} × {sheets.stated(gain)}"
@@ -309,14 +307,21 @@ def as_record(cells: Sequence[RoundTrip], reports: Sequence[str], model: Model, 
     }
 
 
-def save_sheet(path: Path, originals: Sequence[Tensor], cells: Sequence[RoundTrip]) -> list[float]:
+def save_sheet(path: Path, pictures: Pictures, cells: Sequence[RoundTrip]) -> list[float]:
     """Writes original | reconstruction | amplified difference (| the next line's …), a row an image; each line's gain."""
     import torch
 
-    from ddimctl.images.sheets import comparison, enlarge, factor_to_see, sheet
+    from ddimctl import origin
+    from ddimctl.images.sheets import comparison, enlarge, factor_to_see, sheet, stated
     from ddimctl.images.writing import save_image
 
-    pixels, gains = comparison(torch.stack(list(originals)), [torch.stack(cell.shown) for cell in cells])
+    pixels, gains = comparison(torch.stack(pictures.shown), [torch.stack(cell.shown) for cell in cells])
     factor = factor_to_see(pixels.shape[1:3])
-    save_image(path, sheet(enlarge(pixels, factor), 1 + 2 * len(cells), GAP))
+    lines = [
+        f"{c.way.solver}, {c.way.spacing}, {c.way.steps} steps, × {stated(g)}"
+        for c, g in zip(cells, gains, strict=True)
+    ]
+    parents = [origin.parent(item.source) for item in pictures.items[: origin.MAX_PARENTS]]
+    made = origin.of("reconstruct", pictures.model, cells[0].way, parents=parents, more={"lines": lines})
+    save_image(path, sheet(enlarge(pixels, factor), 1 + 2 * len(cells), GAP), made=made)
     return gains

@@ -136,7 +136,8 @@ def sample(
                 f"warning: {row.unconverged} of {how.n} images did not converge (residual at most {max(row.residuals):.1e})"
             )
     if folder is None:
-        save_sheet(pictures[0], rows, columns, factor)
+        origins = {"seed": how.seed, "number": how.n, "all_steps": lengths}
+        save_sheet(pictures[0], rows, columns, factor, made=made(net, longest, what.condition(), origins))
     if files.noise is not None:
         save_noise(files.noise, net, how.n, seed=how.seed, way=longest.how.way, condition=what.condition())
         if longest.how.is_random:
@@ -239,8 +240,8 @@ def make(
                     continue
                 at = i * how.n + start
                 make_folder(files[at].parent)
-                for file, image in zip(files[at : at + m], pixels, strict=True):
-                    writing.save_image(file, image)
+                for k, (file, image) in enumerate(zip(files[at : at + m], pixels, strict=True), start):
+                    writing.save_image(file, image, made=made(model, row, condition, {"seed": how.seed, "number": k}))
             for row in rows:
                 row.mse += mse(xs[row.steps], xs[longest.steps]).tolist()
             apart += mse(xs[longest.steps][1:], xs[longest.steps][:-1]).tolist()
@@ -263,14 +264,22 @@ def targets(output: Path | None, n: int, lengths: Sequence[int]) -> tuple[Path |
     return output, [folder / f"{k:0{width}}.png" for folder in folders for k in range(n)]
 
 
-def save_sheet(path: Path, rows: Sequence[Row], columns: int, factor: int) -> None:
+def made(model: Model, row: Row, condition: Condition, more: dict[str, Any]) -> dict[str, Any]:
+    """How a sample was made, as it says of itself."""
+    from ddimctl import origin
+
+    noisy = {"eta": row.how.eta, "sigma_hat": row.how.sigma_hat} if row.how.is_random else {}
+    return origin.of("sample", model, row.how.way, condition, more={**more, **noisy})
+
+
+def save_sheet(path: Path, rows: Sequence[Row], columns: int, factor: int, *, made: dict[str, Any]) -> None:
     """Writes one sheet: a row for each number of steps, or all images of the only one, enlarged to be seen."""
     import numpy as np
 
     from ddimctl.images import sheets, writing
 
     pixels = np.concatenate([p for row in rows for p in row.pixels])
-    writing.save_image(path, sheets.sheet(sheets.enlarge(pixels, factor), columns, GAP))
+    writing.save_image(path, sheets.sheet(sheets.enlarge(pixels, factor), columns, GAP), made=made)
 
 
 def save_noise(path: Path, model: Model, n: int, *, seed: int, way: Way, condition: Condition) -> None:

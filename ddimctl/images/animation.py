@@ -2,16 +2,16 @@
 
 GIF and WebP writers merge identical neighbouring frames into one that is shown longer; the time shown in all stays
 right. Only a WebP of nothing but identical frames becomes a still picture, without a time. GIF counts in steps of 10 ms,
-WebP and APNG in 1 ms: where 1/fps is none of these, some frames are shown one step longer than others, and the whole
-runs N/fps to within half a step.
+WebP and APNG in 1 ms: where a frame's time is none of these, some frames are shown one step longer than others, and the
+whole runs as long as it should to within half a step. What is shown for less than 20 ms (GIF) or 11 ms (all three) runs
+at a tenth of that speed in browsers, which take it for a mistake: such frames get the shortest time that is honoured.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import struct
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from PIL import Image
 
 from ddimctl.errors import DDIMError, UsageError
 from ddimctl.files import make_folder, write_bytes
+from ddimctl.images import metadata, video
 from ddimctl.images.formats import check_side
 from ddimctl.images.sheets import sheet, sheet_size
 from ddimctl.images.writing import as_image, save_image
@@ -27,14 +28,18 @@ from ddimctl.images.writing import as_image, save_image
 ANIMATED = (".gif", ".webp", ".apng", ".mp4")
 MERGING = (".gif", ".webp")
 STILL = (".png", ".jpg", ".jpeg")
-VIDEO_HINT = "install it with: pip install 'ddimctl[video]'"
+FORMATS = {".gif": "GIF", ".webp": "WEBP", ".apng": "PNG"}
+STEP = {".gif": 10}  # ms that times are counted in; 1 in other formats
+SHORTEST = {".gif": 20, ".webp": 11, ".apng": 11}  # ms that browsers honour
 
 
-def check_target(path: Path) -> None:
-    """Raises `UsageError` if `path` names nothing that frames can be written to, before any work is done."""
+def check_target(path: Path, *, sound: bool = False) -> None:
+    """Raises `UsageError` if `path` names nothing that frames, with `sound` perhaps, can be written to, before any work."""
     suffix = path.suffix.lower()
-    if suffix == ".mp4" and not any(importlib.util.find_spec(m) for m in ("av", "imageio_ffmpeg")):
-        raise UsageError("writing .mp4 needs the extra 'video'", hint=VIDEO_HINT)
+    if suffix == ".mp4":
+        video.check()
+    elif sound:
+        raise UsageError(f"{path} cannot hold sound", hint="name a .mp4")
     if suffix and suffix not in ANIMATED + STILL:
         known = " ".join(ANIMATED + STILL)
         raise UsageError(f"{path} has no suffix that frames can be written to", hint=f"{known}, or a folder")
@@ -46,32 +51,45 @@ def check_frames(path: Path, n: int, height: int, width: int) -> None:
     check_side(path, *(sheet_size(n, (height, width), n) if strip else (height, width)))
 
 
-def save_frames(path: Path, frames: np.ndarray, fps: float) -> None:
-    """Writes uint8 (N, H, W, C): an animation, a strip (``.png``), or, without a suffix, a folder of PNG files."""
-    check_target(path)
+def save_frames(
+    path: Path,
+    frames: np.ndarray,
+    fps: float,
+    *,
+    times: Sequence[float] | None = None,
+    sound: bytes | None = None,
+    made: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes uint8 (N, H, W, C): an animation, a strip (``.png``), or, without a suffix, a folder of PNG files.
+
+    `times`, in ms, says how long each frame is shown where that is not 1/fps. `sound` is the content of a sound file, for
+    an MP4. `made` is put into every file: see `metadata`.
+    """
+    check_target(path, sound=sound is not None)
     check_frames(path, *frames.shape[:3])
     suffix = path.suffix.lower()
+    times = [1000 / fps] * len(frames) if times is None else list(times)
     if not suffix:
         make_folder(path)
         width = len(str(len(frames) - 1))
         for i, frame in enumerate(frames):
-            save_image(path / f"frame-{i:0{width}}.png", frame)
+            save_image(path / f"frame-{i:0{width}}.png", frame, made=made)
     elif suffix in STILL:
-        save_image(path, sheet(frames, columns=len(frames)))
+        save_image(path, sheet(frames, columns=len(frames)), made=made)
     elif suffix == ".mp4":
-        _save_mp4(path, frames, fps)
+        write_bytes(path, video.encode(frames, times, sound=sound, comment=metadata.text(made or {})))
     else:
         pictures = [as_image(f) for f in frames]
-        format_ = {".gif": "GIF", ".webp": "WEBP", ".apng": "PNG"}[suffix]
+        format_ = FORMATS[suffix]
         extra: dict[str, Any] = {"WEBP": {"lossless": True}}.get(format_, {})
         if format_ == "PNG":  # opaque frames look the same under both rules, and frames of different rules stay apart
             extra = {"blend": [i % 2 for i in range(len(frames))]}
         if format_ != "GIF":
             pictures = [p.convert("RGB") for p in pictures]
-        times = durations(len(frames), fps, 10 if format_ == "GIF" else 1)
+        extra |= {**metadata.options(format_, made or {}), "duration": durations(times, suffix), "loop": 0}
         out = io.BytesIO()
         try:
-            pictures[0].save(out, format_, save_all=True, append_images=pictures[1:], duration=times, loop=0, **extra)
+            pictures[0].save(out, format_, save_all=True, append_images=pictures[1:], **extra)
         except OverflowError as e:  # identical frames, merged
             raise DDIMError(
                 f"cannot write {path}: a frame would be shown for too long", hint="choose more --fps, or .apng"
@@ -81,10 +99,26 @@ def save_frames(path: Path, frames: np.ndarray, fps: float) -> None:
         write_bytes(path, out.getvalue())
 
 
-def durations(n: int, fps: float, step: int) -> list[int]:
-    """How long each of `n` frames is shown, in ms: multiples of `step`, at least one, as even as they can be."""
-    ends = [max(round(i * 1000 / fps / step), i) * step for i in range(n + 1)]
-    return [b - a for a, b in pairwise(ends)]
+def durations(times: Sequence[float], suffix: str) -> list[int]:
+    """How long each frame is shown in a file of that kind, in ms, where it should be shown for `times`."""
+    step, least = STEP.get(suffix, 1), SHORTEST.get(suffix, 1)
+    out: list[int] = []
+    wanted = shown = 0.0
+    for time in times:
+        wanted += max(time, least)
+        out.append(max(round((wanted - shown) / step), 1) * step)
+        shown += out[-1]
+    return out
+
+
+def slowed(path: Path, fps: float) -> str:
+    """What to tell of a film of so many frames a second that a file of that kind cannot show as fast; empty if it can."""
+    least = SHORTEST.get(path.suffix.lower(), 0)
+    if 1000 / fps >= least:
+        return ""
+    return (
+        f"{path} shows each frame for {least} ms: browsers slow down what is faster ({fps:g} frames a second); use .mp4"
+    )
 
 
 def count_frames(path: Path) -> tuple[int, int]:
@@ -96,21 +130,3 @@ def count_frames(path: Path) -> tuple[int, int]:
             image.load()  # a WebP tells a frame's time only then
             total += round(image.info.get("duration", 0))
     return n, total
-
-
-def _save_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
-    import imageio.v3 as iio
-
-    # H.264 wants even sides and colour.
-    frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-    if frames.shape[-1] == 1:
-        frames = frames.repeat(3, axis=-1)
-    # To memory first: the plugins choose the container by the name, and a temporary file has another suffix.
-    try:
-        if importlib.util.find_spec("av"):
-            data = iio.imwrite("<bytes>", frames, extension=".mp4", plugin="pyav", codec="libx264", fps=fps)
-        else:
-            data = iio.imwrite("<bytes>", frames, extension=".mp4", plugin="FFMPEG", fps=fps, macro_block_size=2)
-    except (ImportError, OSError, RuntimeError, ValueError) as e:
-        raise DDIMError(f"cannot write {path}: {e}", hint=VIDEO_HINT) from e
-    write_bytes(path, data)

@@ -90,6 +90,10 @@ def formats_for(data: bytes, name: str, max_pixels: int) -> tuple[str, ...]:
 
     Raises `FileError` where it is not, and for a JPEG XL of more pixels: its plugin unpacks all of it to open it.
     """
+    if brands(data) and not (begins_avif(data) or begins_heic(data)):
+        raise FileError(
+            f"{name} is a film, not an image", hint=f"known formats: {known()}; encode --all-frames takes films"
+        )
     for format_, plugin in PLUGINS.items():
         if plugin.begins(data):
             if not (available(format_) and _register(format_)):

@@ -30,6 +30,7 @@ from ddimctl.images.preprocessing import Preprocessing, choices
 MAX_BYTES = 1 << 29  # an image file larger than this is refused
 LARGE = 16_000_000  # pixels: of images above, one at a time is decoded, to bound memory
 
+ALLOW = "--max-pixels allows more"
 ORIENTATION = 0x0112  # the EXIF tag
 MAIN = {"MPO", "HEIF"}  # formats that may hold more pictures, but say which one is the picture
 
@@ -46,37 +47,52 @@ def read(
     there is no such file or a choice in `how` is missing, `FileError` if it is not a whole image of a known format.
     """
     how = how or Preprocessing()
-    name, data = _content(source)
+    name, data = content(source)
     check_channels(name, channels)
+    with opened(name, data, how) as image:
+        return take(image, about(name, data, image), channels, size, how)
+
+
+@contextlib.contextmanager
+def opened(name: str, data: bytes, how: Preprocessing) -> Iterator[Image.Image]:
+    """An image file, whole and of a bounded size, not decoded yet; one of the large at a time. Raises `FileError`."""
     allow_pixels(how.max_pixels)
-    with (
-        _decoding(name),
-        Image.open(io.BytesIO(data), formats=plugins.formats_for(data, name, how.max_pixels)) as image,
-    ):
-        width, height = image.size
-        if width * height > how.max_pixels:
-            raise FileError(f"{name} has {width} × {height} pixels, too many", hint="--max-pixels allows more")
+    with decoding(name), Image.open(io.BytesIO(data), formats=plugins.formats_for(data, name, how.max_pixels)) as image:
+        if image.width * image.height > how.max_pixels:
+            raise FileError(f"{name} has {image.width} × {image.height} pixels, too many", hint=ALLOW)
         if image.format == "PNG":
             Image.open(io.BytesIO(data), formats=["PNG"]).verify()  # its checksums, which decoding ignores
-        with _one_large if width * height > LARGE else contextlib.nullcontext():
-            record: dict[str, Any] = {
-                "name": name,
-                "sha256": sha256(data),
-                "bytes": len(data),
-                "format": image.format,
-                "mode": image.mode,
-                "size": [height, width],
-            }
-            notes: list[str] = []
-            picture = in_srgb(*_frame(image, name, how, record, notes), name, how, notes)
-            picture = on_background(picture, how, notes)
-            if picture.mode != ("L" if channels == 1 else "RGB"):
-                if channels == 1:
-                    notes.append("colour to grey")
-                picture = picture.convert("L" if channels == 1 else "RGB")
-            picture, done = FITS[how.fit](picture, (size[1], size[0]), how.colour)
-            record |= {"colour": notes, **choices(how), **done, "pixels": [*size, channels]}
-            return np.array(picture).reshape(*size, channels), record
+        with _one_large if image.width * image.height > LARGE else contextlib.nullcontext():
+            yield image
+
+
+def about(name: str, data: bytes, image: Image.Image) -> dict[str, Any]:
+    """A record's first fields: what the file is."""
+    return {
+        "name": name,
+        "sha256": sha256(data),
+        "bytes": len(data),
+        "format": image.format,
+        "mode": image.mode,
+        "size": [image.height, image.width],
+    }
+
+
+def take(
+    image: Image.Image, record: dict[str, Any], channels: int, size: tuple[int, int], how: Preprocessing
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The frame of an opened image that `how` asks for, as a model takes it, and the record that began as `about`."""
+    notes: list[str] = []
+    name = record["name"]
+    picture = in_srgb(*_frame(image, name, how, record, notes), name, how, notes)
+    picture = on_background(picture, how, notes)
+    if picture.mode != ("L" if channels == 1 else "RGB"):
+        if channels == 1:
+            notes.append("colour to grey")
+        picture = picture.convert("L" if channels == 1 else "RGB")
+    picture, done = FITS[how.fit](picture, (size[1], size[0]), how.colour)
+    record = {**record, "colour": notes, **choices(how), **done, "pixels": [*size, channels]}
+    return np.array(picture).reshape(*size, channels), record
 
 
 def allow_pixels(n: int) -> None:
@@ -90,7 +106,7 @@ def digest(source: str | PathLike[str]) -> str:
     return sha256(read_bytes(Path(source), MAX_BYTES))
 
 
-def _content(source: str | PathLike[str] | bytes) -> tuple[str, bytes]:
+def content(source: str | PathLike[str] | bytes) -> tuple[str, bytes]:
     """(name, bytes) of what `read` was given."""
     if isinstance(source, bytes):
         return "image", source
@@ -101,7 +117,7 @@ def _content(source: str | PathLike[str] | bytes) -> tuple[str, bytes]:
 
 
 @contextlib.contextmanager
-def _decoding(name: str) -> Iterator[None]:
+def decoding(name: str) -> Iterator[None]:
     """Turns whatever Pillow raises into a `FileError`."""
     try:
         yield
@@ -128,7 +144,7 @@ def _frame(
         except EOFError as e:
             raise UsageError(f"{name} has no frame {how.frame}", hint="they count from 0") from e
         if image.width * image.height > how.max_pixels:
-            raise FileError(f"{name} has too many pixels in frame {how.frame}", hint="--max-pixels allows more")
+            raise FileError(f"{name} has too many pixels in frame {how.frame}", hint=ALLOW)
     elif several:
         raise UsageError(f"{name} holds several images", hint="choose one with --frame N, counted from 0")
     turned = None

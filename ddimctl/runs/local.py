@@ -255,18 +255,19 @@ def _decode_alike(
     decoding = group[0][1].decoding
     digests: list[str] = []
     failures: dict[int, DDIMError] = {}
-    made = [t for _, v in group for t in v.targets]
+    files = [t for _, v in group for t in v.targets]
+    origins = [m for item, v in group for m in made(item, v.file, v.decoding)]
     for part in torch.cat([v.file.xT for _, v in group]).split(batch_size):
         for x0 in work.decode(part, decoding, progress=progress):
             try:
                 levels.check_finite(x0, decoding.model.name)
-                data = writing.to_bytes(levels.to_pixels(x0), targets.suffix)
+                data = writing.to_bytes(levels.to_pixels(x0), targets.suffix, made=origins[len(digests)])
             except DDIMError as e:  # not a disk that is full, which stops the run
                 failures[len(digests)] = e
                 digests.append("")
                 continue
             try:
-                digests.append(_write(made[len(digests)], data, targets))
+                digests.append(_write(files[len(digests)], data, targets))
             except UsageError as e:
                 failures[len(digests)] = e
                 digests.append("")
@@ -282,8 +283,23 @@ def _decode_alike(
         yield Outcome(item, SKIPPED if v.ready else DONE, tuple(v.targets), notes=said)
 
 
+def made(item: Item, file: Latent, decoding: Decoding) -> list[dict[str, Any]]:
+    """How the image of each latent in a file is made, as the image says of itself."""
+    from ddimctl import origin
+
+    of, source = decoding.model, origin.parent(item.source)
+    way = decoding.way.along(decoding.way.path(of.schedule))
+    out = []
+    for i, record in enumerate(file.images):
+        more: dict[str, Any] = {"latent": i} if len(file.xT) > 1 else {}
+        drawn = record.get("noise")
+        more |= dict(drawn) if isinstance(drawn, Mapping) else {"image": origin.image(record)}
+        out.append(origin.of("decode", of, way, decoding.condition, parents=[source], more=more))
+    return out
+
+
 def _write(target: Path, data: bytes, targets: Targets) -> str:
-    """The digest of an output that now holds `data`. Raises `UsageError` where something else is there."""
+    """The digest of an output that now holds that picture. Raises `UsageError` where something else is there."""
     digest = sha256(data)
     if targets.single:
         write_bytes(target, data)
@@ -291,7 +307,11 @@ def _write(target: Path, data: bytes, targets: Targets) -> str:
     if _digest(target) == digest:
         return digest
     if os.path.lexists(target) and not targets.force:
-        raise differs(target)
+        from ddimctl.images import writing
+
+        if not writing.is_same(target, data):
+            raise differs(target)
+        return _digest(target) or digest
     make_folder(target.parent)
     write_bytes(target, data)
     return digest

@@ -52,8 +52,10 @@ class Decoding:
     condition: Condition = NOTHING
 
 
-def encode(pixels: Sequence[np.ndarray], encoding: Encoding, *, progress: Progress = iter) -> Solution:
-    """x_T of images, uint8 (H, W, C) each and made to fit, in one batch."""
+def encode(
+    pixels: Sequence[np.ndarray], encoding: Encoding, *, batch_size: int | None = None, progress: Progress = iter
+) -> Solution:
+    """x_T of images, uint8 (H, W, C) each and made to fit; in one batch, unless another size is given."""
     import numpy as np
 
     from ddimctl import lossless
@@ -62,7 +64,8 @@ def encode(pixels: Sequence[np.ndarray], encoding: Encoding, *, progress: Progre
     batch = np.stack(pixels)
     x0: Any = levels.to_tensor(batch) if encoding.tensors else levels.to_array(batch)
     solve = lossless.encode if encoding.lossless else ode.encode
-    return solve(encoding.model, x0, encoding.way, encoding.condition, batch_size=len(x0), progress=progress)
+    size = len(x0) if batch_size is None else batch_size
+    return solve(encoding.model, x0, encoding.way, encoding.condition, batch_size=size, progress=progress)
 
 
 def latent_of(solution: Solution, encoding: Encoding, records: Sequence[dict[str, Any]]) -> Latent:
