@@ -37,7 +37,6 @@ LAYERS: list[set[str]] = [
         "network",
         "seeds",
         "images",
-        "animation",
         "interpolate",
         "motion",
         "containers",
