@@ -283,6 +283,7 @@ def test_reconstruct_above_a_limit_without_the_mse_measured(tiny: Invoke, pictur
     tiny("reconstruct", "img.png", "--report", "psnr", "--steps", 2, "--fail-above", 1).failed(2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
 def test_reconstruct_plot(tiny: Invoke, pictures: list[str], tmp_path: Path, suffix: str) -> None:
     pytest.importorskip("matplotlib")

@@ -211,6 +211,7 @@ def test_two_outputs_need_two_names(image: Path, invoke: Invoke, model_folder: P
 # More than memory holds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -134,6 +134,7 @@ def test_every_engine_agrees_with_float64(
         assert off(torch.as_tensor(run(x, [400.5], {})), theirs) < BOUND, shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fashion-mnist", "emoji"])
 def test_the_bundled_models_keep_what_float32_has(name: str) -> None:
     """At the lowest noise they magnify the rounding of their convolutions."""

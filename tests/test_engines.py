@@ -102,6 +102,7 @@ def test_openvino_converts_every_kind_of_network(fields: dict[str, Any], tmp_pat
     assert apart(use(model, "openvino").eps(condition)(x, levels), truth(model, x, levels, condition)) < NETWORK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", EVERY)
 def test_the_class_is_an_argument_and_not_a_part_of_the_network(engine: str, tmp_path: Path) -> None:
     """One network answers for every class, one after the other."""
@@ -117,6 +118,7 @@ def test_the_class_is_an_argument_and_not_a_part_of_the_network(engine: str, tmp
         assert len(entries()) == 2  # the graph, and it compiled for one image: three are three times one
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_openvino_takes_numpy_arrays(model: Model) -> None:
     x = torch.randn(3, *model.state_shape, dtype=torch.float64)
@@ -166,6 +168,7 @@ def test_damaged_entries_are_made_again(damage: str, model: Model) -> None:
     assert all(cache.load(p.name) is not None for p in whole)
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_works_where_nothing_can_be_written(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
@@ -238,6 +241,7 @@ def test_lossless_whichever_engine_decodes() -> None:
     np.testing.assert_array_equal(levels.to_pixels(back), levels.to_pixels(x0))
 
 
+@pytest.mark.slow
 def test_auto_picks_what_pays(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else there(name))

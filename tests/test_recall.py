@@ -100,6 +100,7 @@ def test_the_same_as_the_model(fields: dict[str, Any], tmp_path: Path) -> None:
     assert whole.x.shape == x.shape
 
 
+@pytest.mark.slow
 def test_forgotten_when_a_file_changes(folder: Path) -> None:
     remembered(folder)
     assert recall.recall(str(folder), "cpu") is not None
@@ -118,6 +119,7 @@ def test_forgotten_when_a_file_changes(folder: Path) -> None:
     assert recall.recall(str(folder), "cpu") is not None
 
 
+@pytest.mark.slow
 def test_a_network_named_by_itself_has_its_scheduler_beside_it(folder: Path) -> None:
     remembered(folder / "unet")
     assert recall.recall(str(folder / "unet"), "cpu") is not None
@@ -126,6 +128,7 @@ def test_a_network_named_by_itself_has_its_scheduler_beside_it(folder: Path) -> 
     assert recall.recall(str(folder / "unet"), "cpu") is None
 
 
+@pytest.mark.slow
 def test_not_where_openvino_cannot_be_loaded(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> Any:
         raise UsageError("the engine openvino cannot be loaded")
@@ -134,6 +137,7 @@ def test_not_where_openvino_cannot_be_loaded(ready: Path, monkeypatch: pytest.Mo
     assert recall.recall(str(ready), "cpu") is None
 
 
+@pytest.mark.slow
 def test_not_without_the_network_in_the_cache(folder: Path) -> None:
     remembered(folder)
     for path in cache.folder().iterdir():
@@ -154,6 +158,7 @@ def test_a_network_that_is_damaged_is_loaded_again(folder: Path) -> None:
     np.testing.assert_array_equal(quick.eps()(x.numpy(), 1.0), model.eps()(x, 1.0).numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "gpus", "found"), [("cpu", True, True), ("auto", True, False), ("cuda", False, False)]
 )
@@ -164,6 +169,7 @@ def test_not_where_a_gpu_may_be(
     assert (recall.recall(str(ready), device) is not None) == found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["nothing", "", "owner/name", "model.pt"])
 def test_other_references(reference: str, ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
