@@ -1,4 +1,4 @@
-"""The two containers of latent files, as bytes: torch's zip and safetensors, written without torch, read without trust.
+"""The two containers of latent files, as bytes: torch's zip and safetensors, both without torch, read without trust.
 
 Both hold a tensor of float32 and texts by name. Neither notices a flipped byte by itself: `latent` adds a digest.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import io
 import json
 import math
+import pickle
 import pickletools
 import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,11 +20,6 @@ from ddimctl.arrays import to_numpy
 from ddimctl.errors import FileError, UsageError
 
 MAX_HEADER = 100_000_000  # safetensors' own limit
-GLOBALS = {
-    "torch._utils _rebuild_tensor_v2",
-    "torch FloatStorage",
-    "collections OrderedDict",
-}  # all that a tensor needs
 LAYOUT = "latent-1/"  # the folder in our zips: the same name means the same bytes for the same content
 NO_HINT = "make it again with: ddimctl encode"
 
@@ -95,52 +92,89 @@ def safetensors_header(text: dict[str, str], shape: tuple[int, ...]) -> bytes:
 
 
 def read_safetensors(data: bytes, name: str) -> tuple[dict[str, Any], Any]:
+    """The texts of a safetensors file, and its x_T as an array; None if there is none that numpy knows."""
     from safetensors import SafetensorError
-    from safetensors.torch import load as load_safetensors
+    from safetensors.numpy import load as load_safetensors
 
     try:
-        tensors = load_safetensors(data)
         length = int.from_bytes(data[:8], "little")
         text = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
-    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
+        tensors = load_safetensors(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RecursionError, AttributeError) as e:
         raise FileError(f"{name} is not a latent, or damaged", hint=NO_HINT) from e
     return text, tensors.get("xT")
 
 
 def read_zip(data: bytes, name: str) -> tuple[dict[str, Any], Any]:
-    """The dictionary in torch's zip, and the tensor in it.
+    """The dictionary in torch's zip, with the tensor in it as an array; other tensors are none.
 
-    Python's zip reader checks sizes and checksums, the pickle may name nothing but what a tensor needs, and torch gets a
-    fresh zip of just that: two readers may disagree about what a hostile zip holds.
+    Python's zip reader checks sizes and checksums. The pickle may name nothing but what a tensor needs, and what it names
+    is never imported: functions of this module stand for it.
     """
-    import torch
-
     try:
-        clean = io.BytesIO()
-        with zipfile.ZipFile(io.BytesIO(data)) as z, zipfile.ZipFile(clean, "w") as out:
+        with zipfile.ZipFile(io.BytesIO(data)) as z:
             members = z.infolist()
             if sum(m.file_size for m in members) > len(data) or any(m.compress_type for m in members):
                 raise FileError(f"{name} unpacks to more than it holds and was refused")
-            for m in members:
-                content = z.read(m)
-                if m.filename.endswith("data.pkl"):
-                    _check_pickle(content, name)
-                out.writestr(m.filename, content)
-        clean.seek(0)
-        loaded = torch.load(clean, weights_only=True, map_location="cpu")
+            contents = {m.filename: z.read(m) for m in members}
+        (record,) = (n for n in contents if n.endswith("/data.pkl"))
+        _check_pickle(contents[record], name)
+        loaded = _Unpickler(contents, record.removesuffix("data.pkl")).load()
     except FileError:
         raise
-    except Exception as e:  # torch.load documents no exceptions, and hostile bytes reach deep
+    except Exception as e:  # hostile bytes reach deep
         raise FileError(f"{name} is not a latent, or damaged", hint=NO_HINT) from e
     if not isinstance(loaded, dict):
         raise FileError(f"{name} is not a ddimctl latent", hint=NO_HINT)
     return loaded, loaded.get("xT")
 
 
+class _Unpickler(pickle.Unpickler):
+    """Makes of torch's pickle what it holds, with arrays for tensors of float32."""
+
+    def __init__(self, contents: Mapping[str, bytes], folder: str):
+        super().__init__(io.BytesIO(contents[f"{folder}data.pkl"]))
+        self.contents, self.folder = contents, folder
+        big = contents.get(f"{folder}byteorder") == b"big"
+        self.dtype = np.dtype(">f4" if big else "<f4")
+
+    def find_class(self, module: str, name: str) -> Any:
+        return STANDS_FOR[f"{module} {name}"]
+
+    def persistent_load(self, about: Any) -> np.ndarray:
+        _, kind, key, _, n = about
+        if kind != "float32":
+            raise ValueError("a storage that is not of float32")
+        values = np.frombuffer(self.contents[f"{self.folder}data/{key}"], self.dtype)
+        if len(values) != n:
+            raise ValueError("a storage of another size than it says")
+        return values
+
+
+def _tensor(
+    storage: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *rest: object
+) -> np.ndarray:
+    """The view of a storage that a tensor is. Raises `ValueError` if it reaches out of it."""
+    size = math.prod(shape)
+    last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    if min(offset, *shape, *strides) < 0 or (size and last >= len(storage)):
+        raise ValueError("a tensor that is larger than its storage")
+    if size > len(storage):  # an expanded one announces more than there is
+        raise ValueError("a tensor of more values than there are")
+    return np.lib.stride_tricks.as_strided(storage[offset:], shape, [4 * stride for stride in strides])
+
+
+STANDS_FOR: dict[str, Any] = {  # all that a tensor needs
+    "torch._utils _rebuild_tensor_v2": _tensor,
+    "torch FloatStorage": "float32",
+    "collections OrderedDict": dict,
+}
+
+
 def _check_pickle(content: bytes, name: str) -> None:
     """Raises `FileError` if the pickle calls anything but what a tensor needs. Runs nothing."""
     for op, argument, _ in pickletools.genops(content):
-        if op.name == "GLOBAL" and argument not in GLOBALS:
+        if op.name == "GLOBAL" and argument not in STANDS_FOR:
             raise FileError(f"{name} would call {str(argument).replace(' ', '.')[:80]} and was refused")
         if op.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD", "EXT1", "EXT2", "EXT4"):
             raise FileError(f"{name} would make objects and was refused")

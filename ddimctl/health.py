@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from ddimctl.seeds import noise
+from ddimctl.arrays import Array, to_numpy
+from ddimctl.seeds import noise_array
 
 PATCH = 4
 LOW_VARIANCE = 0.4
@@ -21,40 +21,46 @@ DRAWS = 500
 AT_ONCE = 1 << 22  # values, to bound memory
 
 
-def mean(xT: Tensor) -> Tensor:
-    return xT.flatten(1).mean(1)
+def mean(xT: Array) -> Array:
+    return _flat(xT).mean(1)
 
 
-def std(xT: Tensor) -> Tensor:
-    return xT.flatten(1).std(1)
+def std(xT: Array) -> Array:
+    return _flat(xT).std(1, ddof=1)
 
 
-def norm(xT: Tensor) -> Tensor:
+def norm(xT: Array) -> Array:
     """‖x_T‖/√d."""
-    return xT.flatten(1).square().mean(1).sqrt()
+    return np.sqrt(np.square(_flat(xT)).mean(1))
 
 
-def kurtosis(xT: Tensor) -> Tensor:
+def kurtosis(xT: Array) -> Array:
     """E[z⁴] of the standardised values: 3 for a Gaussian."""
-    z = xT.flatten(1)
-    z = (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True)
-    return z.pow(4).mean(1)
+    z = _flat(xT)
+    z = (z - z.mean(1, keepdims=True)) / z.std(1, ddof=1, keepdims=True)
+    return (z**4).mean(1)
 
 
-def autocorrelation(xT: Tensor, lag: int) -> Tensor:
+def autocorrelation(xT: Array, lag: int) -> Array:
     """The correlation of values `lag` apart, rows and columns averaged."""
-    z = xT - xT.mean((1, 2, 3), keepdim=True)
+    z = xT - xT.mean((1, 2, 3), keepdims=True)
     pairs = ((z[..., :-lag], z[..., lag:]), (z[..., :-lag, :], z[..., lag:, :]))
-    return sum((p * q).flatten(1).mean(1) for p, q in pairs) / (2 * z.square().flatten(1).mean(1))
+    return sum(_flat(p * q).mean(1) for p, q in pairs) / (2 * np.square(_flat(z)).mean(1))
 
 
-def low_variance(xT: Tensor) -> Tensor:
+def low_variance(xT: Array) -> Array:
     """The share of 4 × 4 patches whose variance is below 0.4."""
-    patches = xT.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).flatten(4)
-    return (patches.var(-1) < LOW_VARIANCE).double().flatten(1).mean(1)
+    n, channels, height, width = xT.shape
+    rows, columns = height // PATCH, width // PATCH
+    whole = xT[..., : rows * PATCH, : columns * PATCH].reshape(n, channels, rows, PATCH, columns, PATCH)
+    return _flat(whole.var((3, 5), ddof=1) < LOW_VARIANCE).mean(1)
 
 
-FIGURES: dict[str, Callable[[Tensor], Tensor]] = {
+def _flat(xT: Array) -> Array:
+    return xT.reshape(len(xT), -1)
+
+
+FIGURES: dict[str, Callable[[Array], Array]] = {
     "mean": mean,
     "std": std,
     "norm/√d": norm,
@@ -80,25 +86,29 @@ class Figure:
         return self.low <= self.value <= self.high
 
 
-def examine(xT: Tensor) -> list[list[Figure]]:
+def examine(xT: Array) -> list[list[Figure]]:
     """Every figure of each latent of x_T (N, C, H, W), against `DRAWS` draws of noise of its shape.
 
     Images of fewer than 4 pixels a side have no patches and hardly a neighbour; those figures are left out. A latent of
     equal values has no kurtosis and no correlation: they are NaN.
     """
-    shape = tuple(xT.shape[1:])
+    latents = to_numpy(xT)
+    shape = latents.shape[1:]
     small = min(shape[-2:]) < PATCH
     known = {k: f for k, f in FIGURES.items() if not (small and ("lag" in k or "patches" in k))}
-    at_once = max(1, min(DRAWS, AT_ONCE // xT[0].numel()))
-    drawn: dict[str, list[Tensor]] = {name: [] for name in known}
+    at_once = max(1, min(DRAWS, AT_ONCE // latents[0].size))
+    drawn: dict[str, list[np.ndarray]] = {name: [] for name in known}
     for i, start in enumerate(range(0, DRAWS, at_once)):
-        reference = noise(shape, min(at_once, DRAWS - start), seed=i).double()
+        reference = noise_array(shape, min(at_once, DRAWS - start), seed=i).astype("float64")
         for name, f in known.items():
             drawn[name].append(f(reference))
+    parts = [latents[i : i + at_once].astype("float64") for i in range(0, len(latents), at_once)]
     columns = []
     for name, f in known.items():
-        draws, values = torch.cat(drawn[name]), torch.cat([f(x.double()) for x in xT.split(at_once)])
-        low, high = torch.quantile(draws, torch.tensor([0.01, 0.99], dtype=torch.float64)).tolist()
+        draws = np.concatenate(drawn[name])
+        with np.errstate(invalid="ignore", divide="ignore"):  # of equal values
+            values = np.concatenate([f(x) for x in parts])
+        low, high = np.quantile(draws, [0.01, 0.99]).tolist()
         columns.append([Figure(name, v, float(draws.mean()), low, high) for v in values.tolist()])
     return [list(row) for row in zip(*columns, strict=True)]
 

@@ -19,11 +19,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ddimctl import shown
+from ddimctl.arrays import Array
 from ddimctl.containers import (
     NO_HINT,
     array,
@@ -41,9 +42,6 @@ from ddimctl.ode import Solution
 from ddimctl.recipe import Recipe
 from ddimctl.version import __version__
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 FORMAT = "ddimctl-latent"
 VERSION = 1
 SUFFIXES = (".pt", ".safetensors")
@@ -54,10 +52,10 @@ MAX_BYTES = 1 << 32  # a latent file larger than this is refused
 class Latent:
     """x_T, float32 (N, C, H, W), and its provenance: what made it, from what, and how to decode it.
 
-    x_T may be a numpy array where it is to be written; a file that was read gives a tensor.
+    x_T is a tensor, or a numpy array where torch is not needed.
     """
 
-    xT: Tensor
+    xT: Array
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -182,8 +180,11 @@ def merge(parts: Sequence[Path], path: Path) -> None:
         f.write(safetensors_header({**text, "sha256": h.hexdigest()}, (n, *shape)))
 
 
-def load(path: Path) -> Latent:
-    """Reads a latent file. Runs no code from it. Raises `UsageError` if there is none, `FileError` if it is not whole."""
+def load(path: Path, *, tensors: bool = True) -> Latent:
+    """Reads a latent file, with a tensor in it or a numpy array, which needs no torch. Runs no code from it.
+
+    Raises `UsageError` if there is none, `FileError` if it is not whole.
+    """
     refuse_special(path)
     try:
         with path.open("rb") as f:  # what is no latent is refused before all of it is read
@@ -191,13 +192,11 @@ def load(path: Path) -> Latent:
             check_head(head, os.fstat(f.fileno()).st_size, str(path))
     except OSError:
         pass  # `read_bytes` says it better
-    return from_bytes(read_bytes(path, MAX_BYTES), str(path))
+    return from_bytes(read_bytes(path, MAX_BYTES), str(path), tensors=tensors)
 
 
-def from_bytes(data: bytes, name: str) -> Latent:
+def from_bytes(data: bytes, name: str, *, tensors: bool = True) -> Latent:
     """The latent in `data`; `name` is for messages. Raises `FileError` if it is not whole or not a latent."""
-    import torch
-
     check_head(data[:8], len(data), name)
     text, xT = read_zip(data, name) if data[:2] == b"PK" else read_safetensors(data, name)
     if text.get("format") != FORMAT:
@@ -205,20 +204,24 @@ def from_bytes(data: bytes, name: str) -> Latent:
     if text.get("version") != str(VERSION):
         raise FileError(f"{name} has format version {text.get('version')!r}; this ddimctl knows {VERSION}")
     about = text.get("provenance")
-    if not isinstance(xT, torch.Tensor) or xT.dtype != torch.float32 or xT.ndim != 4 or not isinstance(about, str):
+    if not isinstance(xT, np.ndarray) or xT.dtype != np.float32 or xT.ndim != 4 or not isinstance(about, str):
         raise FileError(f"{name} is damaged: its tensor is not float32 (N, C, H, W)", hint=NO_HINT)
-    if not 0 < xT.numel() * 4 <= len(data):  # an expanded tensor announces more than there is
+    if not xT.size:
         raise FileError(f"{name} is damaged: its tensor has the shape {tuple(xT.shape)}", hint=NO_HINT)
-    xT = xT.contiguous()
+    xT = np.array(xT, np.float32, order="C")  # its own memory, and this machine's order of bytes
     if not _is_unicode(about) or digest(xT, about) != text.get("sha256"):
         raise FileError(f"{name} is damaged: its checksum does not match", hint=NO_HINT)
-    if not torch.isfinite(xT).all():
+    if not np.isfinite(xT).all():
         raise FileError(f"{name} holds NaN or infinity", hint=NO_HINT)
     try:
         record = json.loads(about, parse_constant=_no_constant)
         check_provenance(record, len(xT))
     except (ValueError, RecursionError) as e:
         raise FileError(f"{name} makes no sense: {e}", hint=NO_HINT) from e
+    if tensors:
+        import torch
+
+        return Latent(torch.from_numpy(xT), record)
     return Latent(xT, record)
 
 

@@ -43,7 +43,7 @@ LAYERS: list[set[str]] = [
     },
     {"shown", "metrics", "frechet", "unet", "health"},
     {"checkpoints", "engines", "model", "features"},
-    {"recipe", "ode", "families"},
+    {"recipe", "ode", "families", "catalogue"},
     {"latent", "lossless", "origin", "sampling", "roundtrip", "plots", "bench"},
     {"evaluate", "notebook", "runs", "training"},
     {"cli", "__main__"},
@@ -141,6 +141,13 @@ def test_no_function_takes_too_much(path: Path) -> None:
         assert len(given) + len(f.args.kwonlyargs) <= 8, f"{f.name} takes too much"
 
 
+@pytest.mark.parametrize("path", [p for p in FILES if p not in LIBRARY], ids=name_of)
+def test_a_command_tells_its_story_on_a_page(path: Path) -> None:
+    for f in functions(path):
+        assert f.end_lineno is not None
+        assert f.end_lineno - f.lineno < 80, f"{f.name} takes {f.end_lineno - f.lineno + 1} lines"
+
+
 @pytest.mark.parametrize("path", LIBRARY, ids=name_of)
 def test_nothing_stands_in_for_another_type(path: Path) -> None:
     assert not [a for f in functions(path) for a in f.args.args if a.arg in ("like", "net") and a.annotation
@@ -211,8 +218,10 @@ def run(code: str, tmp_path: Path, **env: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["train", "--help"], ["reconstruct", "--help"]])
-def test_help_loads_nothing_heavy(argv: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["--version"], ["train", "--help"], ["reconstruct", "--help"], ["models", "list"]]
+)
+def test_help_and_lists_load_nothing_heavy(argv: list[str], tmp_path: Path) -> None:
     code = f"""
 import sys
 from ddimctl.cli.app import main
@@ -224,6 +233,23 @@ except SystemExit as e:
 print("loaded:", *[m for m in {HEAVY} if m in sys.modules])
 """
     assert run(code, tmp_path).splitlines()[-1].strip() == "loaded:"
+
+
+@pytest.mark.parametrize("name", ["one.pt", "several.safetensors"])
+def test_info_of_a_latent_needs_no_torch(name: str, tmp_path: Path) -> None:
+    file = Path(__file__).parent / "fixtures/latents" / name
+    code = f"""
+import sys
+from ddimctl.cli.app import main
+sys.argv = ["ddimctl", "info", "{file}", "-o", "drawn.png"]
+try:
+    main()
+except SystemExit as e:
+    assert e.code == 0, e.code
+print("loaded:", *[m for m in ("torch", "openvino", "rich", "imageio") if m in sys.modules])
+"""
+    assert run(code, tmp_path).splitlines()[-1].strip() == "loaded:"
+    assert (tmp_path / "drawn.png").is_file()
 
 
 UNUSED = ("torch._dynamo", "torch._inductor", "sympy", "openvino", "matplotlib", "imageio", "rich", "huggingface_hub")

@@ -14,7 +14,7 @@ from diffusers import UNet2DModel as TheirUNet
 from rounding import NETWORK, apart
 from safetensors.torch import save_file
 
-from ddimctl.checkpoints import Checkpoint, betas, diffusers, formats
+from ddimctl.checkpoints import Checkpoint, betas, diffusers, folders, formats
 from ddimctl.errors import FileError
 from ddimctl.families import load
 from ddimctl.families.pixel import from_checkpoint
@@ -364,6 +364,6 @@ def test_choice_of_weights() -> None:
     ],
 )
 def test_licence(text: str, licence: str | None, tmp_path: Path) -> None:
-    assert diffusers.licence(tmp_path) is None
+    assert folders.licence(tmp_path) is None
     (tmp_path / "README.md").write_text(text)
-    assert diffusers.licence(tmp_path) == licence
+    assert folders.licence(tmp_path) == licence

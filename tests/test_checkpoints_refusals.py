@@ -19,7 +19,7 @@ from conftest import write_tiny_model
 from PIL import Image
 from safetensors.torch import save_file
 
-from ddimctl.checkpoints import diffusers, formats, identify, weights
+from ddimctl.checkpoints import formats, identify, weights
 from ddimctl.errors import FileError
 
 
@@ -273,7 +273,7 @@ def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
             formats.read(path)
     folder = write_tiny_model(tmp_path / "m")
     os.mkfifo(folder / "README.md")
-    assert diffusers.licence(folder) is None
+    assert folders.licence(folder) is None
     os.mkfifo(tmp_path / "c.json")
     with pytest.raises(FileError, match="a pipe or a device"):
         formats.read_config(str(tmp_path / "c.json"))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddimctl import health
 from ddimctl.health import FIGURES, Figure, examine, verdict
-from ddimctl.seeds import noise
+from ddimctl.seeds import noise, noise_array
 
 SHAPE = (3, 28, 28)
 OTHERS = 1000  # a seed that `examine` does not draw its reference with
@@ -186,12 +186,12 @@ def test_large_latents_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
     whole = examine(xT)
     largest = 0
 
-    def counted(shape: tuple[int, ...], n: int, seed: int) -> Tensor:
+    def counted(shape: tuple[int, ...], n: int, seed: int) -> np.ndarray:
         nonlocal largest
         largest = max(largest, n * math.prod(shape))
-        return noise(shape, n, seed)
+        return noise_array(shape, n, seed)
 
-    monkeypatch.setattr(health, "noise", counted)
+    monkeypatch.setattr(health, "noise_array", counted)
     monkeypatch.setattr(health, "AT_ONCE", 50_000)
     parts = examine(xT)
     assert 0 < largest <= 50_000

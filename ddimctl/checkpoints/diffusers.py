@@ -17,18 +17,18 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ddimctl.checkpoints import Checkpoint, betas, identify, weights
+from ddimctl.checkpoints.folders import NETWORKS, STEM
+from ddimctl.checkpoints.folders import recognises as recognises
 from ddimctl.errors import DDIMError, FileError
 from ddimctl.files import is_special, make_folder, write_bytes
 from ddimctl.schedule import Schedule
 from ddimctl.unet import UNetConfig
 
-STEM = "diffusion_pytorch_model"
 WEIGHTS = f"{STEM}.safetensors"
 HELD_OUT_FOLDER = "held-out"  # beside the network: images it was not trained on
 VERSION = "0.36.0"  # of the diffusers whose layout we write
 # Old diffusers named the attention's weights so.
 LEGACY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-NETWORKS = ("UNet2DModel", "UNetUnconditionalModel")  # the second is the first's old name
 # Training scripts save the averaged weights in unet_ema/, whose configuration has the average's fields too.
 EMA_FIELDS = {"decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"}
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -47,13 +47,6 @@ SCHEDULERS = {
 def is_unet(content: Any) -> bool:
     """Whether `content` is the state dict of a ``UNet2DModel``."""
     return weights.is_state(content) and {"conv_in.weight", "time_embedding.linear_1.weight"} <= content.keys()
-
-
-def recognises(content: Any) -> bool:
-    """Whether `content` is a folder in this layout."""
-    if not isinstance(content, Path) or not content.is_dir():
-        return False
-    return any((content / sub / "config.json").is_file() for sub in ("unet_ema", "unet", "."))
 
 
 def read(folder: Path, config: Mapping[str, Any] | None = None, name: str = "", file: Path | None = None) -> Checkpoint:
@@ -220,21 +213,6 @@ def read_scheduler(config: Mapping[str, Any]) -> tuple[Schedule, str]:
         config.get("beta_start", start),
         config.get("beta_end", end),
     ), prediction
-
-
-def licence(folder: Path) -> str | None:
-    """The licence that a folder's card (README.md) states at its top."""
-    path = folder / "README.md"
-    if is_special(path):
-        return None
-    try:
-        with path.open("rb") as f:
-            text = f.read(100_000).decode("utf-8", "replace")
-    except OSError:
-        return None
-    head = text.split("---")[1] if text.startswith("---") and text.count("---") > 1 else ""
-    found = [line.partition(":")[2].strip(" \"'") for line in head.splitlines() if line.startswith("license:")]
-    return found[0] if found and found[0] else None
 
 
 def explain(folder: Path) -> FileError:

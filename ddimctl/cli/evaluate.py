@@ -80,6 +80,16 @@ class Cell:
     seconds: float  # for all of them
     made: int  # how many were made just now; the others were in the cache
 
+    def record(self, n: int) -> dict[str, Any]:
+        return {
+            "eta": self.setting.how.eta,
+            "sigma_hat": self.setting.how.sigma_hat,
+            "steps": self.setting.steps,
+            "distance": self.distance,
+            "seconds_per_image": self.seconds / n,
+            "made": self.made,
+        }
+
 
 @flat
 def evaluate(
@@ -103,31 +113,18 @@ def evaluate(
     Example: ddimctl evaluate --eta 0,0.2,0.5,1 --sigma-hat --steps 10,20,50 -n 2000
     """
     from ddimctl import cache as caches
-    from ddimctl import engines, frechet, plots
-    from ddimctl import evaluate as library
+    from ddimctl import engines, plots
     from ddimctl.files import refuse_existing
     from ddimctl.images.formats import check_apart
-    from ddimctl.recipe import Way
-    from ddimctl.sampling import Noising
 
     console = said.console()
     engines.check(machine.engine, machine.precision)
-    etas, columns = parse_etas(how.eta), list(dict.fromkeys(options.parse_integers(how.steps, "--steps")))
-    if how.n < 2:
-        raise UsageError(
-            f"{how.n} images have no covariance", hint="give -n a number from 2 up; 1,000 or more mean something"
-        )
+    settings = plan_cells(how, what.condition())
     if files.plot is not None:
         plots.check_target(files.plot)
         refuse_existing(files.plot, files.force)
         check_apart(files.plot, filter(None, [against.reference]))
     net = inputs.open_model(what, machine, console)
-    rows = [(value, False) for value in etas] + ([(1.0, True)] if how.sigma_hat else [])
-    settings = [
-        library.Setting(Noising(Way(how.solver, how.spacing, s), v, hat), how.seed, what.condition())
-        for v, hat in rows
-        for s in columns
-    ]
     for setting in settings:
         setting.how.check()
         setting.how.way.path(net.schedule)
@@ -139,66 +136,89 @@ def evaluate(
                 f"warning: {count} {kind} are too few for {extractor.dimension} features: their covariance is singular"
             )
     folder = caches.folder() if files.cache is None else files.cache
-    cells = []
-    # The precision decides about the images; the engine is chosen by what is to do.
-    net = net.with_network(engines.make(net.network.module, "torch", machine.precision))
-    lacking = {s: list(library.missing(net, s, how.n, cache=folder)) for s in settings}
-    if work := sum(inputs.evaluations(sum(lacking[s]), s.steps, s.how.way.solver) for s in settings):
-        net = inputs.start_engine(net, machine, console, work=work)
-        warm_up(net, what.condition())
-    work = sum(s.steps * -(-k // machine.batch_size) for s in settings for k in lacking[s])
-    with console.bar(work, "sampling") as bar:
-        for setting in settings:
-            made = library.generate(net, setting, how.n, cache=folder, batch_size=machine.batch_size, progress=bar)
-            found = frechet.statistics(extractor.parts(made.pixels))
-            cells.append(Cell(setting, frechet.distance(found, known), made.seconds, made.made))
-            console.detail(f"{setting.row}, S = {setting.steps}: {cells[-1].distance:.4g} ({made.made} images made)")
+    measuring = Measuring(folder, extractor, known, machine, console)
+    cells, engine = measuring.fill(net, settings, how.n)
     if old := sum(how.n - c.made for c in cells):
         console.notice(f"{old:,} of {how.n * len(cells):,} images were in the cache, {folder}")
     seconds = seconds_per_image(cells, how.n)
-    console.data(
-        as_table(cells, seconds),
-        {
-            "model": {"name": net.name, "digest": net.digest},
-            "features": {
-                "name": extractor.name,
-                "dimension": extractor.dimension,
-                **{k: v for k, v in extractor.about.items() if k != "floor"},
-            },
-            "reference": {
-                "source": str(against.reference) if against.reference else "training images",
-                "images": known.n,
-            },
-            "floor": floor,
-            "images": how.n,
-            "seed": how.seed,
-            "spacing": how.spacing,
-            "solver": how.solver,
-            "engine": net.network.engine if work else None,
-            "precision": machine.precision,
-            "results": [
-                {
-                    "eta": c.setting.how.eta,
-                    "sigma_hat": c.setting.how.sigma_hat,
-                    "steps": c.setting.steps,
-                    "distance": c.distance,
-                    "seconds_per_image": c.seconds / how.n,
-                    "made": c.made,
-                }
-                for c in cells
-            ],
-            "seconds_per_image": {str(s): t for s, t in seconds.items()},
-        },
-    )
+    record = {
+        "model": {"name": net.name, "digest": net.digest},
+        "features": described(extractor),
+        "reference": {"source": str(against.reference) if against.reference else "training images", "images": known.n},
+        "floor": floor,
+        "images": how.n,
+        "seed": how.seed,
+        "spacing": how.spacing,
+        "solver": how.solver,
+        "engine": engine,
+        "precision": machine.precision,
+        "results": [c.record(how.n) for c in cells],
+        "seconds_per_image": {str(s): t for s, t in seconds.items()},
+    }
+    console.data(as_table(cells, seconds), record)
     if files.plot is not None:
         lines: dict[str, dict[int, float]] = {}
         for c in cells:
             lines.setdefault(c.setting.row, {})[c.setting.steps] = c.distance
         real = floor.get("test", {}).get(str(how.n))
-        plots.distance_against_steps(
-            files.plot, lines, seconds, real, extractor.name, f"{net.name}, {how.n:,} images a cell"
-        )
+        title = f"{net.name}, {how.n:,} images a cell"
+        plots.distance_against_steps(files.plot, lines, seconds, real, extractor.name, title)
         console.notice(f"{files.plot}: distance and seconds against S")
+
+
+def plan_cells(how: Cells, condition: Condition) -> list[Setting]:
+    """A cell for each η and S, row by row. Raises `UsageError` where there is none of that kind."""
+    from ddimctl.evaluate import Setting
+    from ddimctl.recipe import Way
+    from ddimctl.sampling import Noising
+
+    etas, columns = parse_etas(how.eta), list(dict.fromkeys(options.parse_integers(how.steps, "--steps")))
+    if how.n < 2:
+        raise UsageError(
+            f"{how.n} images have no covariance", hint="give -n a number from 2 up; 1,000 or more mean something"
+        )
+    rows = [(value, False) for value in etas] + ([(1.0, True)] if how.sigma_hat else [])
+    return [
+        Setting(Noising(Way(how.solver, how.spacing, s), v, hat), how.seed, condition)
+        for v, hat in rows
+        for s in columns
+    ]
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What every cell is made with, and compared with."""
+
+    folder: Path  # of the cache
+    extractor: Extractor
+    known: Statistics
+    machine: options.Machine
+    console: Console
+
+    def fill(self, model: Model, settings: Sequence[Setting], n: int) -> tuple[list[Cell], str | None]:
+        """The cells, and the engine that made what was missing of their images; None if nothing was."""
+        from ddimctl import engines, evaluate, frechet
+
+        machine, console, cells = self.machine, self.console, []
+        # The precision decides about the images; the engine is chosen by what is to do.
+        model = model.with_network(engines.make(model.network.module, "torch", machine.precision))
+        lacking = {s: list(evaluate.missing(model, s, n, cache=self.folder)) for s in settings}
+        work = sum(inputs.evaluations(sum(lacking[s]), s.steps, s.how.way.solver) for s in settings)
+        if work:
+            model = inputs.start_engine(model, machine, console, work=work)
+            warm_up(model, settings[0].condition)
+        steps = sum(s.steps * -(-k // machine.batch_size) for s in settings for k in lacking[s])
+        with console.bar(steps, "sampling") as bar:
+            for setting in settings:
+                made = evaluate.generate(
+                    model, setting, n, cache=self.folder, batch_size=machine.batch_size, progress=bar
+                )
+                found = frechet.statistics(self.extractor.parts(made.pixels))
+                cells.append(Cell(setting, frechet.distance(found, self.known), made.seconds, made.made))
+                console.detail(
+                    f"{setting.row}, S = {setting.steps}: {cells[-1].distance:.4g} ({made.made} images made)"
+                )
+        return cells, model.network.engine if work else None
 
 
 def warm_up(model: Model, condition: Condition) -> None:
@@ -241,6 +261,12 @@ def open_features(wanted: str | None, model: Model) -> Extractor:
     if takes != model.image_shape:
         raise FileError(f"{own} is for images of shape {takes}, the model {model.name} makes {model.image_shape}")
     return extractor
+
+
+def described(extractor: Extractor) -> dict[str, Any]:
+    """The features, as a record."""
+    about = {k: v for k, v in extractor.about.items() if k != "floor"}
+    return {"name": extractor.name, "dimension": extractor.dimension, **about}
 
 
 def has_inception() -> bool:

@@ -61,7 +61,7 @@ def info(
     from ddimctl.images import formats
 
     try:
-        found = latent.load(Path(file))
+        found = latent.load(Path(file), tensors=False)
     except FileError as e:  # checkpoints have the same suffixes
         try:
             described = models.describe(file, what.config, console)

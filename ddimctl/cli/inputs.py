@@ -31,6 +31,7 @@ def open_model(
 
     `reference` is what it is called where `what` does not say it. Raises `UsageError` if it cannot be asked for that.
     """
+    from ddimctl import catalogue
     from ddimctl.families import load
 
     model = load(
@@ -39,6 +40,8 @@ def open_model(
     model.embed(what.condition())
     tell_guesses(model, console)
     console.detail(f"{model.name}: {model.network.module.facts.parameters:,} parameters on {model.device}")
+    if model.about.folder is not None:
+        catalogue.remember(model.about.folder, model.digest)
     for note in model.about.notes:
         console.detail(f"{model.name}: {note}")
     return model

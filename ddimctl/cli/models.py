@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddimctl.cli import names, options
-from ddimctl.cli.console import Console, plain
+from ddimctl.cli.console import Console, plain, table
 from ddimctl.cli.groups import flat, group, like
 from ddimctl.cli.help import Command, Group
 from ddimctl.errors import UsageError
@@ -25,20 +25,35 @@ Reference = Annotated[str, typer.Argument(metavar="MODEL", help=options.MODEL_HE
 @app.command("list", cls=Command)
 @flat
 def list_models(said: options.Said) -> None:
-    """Print the names of the bundled models.
+    """List the models that are here: the bundled ones, and those that were downloaded from the hub.
+
+    A downloaded model has a digest once it was used. Any other folder or file is a model for -m, too: see models show.
 
     Example: ddimctl models list
     """
-    from ddimctl.families import bundled
-    from ddimctl.files import bundled_folder
+    from ddimctl.catalogue import here
 
-    names = bundled()
-    folder = bundled_folder()
-    console = said.console()
-    if names or said.json:
-        console.data("\n".join(names), {"models": [{"name": n, "folder": str(folder / n)} for n in names]})
-    else:
-        console.notice("no model is bundled")
+    console, entries = said.console(), here()
+    if not entries and not said.json:
+        console.notice("no model is bundled, and none was downloaded")
+        return
+    rows = [
+        [e.name, " x ".join(map(str, e.size)) if e.size else "any", str(e.channels or "-"),
+         f"{e.parameters:,}" if e.parameters else "-", e.licence or "not stated", (e.digest or "-")[:16], e.where]
+        for e in entries
+    ]  # fmt: skip
+    header = ["model", "size", "channels", "parameters", "licence", "digest", "where"]
+    known = [
+        {"name": e.name, "folder": str(e.folder), "where": e.where, "image_size": e.size, "channels": e.channels,
+         "parameters": e.parameters, "licence": e.licence, "digest": e.digest}
+        for e in entries
+    ]  # fmt: skip
+    console.data(plain_table(header, rows), {"models": known})
+
+
+def plain_table(header: list[str], rows: list[list[str]]) -> str:
+    """A table of what files say, which steers no terminal."""
+    return table(header, [[plain(cell) for cell in row] for row in rows])
 
 
 @app.command(cls=Command)
@@ -75,7 +90,7 @@ def convert(
 
     Example: ddimctl models convert ckpt.pth -o my-model
     """
-    from ddimctl.checkpoints import diffusers, formats
+    from ddimctl.checkpoints import diffusers, folders, formats
     from ddimctl.families import find, pixel
     from ddimctl.files import write_bytes
 
@@ -90,7 +105,7 @@ def convert(
         raise UsageError(f"{files.output} is the model itself", hint="name another folder")
     module = pixel.make_module(found, name)  # refuses what does not fit together, before anything is written
     report(console, found)
-    licence = files.license_ or (diffusers.licence(folder) if folder else None)
+    licence = files.license_ or (folders.licence(folder) if folder else None)
     if files.force:
         diffusers.clear(files.output)
     diffusers.write(files.output, found)
@@ -128,14 +143,14 @@ def pull(
 
 def describe(reference: str, config: str | None, console: Console) -> tuple[str, dict[str, Any]]:
     """What a model is, as text and as a record; what was guessed, as notices. It is not asked for any class."""
-    from ddimctl.checkpoints import diffusers, formats
+    from ddimctl.checkpoints import folders, formats
     from ddimctl.families import find, pixel
 
     where = find(reference, config=config)
     checkpoint, folder = formats.read(where.path, where.settings), where.about.folder
     facts = pixel.make_module(checkpoint, where.about.name).facts
     report(console, checkpoint)
-    return about(checkpoint, where.about.name, facts, licence=diffusers.licence(folder) if folder else None)
+    return about(checkpoint, where.about.name, facts, licence=folders.licence(folder) if folder else None)
 
 
 def report(console: Console, checkpoint: Checkpoint) -> None:

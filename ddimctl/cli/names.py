@@ -38,8 +38,6 @@ def some_of(*names: str) -> Callable[[str], list[str]]:
 
 def models(incomplete: str) -> Iterable[str]:
     """Completes the name of a bundled model."""
-    from ddimctl.files import bundled_folder
+    from ddimctl.catalogue import bundled
 
-    folder = bundled_folder()
-    found = sorted(p.name for p in folder.iterdir() if (p / "model_index.json").is_file()) if folder.is_dir() else []
-    return [name for name in found if name.startswith(incomplete)]
+    return [name for name in bundled() if name.startswith(incomplete)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddimctl import files
+from ddimctl.catalogue import bundled as bundled
 from ddimctl.errors import UsageError
 from ddimctl.files import bundled_folder
 from ddimctl.model import About, Model
@@ -66,11 +67,3 @@ def find(reference: str, *, config: str | None = None) -> Found:
         name = reference
     about = About(name, reference, config, folder if folder.is_dir() else None)
     return Found(path, about, settings)
-
-
-def bundled() -> list[str]:
-    """The names of the bundled models."""
-    from ddimctl.checkpoints import diffusers
-
-    folder = bundled_folder()
-    return sorted(p.name for p in folder.iterdir() if diffusers.recognises(p)) if folder.is_dir() else []

@@ -48,12 +48,13 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(to_array(pixels))
 
 
-def to_pixels(images: Tensor) -> np.ndarray:
+def to_pixels(images: Array) -> np.ndarray:
     """(…, C, H, W) in [−1, 1] → uint8 (…, H, W, C), rounded to nearest and clipped."""
     import numpy as np
-    import torch
 
-    return np.moveaxis(nearest(images.detach().double().cpu()).to(torch.uint8).numpy(), -3, -1)
+    from ddimctl.arrays import float64, to_numpy
+
+    return np.moveaxis(to_numpy(nearest(float64(images))).astype(np.uint8), -3, -1)
 
 
 def check_finite(images: Any, name: str) -> None:

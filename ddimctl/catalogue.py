@@ -1,0 +1,95 @@
+"""What models are here: the bundled ones, and those that were downloaded from the hub. None is loaded, nor is torch.
+
+A model's digest takes loading it: those of the bundled ones stand here, those of others are remembered once they were used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddimctl import cache
+from ddimctl.checkpoints import folders
+from ddimctl.files import bundled_folder
+
+DIGESTS = {
+    "emoji": "a0698415b23f53f791344cbda5c7359fb336c8429796d54f079335ee9ab78965",
+    "fashion-mnist": "18a3b7001509263d9d064bdf11d1b99fb558e879b046a1250019576ce267738f",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model that is here, by what its files say."""
+
+    name: str  # what -m takes
+    folder: Path
+    where: str  # "bundled", "hub"
+    size: tuple[int, int] | None  # height and width of its images
+    channels: int | None
+    parameters: int | None
+    licence: str | None
+    digest: str | None
+
+
+def bundled() -> list[str]:
+    """The names of the bundled models."""
+    folder = bundled_folder()
+    return sorted(p.name for p in folder.iterdir() if folders.recognises(p)) if folder.is_dir() else []
+
+
+def here() -> list[Entry]:
+    """The bundled models, then those in the hub's cache."""
+    entries = [_entry(name, bundled_folder() / name, "bundled", DIGESTS.get(name)) for name in bundled()]
+    return entries + [_entry(name, folder, "hub", remembered(folder)) for name, folder in sorted(downloaded())]
+
+
+def downloaded() -> Iterator[tuple[str, Path]]:
+    """(id, folder) of the models in the hub's cache that are networks of ours, each as it was downloaded last."""
+    for repo in hub_folder().glob("models--*--*"):
+        snapshots = [s for s in repo.glob("snapshots/*") if folders.recognises(s)]
+        current = repo / "refs/main"
+        if snapshots:
+            wanted = current.read_text().strip() if current.is_file() else ""
+            folder = next((s for s in snapshots if s.name == wanted), max(snapshots, key=lambda s: s.stat().st_mtime))
+            if folders.settings(folder).get("_class_name") in folders.NETWORKS:
+                yield repo.name.removeprefix("models--").replace("--", "/", 1), folder
+
+
+def hub_folder() -> Path:
+    """Where huggingface-hub keeps what it downloads."""
+    env = os.environ.get
+    if said := env("HF_HUB_CACHE") or env("HUGGINGFACE_HUB_CACHE"):
+        return Path(said)
+    home = env("HF_HOME") or os.path.join(env("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface")  # noqa: PTH111, PTH118 (no home is no error)
+    return Path(home) / "hub"
+
+
+def remember(folder: Path, digest: str) -> None:
+    """Has `here` know the digest of a downloaded model from now on."""
+    if hub_folder() in folder.parents:
+        cache.fetch(_key(folder), digest.encode)
+
+
+def remembered(folder: Path) -> str | None:
+    """The digest of the model in a folder, if it was loaded here since it last changed."""
+    found = cache.load(_key(folder))
+    return found.decode("ascii", "replace") if found else None
+
+
+def _key(folder: Path) -> str:
+    files = sorted(p for p in folders.network(folder).iterdir() if p.is_file())
+    return cache.name("digest", *((str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files))
+
+
+def _entry(name: str, folder: Path, where: str, digest: str | None) -> Entry:
+    settings = folders.settings(folder)
+    size, channels = settings.get("sample_size"), settings.get("in_channels", 3)
+    sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list) else ()
+    known = (sides[0], sides[1]) if len(sides) == 2 and all(isinstance(s, int) for s in sides) else None
+    return Entry(
+        name, folder, where, known, channels if isinstance(channels, int) else None, folders.parameters(folder),
+        folders.licence(folder), digest,
+    )  # fmt: skip
