@@ -19,7 +19,7 @@ from conftest import write_tiny_model
 from PIL import Image
 from safetensors.torch import save_file
 
-from ddimctl.checkpoints import formats, identify, weights
+from ddimctl.checkpoints import folders, formats, identify, weights
 from ddimctl.errors import FileError
 
 

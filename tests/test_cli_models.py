@@ -13,7 +13,7 @@ import torch
 from conftest import Result, write_tiny_model
 from rounding import NETWORK, apart
 
-from ddimctl import families
+from ddimctl import catalogue
 from ddimctl.families import load, pixel
 from ddimctl.model import Condition
 
@@ -49,13 +49,14 @@ def test_list(invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for name in ("b", "a"):
         write_tiny_model(tmp_path / "bundled" / name)
     (tmp_path / "bundled" / "not-a-model").mkdir()
-    monkeypatch.setattr(families, "bundled_folder", lambda: tmp_path / "bundled")
-    assert invoke("models", "list").ok().out == "a\nb\n"
+    monkeypatch.setattr(catalogue, "bundled_folder", lambda: tmp_path / "bundled")
+    rows = invoke("models", "list").ok().out.splitlines()
+    assert [row.split()[0] for row in rows] == ["model", "a", "b"]
     record = json.loads(invoke("models", "list", "--json").ok().out)
     assert [m["name"] for m in record["models"]] == ["a", "b"]
-    monkeypatch.setattr(families, "bundled_folder", lambda: tmp_path / "nothing")
+    monkeypatch.setattr(catalogue, "bundled_folder", lambda: tmp_path / "nothing")
     nothing = invoke("models", "list").ok()
-    assert (nothing.out, nothing.err) == ("", "no model is bundled\n")
+    assert (nothing.out, nothing.err) == ("", "no model is bundled, and none was downloaded\n")
     assert json.loads(invoke("models", "list", "--json").ok().out) == {"models": []}
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ddimctl.checkpoints import identify, weights
-from ddimctl.checkpoints.diffusers import STEM, VERSION, WEIGHTS, read_json
+from ddimctl.checkpoints.diffusers import VERSION, WEIGHTS, read_json
+from ddimctl.checkpoints.folders import STEM
 from ddimctl.errors import FileError
 from ddimctl.files import make_folder, write_bytes
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ddimctl import engines
 from ddimctl.arrays import Array
 from ddimctl.checkpoints import identify, parts
-from ddimctl.checkpoints.diffusers import STEM, read_json, read_scheduler
+from ddimctl.checkpoints.diffusers import read_json, read_scheduler
+from ddimctl.checkpoints.folders import STEM
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.model import About, Condition, Model
 from ddimctl.network import Embedded, Facts, Module
