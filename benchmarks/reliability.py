@@ -38,7 +38,7 @@ from PIL import Image
 
 from ddimctl import __version__, latent, ode
 from ddimctl.checkpoints import Checkpoint, diffusers
-from ddimctl.cli import app, info, inputs
+from ddimctl.cli import app, info, inputs, options
 from ddimctl.cli.console import Console
 from ddimctl.errors import DDIMError, FileError
 from ddimctl.families import load
@@ -498,9 +498,9 @@ def base_images(seed: int) -> list[bytes]:
         (rgb, "PNG", {"save_all": True, "append_images": [rgba]}),
     ]  # fmt: skip
     out = []
-    for picture, format_, options in wanted:
+    for picture, format_, how in wanted:
         buffer = io.BytesIO()
-        picture.save(buffer, format_, **options)
+        picture.save(buffer, format_, **how)
         out.append(buffer.getvalue())
     return out
 
@@ -538,10 +538,11 @@ def mutated_models(n: int, seed: int, work: Path) -> Result:
 
     def decode(found: Latent) -> str:
         info.about_latent(found)
-        where = inputs.model_of(found, "x", None, device="cpu", console=quiet, force=False)
-        way = inputs.way_back(found, where, inputs.OtherWay())
+        asked = options.OtherWhat()
+        where = inputs.model_of(found, "x", asked, machine=options.Machine(device="cpu"), console=quiet, force=False)
+        way = inputs.way_back(found, where, options.OtherHow())
         if way.steps < 50:
-            ode.decode(where, found.xT[:1], way, inputs.condition_of(found, None))
+            ode.decode(where, found.xT[:1], way, inputs.condition_of(found, asked))
         return "decoded"
 
     def meaning(rng: random.Random) -> bytes:

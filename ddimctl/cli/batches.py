@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from ddimctl.cli.inputs import tell_of
 from ddimctl.errors import DDIMError, SomeFailed, UsageError
 
 if TYPE_CHECKING:
+    from ddimctl.arrays import Array
     from ddimctl.ode import Progress
     from ddimctl.runs.plan import Item, Outcome
     from ddimctl.runs.reading import Loaded
@@ -122,6 +124,88 @@ def manifest_path(folder: Path, shard: str | None) -> Path:
     return path.with_stem(f"{path.stem}-{shard.replace('/', '-of-')}") if shard else path
 
 
+@dataclass
+class Tally:
+    """What became of the items so far, and what is to be said of it at the end."""
+
+    total: int
+    done: int = 0
+    skipped: int = 0
+    failed: int = 0
+    adjusted: int = 0
+    unconverged: int = 0
+    failures: list[dict[str, str]] = field(default_factory=list)
+    told: set[str] = field(default_factory=set)
+
+    def add(self, outcome: Outcome, say: Callable[[str], None], *, verbose: bool) -> None:
+        """Counts an outcome, and says what is wrong with it or, if `verbose`, what was done to the image."""
+        from ddimctl.images.preprocessing import describe
+        from ddimctl.runs import plan
+
+        self.done += outcome.status == plan.DONE
+        self.skipped += outcome.status == plan.SKIPPED
+        if outcome.status == plan.FAILED:
+            self.failed += 1
+            self.failures.append({"source": outcome.item.source, "reason": str(outcome.failure)})
+            del self.failures[100:]
+            if self.failed <= SHOWN:
+                for line in _failed(outcome.failure, self.told):
+                    say(line)
+        if said := describe(outcome.notes["image"]) if outcome.notes.get("image") else "":
+            self.adjusted += 1
+            if verbose:
+                say(said)
+        self.unconverged += outcome.notes.get("converged") is False
+
+    def so_far(self) -> str:
+        count = self.done + self.skipped + self.failed
+        return f"{count}/{self.total}" + (f"  {self.failed} failed" if self.failed else "")
+
+    def close(self, verb: str, manifest: Path, console: Console, *, dry_run: bool) -> None:
+        """The notices at the end."""
+        if self.failed > SHOWN:
+            console.notice(f"… and {self.failed - SHOWN} more failed")
+        if self.adjusted:
+            console.notice(
+                f"{self.adjusted} images were changed to fit the model; -v says how, and so does {manifest.name}"
+            )
+        if self.unconverged:
+            console.notice(f"warning: {self.unconverged} did not converge; {manifest} says which")
+        would = "would be " if dry_run else ""
+        console.notice(f"{would}{verb}: {self.done}, there already: {self.skipped}, failed: {self.failed}")
+
+
+@contextmanager
+def written(manifest: Path, about: dict[str, Any], *, dry_run: bool) -> Iterator[Callable[[Outcome], None]]:
+    """Yields what writes an outcome into the manifest, some at a time; those before an error are written, too."""
+    from ddimctl.files import make_folder
+    from ddimctl.runs import plan
+    from ddimctl.runs.manifest import Manifest
+
+    if dry_run:
+        yield lambda outcome: None
+        return
+    make_folder(manifest.parent)
+    log, pending = Manifest(manifest, about), list[Outcome]()
+
+    def write(outcome: Outcome) -> None:
+        if outcome.status != plan.SKIPPED:
+            pending.append(outcome)
+            if len(pending) >= FLUSH:
+                log.add(pending)
+                pending.clear()
+
+    try:
+        yield write
+    except BaseException:
+        with suppress(DDIMError):  # the first error is the one to tell
+            log.add(pending)
+            log.close()
+        raise
+    log.add(pending)
+    log.close()
+
+
 def run(
     work: Callable[[Progress], Iterator[Outcome]],
     total: int,
@@ -133,80 +217,36 @@ def run(
     dry_run: bool,
 ) -> None:
     """Works through the outcomes of `work`, which takes about `steps` an item. Raises `SomeFailed` if some failed."""
-    from ddimctl.arrays import Array
-    from ddimctl.files import make_folder
-    from ddimctl.images.preprocessing import describe
     from ddimctl.runs import plan
-    from ddimctl.runs.manifest import Manifest
 
-    counts = {plan.DONE: 0, plan.SKIPPED: 0, plan.FAILED: 0}
-    adjusted = unconverged = 0
-    failures: list[dict[str, str]] = []
-    told: set[str] = set()
-    pending: list[Outcome] = []
-    log = None
+    tally = Tally(total)
+    with (
+        written(manifest, about, dry_run=dry_run) as write,
+        console.meter(total * steps, verb, tally.so_far) as meter,
+        console.watched(),
+    ):
 
-    def more() -> str:
-        count = sum(counts.values())
-        return f"{count}/{total}" + (f"  {counts[plan.FAILED]} failed" if counts[plan.FAILED] else "")
+        def watched(states: Iterable[Array]) -> Iterator[Array]:
+            for state in states:
+                yield state
+                meter.partly(len(state))
 
-    if not dry_run:
-        make_folder(manifest.parent)
-        log = Manifest(manifest, about)
-    try:
-        with console.meter(total * steps, verb, more) as meter, console.watched():
-
-            def watched(states: Iterable[Array]) -> Iterator[Array]:
-                for state in states:
-                    yield state
-                    meter.partly(len(state))
-
-            for outcome in work(watched):
-                counts[outcome.status] += 1
-                if outcome.status == plan.FAILED:
-                    failures.append({"source": outcome.item.source, "reason": str(outcome.failure)})
-                    if counts[plan.FAILED] <= SHOWN:
-                        for line in _failed(outcome.failure, told):
-                            meter.say(line)
-                    del failures[100:]
-                if said := describe(outcome.notes["image"]) if outcome.notes.get("image") else "":
-                    adjusted += 1
-                    if console.verbose:
-                        meter.say(said)
-                unconverged += outcome.notes.get("converged") is False
-                if dry_run and not console.json:
-                    print(_plan(outcome, verb))
-                elif not console.json:
-                    for target in outcome.targets:
-                        print(target)
-                meter.add(steps, free=outcome.status != plan.DONE)
-                if log is not None and outcome.status != plan.SKIPPED:
-                    pending.append(outcome)
-                    if len(pending) >= FLUSH:
-                        log.add(pending)
-                        pending.clear()
-    except BaseException:
-        if log is not None:
-            with suppress(DDIMError):  # the first error is the one to tell
-                log.add(pending)
-                log.close()
-        raise
-    if log is not None:
-        log.add(pending)
-        log.close()
-    done, skipped, failed = counts.values()
-    if counts[plan.FAILED] > SHOWN:
-        console.notice(f"… and {failed - SHOWN} more failed")
-    if adjusted:
-        console.notice(f"{adjusted} images were changed to fit the model; -v says how, and so does {manifest.name}")
-    if unconverged:
-        console.notice(f"warning: {unconverged} did not converge; {manifest} says which")
-    console.notice(f"{'would be ' if dry_run else ''}{verb}: {done}, there already: {skipped}, failed: {failed}")
+        for outcome in work(watched):
+            tally.add(outcome, meter.say, verbose=console.verbose)
+            if dry_run and not console.json:
+                print(_plan(outcome, verb))
+            elif not console.json:
+                for target in outcome.targets:
+                    print(target)
+            meter.add(steps, free=outcome.status != plan.DONE)
+            write(outcome)
+    tally.close(verb, manifest, console, dry_run=dry_run)
     if console.json:
-        record = {"total": total, verb: done, "skipped": skipped, "failed": failed, "failures": failures}
-        console.data("", {**about, **record, "manifest": None if dry_run else str(manifest)})
-    if failed:
-        raise SomeFailed(f"{failed} of {total} failed", hint="" if dry_run else f"{manifest} says why")
+        counts = {"total": total, verb: tally.done, "skipped": tally.skipped, "failed": tally.failed}
+        record = {**about, **counts, "failures": tally.failures, "manifest": None if dry_run else str(manifest)}
+        console.data("", record)
+    if tally.failed:
+        raise SomeFailed(f"{tally.failed} of {total} failed", hint="" if dry_run else f"{manifest} says why")
 
 
 def _failed(failure: DDIMError | None, told: set[str]) -> Iterator[str]:
