@@ -46,7 +46,6 @@ def decode(
     Example: ddimctl decode latent.pt -o back.png
     """
     from ddimctl import latent
-    from ddimctl.images import formats
     from ddimctl.runs import local, plan
     from ddimctl.runs.manifest import read_manifest
     from ddimctl.runs.work import Decoding
@@ -61,14 +60,8 @@ def decode(
     is_film = single and first is not None and plan_film(items[0], files, len(first.xT))
     target = plan_target(latents or [], items, files, one_image=one_image, is_film=is_film)
 
-    net: Model | None = None
-    if first is not None:
-        name = items[0].source if single else "the first latent"
-        net = inputs.model_of(first, name, what, machine=machine, console=console, force=files.force)
-    elif what.model is not None:
-        net = inputs.open_model(what, machine, console)
-    if net is not None:
-        formats.check_channels(f"an image of the model {net.name}", net.channels)
+    name = items[0].source if single else "the first latent"
+    net = opened(first, name, what, machine=machine, console=console, force=files.force)
     if net is not None and first is not None:
         solver = how.solver or first.provenance["decoder"]
         work = inputs.evaluations(len(items) * len(first.xT), how.steps or len(first.path) - 1, solver)
@@ -88,25 +81,41 @@ def decode(
         return
     folder = files.output or Path()
     manifest = batches.manifest_path(folder, files.shard)
+    targets, before = local.Targets(folder, ".png", files.force, files.dry_run), read_manifest(manifest)
     if target is not None and first is not None:
         way_back(first, items[0].source)
 
-        def decoded(progress: Progress) -> Iterator[plan.Outcome]:
+    def decoded(progress: Progress) -> Iterator[plan.Outcome]:
+        if target is not None and first is not None:
             return iter([plan.Outcome(items[0], plan.DONE, (target,))])
-
-    else:
-        targets = local.Targets(folder, ".png", files.force, files.dry_run)
-        before = read_manifest(manifest)
-
-        def decoded(progress: Progress) -> Iterator[plan.Outcome]:
-            return local.decode(
-                items, targets, way_back, batch_size=machine.batch_size, before=before, progress=progress
-            )
+        return local.decode(items, targets, way_back, batch_size=machine.batch_size, before=before, progress=progress)
 
     run: dict[str, Any] = {"command": "decode", "model": net.digest if net else None, "tolerance": how.tolerance}
     run |= {"engine": net.network.engine if net else None, "precision": machine.precision}
     steps = 1 if first is None else len(first.xT) * (how.steps or len(first.path) - 1)
     batches.run(decoded, len(items), steps, manifest, run, "decoded", console, files.dry_run)
+
+
+def opened(
+    first: Latent | None,
+    name: str,
+    what: options.OtherWhat,
+    *,
+    machine: options.Machine,
+    console: Console,
+    force: bool,
+) -> Model | None:
+    """The model that decodes: that of the first latent, or the one named where none can be read; perhaps none."""
+    from ddimctl.images import formats
+
+    net: Model | None = None
+    if first is not None:
+        net = inputs.model_of(first, name, what, machine=machine, console=console, force=force)
+    elif what.model is not None:
+        net = inputs.open_model(what, machine, console)
+    if net is not None:
+        formats.check_channels(f"an image of the model {net.name}", net.channels)
+    return net
 
 
 def plan_film(item: Item, files: options.Batch, n: int) -> bool:
