@@ -186,7 +186,8 @@ def written(manifest: Path, about: dict[str, Any], *, dry_run: bool) -> Iterator
         yield lambda outcome: None
         return
     make_folder(manifest.parent)
-    log, pending = Manifest(manifest, about), list[Outcome]()
+    log = Manifest(manifest, about)
+    pending: list[Outcome] = []
 
     def write(outcome: Outcome) -> None:
         if outcome.status != plan.SKIPPED:
