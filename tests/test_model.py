@@ -16,7 +16,7 @@ from conftest import isolated, write_tiny_model
 from rounding import NETWORK, apart
 from torch import Tensor
 
-from ddimctl import engines, families
+from ddimctl import catalogue, engines, families
 from ddimctl.checkpoints import Checkpoint, diffusers, formats
 from ddimctl.engines import pytorch
 from ddimctl.errors import FileError, UsageError
@@ -118,7 +118,8 @@ def test_learned_variances_are_dropped() -> None:
 
 def test_load_by_folder_file_and_bundled_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_tiny_model(tmp_path / "models" / "tiny")
-    monkeypatch.setattr(families, "bundled_folder", lambda: tmp_path / "models")
+    for module in (families, catalogue):
+        monkeypatch.setattr(module, "bundled_folder", lambda: tmp_path / "models")
     monkeypatch.chdir(tmp_path)
     write_tiny_model(tmp_path / "tiny", seed=1)  # a bundled name comes before a folder of the same name
     by_name, by_path = load("tiny", "cpu"), load(str(folder), "cpu")

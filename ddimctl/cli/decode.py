@@ -81,7 +81,8 @@ def decode(
         return
     folder = files.output or Path()
     manifest = batches.manifest_path(folder, files.shard)
-    targets, before = local.Targets(folder, ".png", files.force, files.dry_run), read_manifest(manifest)
+    targets = local.Targets(folder, ".png", files.force, files.dry_run)
+    before = {} if target is not None else read_manifest(manifest)
     if target is not None and first is not None:
         way_back(first, items[0].source)
 
