@@ -320,7 +320,7 @@ def said(text: str, root: Path) -> Any:
     from ddimctl import __version__
     from ddimctl.files import bundled_folder
 
-    text = text.replace(f"{root}/work/", "").replace(f"{root}/home", "~").replace(str(bundled_folder()), "<models>")
+    text = text.replace(f"{root / 'work'}/", "").replace(f"{root}/home", "~").replace(str(bundled_folder()), "<models>")
     text = text.replace(f"ddimctl {__version__}", "ddimctl <version>").replace(
         f'"ddimctl": "{__version__}"', '"ddimctl": ""'
     )
