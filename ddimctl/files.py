@@ -31,6 +31,20 @@ OPEN = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")  # where what the process wa
 TEMPORARY = re.compile(r"\..*\.\d+\.tmp", re.DOTALL)  # what `atomic_path` names its files
 
 
+def digest(path: Path) -> str | None:
+    """SHA-256 of a file's content; None if it cannot be read."""
+    try:
+        return sha256(path.read_bytes()) if path.is_file() else None
+    except OSError:
+        return None
+
+
+def refuse_source(path: Path, sources: Collection[str]) -> None:
+    """Raises `UsageError` if `path` holds one of `sources`, SHA-256 of files that something was made from."""
+    if sources and digest(path) in sources:
+        raise UsageError(f"{path} is the picture that was encoded, and is left alone", hint="name another file with -o")
+
+
 def refuse_existing(path: Path, force: bool, makes_folder: bool = False) -> None:
     """Raises `UsageError` if `path` exists and `force` is false, or if no file can be put there.
 

@@ -80,6 +80,11 @@ class Latent:
         return Recipe.read(self.provenance)
 
     @property
+    def sources(self) -> set[str]:
+        """SHA-256 of the files that it was encoded from, as far as it says."""
+        return {image["sha256"] for image in self.images if isinstance(image.get("sha256"), str)}
+
+    @property
     def images(self) -> list[dict[str, Any]]:
         """One record for each of the N images: name, size, digest, preprocessing."""
         records: list[dict[str, Any]] = self.provenance.get("images", [])

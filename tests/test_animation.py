@@ -246,6 +246,13 @@ def test_a_frame_that_a_gif_cannot_show_so_long(tmp_path: Path) -> None:
     assert count_frames(tmp_path / "a.apng") == (70, 700_000)
 
 
+def test_its_former_name_still_leads_here() -> None:
+    from ddimctl import animation as former
+
+    assert former.save_frames is save_frames
+    assert former.count_frames is count_frames
+
+
 def test_all_suffixes_are_tried_here() -> None:
     assert set(animation.ANIMATED) == {*FORMATS, ".mp4"}
 

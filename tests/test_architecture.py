@@ -37,6 +37,7 @@ LAYERS: list[set[str]] = [
         "network",
         "seeds",
         "images",
+        "animation",
         "interpolate",
         "motion",
         "containers",

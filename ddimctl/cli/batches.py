@@ -30,11 +30,14 @@ def items_of(
     shard: str | None,
     writes: bool = True,
     console: Console | None = None,
+    *,
+    null: bool = False,
 ) -> list[Item]:
     """What a command is to work on: its arguments, and the lines of a list.
 
-    `console` is told of files that share a name, where the command writes. Raises `UsageError`
-    if there is nothing to work on, or if two of them would be written to the same name even so.
+    `console` is told of files that share a name, where the command writes; `null` says that the list ends its names with
+    NUL, and not with lines. Raises `UsageError` if there is nothing to work on, or if two of them would be written to the
+    same name even so.
     """
     from ddimctl.files import read_bytes, read_stdin
     from ddimctl.runs import plan
@@ -42,7 +45,12 @@ def items_of(
     items = plan.gather(arguments, tuple(suffixes))
     if from_file is not None:
         data = read_stdin(MAX_LIST) if from_file == "-" else read_bytes(Path(from_file), MAX_LIST)
-        items += plan.listed(line.decode("utf-8", "surrogateescape") for line in data.split(b"\n"))
+        if b"\0" in data and not null:
+            raise UsageError(f"the list {from_file} separates its names with NUL", hint="add -0")
+        listed = data.split(b"\0") if null else (line.rstrip(b"\r") for line in data.split(b"\n"))
+        items += plan.listed(name.decode("utf-8", "surrogateescape") for name in listed)
+    elif null:
+        raise UsageError("-0 says how a list ends its names", hint="name the list with --from-file")
     if not items:
         raise UsageError("nothing to work on", hint="name files or folders, or a list with --from-file")
     if len(items) > 1 and any(item.source == "-" for item in items):
@@ -129,6 +137,7 @@ class Tally:
     """What became of the items so far, and what is to be said of it at the end."""
 
     total: int
+    files: int = 0
     done: int = 0
     skipped: int = 0
     failed: int = 0
@@ -142,8 +151,10 @@ class Tally:
         from ddimctl.images.preprocessing import describe
         from ddimctl.runs import plan
 
-        self.done += outcome.status == plan.DONE
-        self.skipped += outcome.status == plan.SKIPPED
+        self.files += 1
+        images = len(outcome.targets)  # where a file holds several
+        self.done += images * (outcome.status == plan.DONE)
+        self.skipped += images * (outcome.status == plan.SKIPPED)
         if outcome.status == plan.FAILED:
             self.failed += 1
             self.failures.append({"source": outcome.item.source, "reason": str(outcome.failure)})
@@ -158,8 +169,7 @@ class Tally:
         self.unconverged += outcome.notes.get("converged") is False
 
     def so_far(self) -> str:
-        count = self.done + self.skipped + self.failed
-        return f"{count}/{self.total}" + (f"  {self.failed} failed" if self.failed else "")
+        return f"{self.files}/{self.total}" + (f"  {self.failed} failed" if self.failed else "")
 
     def close(self, verb: str, manifest: Path, console: Console, *, dry_run: bool) -> None:
         """The notices at the end."""
@@ -263,4 +273,4 @@ def _plan(outcome: Outcome, verb: str) -> str:
     if outcome.failure is not None:
         return f"fail\t{outcome.item.source}\t{' '.join(str(outcome.failure).split())}"
     does = {"done": verb.removesuffix("d"), "skipped": "skip"}[outcome.status]
-    return f"{does}\t{outcome.item.source}\t{outcome.targets[0]}"
+    return "\n".join(f"{does}\t{outcome.item.source}\t{target}" for target in outcome.targets)

@@ -10,6 +10,7 @@ import typer
 from ddimctl.cli import batches, inputs, options
 from ddimctl.cli.console import Console
 from ddimctl.cli.groups import flat
+from ddimctl.cli.opened import Opened
 from ddimctl.errors import FileError, UsageError
 
 if TYPE_CHECKING:
@@ -36,9 +37,10 @@ def decode(
 ) -> None:
     """Decode latents into images.
 
-    The model, the noise levels and the solver come from the file; name others only to see what they do. One image makes
-    LATENT.png, or the file that -o names; several go into the folder that -o names, where they keep their places. A file
-    of several makes a film where -o names one (.gif, .webp, .apng, .mp4): the frames of encode --all-frames, in time.
+    The model, the noise levels, the solver and the class come from each file; name others only to see what they do. One
+    image makes LATENT.png, or LATENT.decoded.png where that is what was encoded, or the file that -o names; several go
+    into the folder that -o names, where they keep their places. Those of a packed file are called as they were; they make
+    a film where -o names one (.gif, .webp, .apng, .mp4): the frames of encode --all-frames, in time.
 
     With several files, the same command again does only what is not done yet, a bad file does not stop the others (exit
     code 4), and a manifest in the folder says what became of each.
@@ -48,75 +50,53 @@ def decode(
     from ddimctl import latent
     from ddimctl.runs import local, plan
     from ddimctl.runs.manifest import read_manifest
-    from ddimctl.runs.work import Decoding
 
     console = said.console()
-    items = batches.items_of(latents or [], files.from_file, latent.SUFFIXES, files.shard, console=console)
+    items = batches.items_of(
+        latents or [], files.from_file, latent.SUFFIXES, files.shard, console=console, null=files.null
+    )
     single = batches.is_single(latents or [], items, files.from_file, files.shard)
     first = latent.load(Path(items[0].source)) if single else None
     if first is None and items:
         first = first_whole(items)
     one_image = single and first is not None and len(first.xT) == 1
     is_film = single and first is not None and plan_film(items[0], files, len(first.xT))
-    target = plan_target(latents or [], items, files, one_image=one_image, is_film=is_film)
+    target = plan_target(latents or [], items, files, first if one_image else None, is_film=is_film)
 
-    name = items[0].source if single else "the first latent"
-    net = opened(first, name, what, machine=machine, console=console, force=files.force)
-    if net is not None and first is not None:
-        solver = how.solver or first.provenance["decoder"]
-        work = inputs.evaluations(len(items) * len(first.xT), how.steps or len(first.path) - 1, solver)
-        net = inputs.start_engine(net, machine, console, work=work)
-
-    def way_back(file: Latent, name: str) -> Decoding:
-        if net is None:
-            raise FileError(f"{name} could not be read at first")
-        inputs.check_model(file, name, net, console=console, force=files.force)
-        return Decoding(net, inputs.way_back(file, net, how), inputs.condition_of(file, what))
+    models = Opened(what, how, machine=machine, console=console, force=files.force)
+    net: Model | None = None
+    if first is not None:
+        name = items[0].source if single else "the first latent"
+        net = models.of(first, name, images=len(items) * len(first.xT))
+    elif what.model is not None:
+        net = inputs.open_model(what, machine, console)
 
     if is_film and target is not None and first is not None and net is not None and not files.dry_run:
-        decode_film(items[0], first, way_back(first, items[0].source), target, size=machine.batch_size, console=console)
+        decode_film(
+            items[0], first, models.way_back(first, items[0].source), target, size=machine.batch_size, console=console
+        )
         return
     if target is not None and first is not None and not files.dry_run:
-        decode_one(items[0], target, way_back, console)
+        decode_one(items[0], target, models.way_back, console)
         return
     folder = files.output or Path()
     manifest = batches.manifest_path(folder, files.shard)
-    targets = local.Targets(folder, ".png", files.force, files.dry_run)
+    targets = local.Targets(folder, ".png", files.force, files.dry_run, beside=files.output is None)
     before = {} if target is not None else read_manifest(manifest)
     if target is not None and first is not None:
-        way_back(first, items[0].source)
+        models.way_back(first, items[0].source)
 
     def decoded(progress: Progress) -> Iterator[plan.Outcome]:
         if target is not None and first is not None:
             return iter([plan.Outcome(items[0], plan.DONE, (target,))])
-        return local.decode(items, targets, way_back, batch_size=machine.batch_size, before=before, progress=progress)
+        return local.decode(
+            items, targets, models.way_back, batch_size=machine.batch_size, before=before, progress=progress
+        )
 
     run: dict[str, Any] = {"command": "decode", "model": net.digest if net else None, "tolerance": how.tolerance}
     run |= {"engine": net.network.engine if net else None, "precision": machine.precision}
     steps = 1 if first is None else len(first.xT) * (how.steps or len(first.path) - 1)
     batches.run(decoded, len(items), steps, manifest, run, "decoded", console, files.dry_run)
-
-
-def opened(
-    first: Latent | None,
-    name: str,
-    what: options.OtherWhat,
-    *,
-    machine: options.Machine,
-    console: Console,
-    force: bool,
-) -> Model | None:
-    """The model that decodes: that of the first latent, or the one named where none can be read; perhaps none."""
-    from ddimctl.images import formats
-
-    net: Model | None = None
-    if first is not None:
-        net = inputs.model_of(first, name, what, machine=machine, console=console, force=force)
-    elif what.model is not None:
-        net = inputs.open_model(what, machine, console)
-    if net is not None:
-        formats.check_channels(f"an image of the model {net.name}", net.channels)
-    return net
 
 
 def plan_film(item: Item, files: options.Batch, n: int) -> bool:
@@ -134,28 +114,32 @@ def plan_film(item: Item, files: options.Batch, n: int) -> bool:
 
 
 def plan_target(
-    latents: list[str], items: Sequence[Item], files: options.Batch, *, one_image: bool, is_film: bool
+    latents: list[str], items: Sequence[Item], files: options.Batch, one: Latent | None, *, is_film: bool
 ) -> Path | None:
-    """The one file that is written, if it is one. Raises `UsageError` where it, or what -o names, cannot be."""
-    from ddimctl.files import make_folder, refuse_existing
+    """The one file that is written, for the `one` image. Raises `UsageError` where it, or what -o names, cannot be."""
+    from ddimctl.files import make_folder, refuse_existing, refuse_source
     from ddimctl.images import formats
+    from ddimctl.runs import names
 
     if files.output is not None and files.output.suffix and not files.output.is_dir():
         if is_film:
             return files.output
-        if not one_image:
+        if one is None:
             raise UsageError(f"several images do not fit into one file {files.output}", hint="name a folder with -o")
         formats.check_suffix(files.output)
     elif files.output is None and any(Path(a).is_dir() for a in latents):
         raise UsageError("a folder of latents makes many images", hint="name a folder for them with -o")
     target = files.output if files.output is not None and files.output.suffix and not files.output.is_dir() else None
-    if one_image:
-        target = target or (files.output or Path()) / f"{items[0].name}.png"
+    if one is not None:
+        stem = names.of_images(one, items[0].name, beside=files.output is None)[0]
+        target = target or (files.output or Path()) / f"{stem}.png"
+        if not files.force:  # what is forced may turn out to be what is there
+            refuse_source(target, one.sources)
         refuse_existing(target, files.force, makes_folder=target.parent == files.output)
         formats.check_apart(target, [items[0].source])
         if target.parent == files.output and not files.dry_run:
             make_folder(files.output)
-    return target if one_image else None
+    return target if one is not None else None
 
 
 def decode_one(item: Item, target: Path, way_back: Callable[[Latent, str], Decoding], console: Console) -> None:

@@ -92,7 +92,7 @@ def encode(
     if fit.all_frames and fit.frame is not None:
         raise UsageError("--all-frames and --frame contradict each other")
     suffixes = [*readable(), *(video.SUFFIXES if fit.all_frames else ())]
-    items = batches.items_of(images or [], files.from_file, suffixes, files.shard, console=console)
+    items = batches.items_of(images or [], files.from_file, suffixes, files.shard, console=console, null=files.null)
     single = batches.is_single(images or [], items, files.from_file, files.shard)
     target, one_file = plan_target(images or [], items, files, single=single)
     if fit.all_frames and one_file and not single:

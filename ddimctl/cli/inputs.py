@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddimctl.cli import options
 from ddimctl.cli.console import Console
-from ddimctl.errors import FileError, UsageError
+from ddimctl.errors import FileError, UsageError, choose
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -157,6 +157,27 @@ def way_back(latent: Latent, model: Model, how: options.OtherHow) -> Way:
     return replace(way, solver=how.solver or about["decoder"], tolerance=how.tolerance).along(levels)
 
 
+def refuse_mixture(first: str, a: tuple[Way, Condition], later: str, b: tuple[Way, Condition]) -> None:
+    """Raises `FileError`, which says in what they differ, unless two latents are decoded alike."""
+    (way, condition), (other, other_condition) = a, b
+    if other_condition != condition:
+        raise FileError(
+            f"{later} was encoded under another class or prompt than {first}",
+            hint="ask for one for all, such as with --class, or encode one of them again",
+        )
+    if other.levels != way.levels or other.solver != way.solver:
+        raise FileError(
+            f"{later} was made with {describe_way(other)}, {first} with {describe_way(way)}",
+            hint="encode one as the other was; or ask for one way for all with --steps, --spacing and --solver",
+        )
+
+
+def describe_way(way: Way) -> str:
+    """A way in words."""
+    top = "" if way.levels is None else f", levels to {way.levels[-1]:.4g}"
+    return f"{way.steps} steps of {way.solver}, {way.spacing}{top}"
+
+
 def read_images(files: list[str], model: Model, console: Console) -> tuple[Tensor, list[dict[str, Any]]]:
     """Images as the model takes them, (N, C, H, W) in [−1, 1], and a record of what was done to each."""
     import numpy as np
@@ -203,11 +224,11 @@ def gather_latents(
     console: Console,
     force: bool,
     outputs: int,
-) -> tuple[Decoding, Tensor]:
-    """All latents of latent files and images (which are encoded), in order, and how to decode them.
+) -> tuple[Decoding, Tensor, set[str]]:
+    """How to decode the latents of latent files and images (which are encoded), all of them in order, and their sources.
 
-    They must be of one model; levels and solver are the first latent file's unless others are asked for. Images are
-    encoded as that file was. `outputs` is how many images will be decoded.
+    They must be of one model and one way, unless another is asked for: frames between latents of two ways would belong to
+    neither. Images are encoded as the first latent file was. `outputs` is how many images will be decoded.
     """
     import torch
 
@@ -221,6 +242,8 @@ def gather_latents(
         if name != "-":
             refuse_special(Path(name))
     files = {n: latent.load(Path(n)) for n in names if is_latent(n)}
+    if how.solver is not None:
+        choose(SOLVERS, how.solver, "solver")
     net: Model | None = None
     condition = what.condition()
     for name, file in files.items():
@@ -232,6 +255,8 @@ def gather_latents(
             condition = condition_of(file, what)
         else:
             check_model(file, name, net, console=console, force=force)
+            other = way_back(file, net, replace(how, tolerance=None)), condition_of(file, what)
+            refuse_mixture(next(iter(files)), (back, condition), name, other)
     if net is None:
         net = open_model(what, machine, console)
         s = options.DEFAULT_STEPS if how.steps is None else how.steps
@@ -252,4 +277,4 @@ def gather_latents(
             xT = ode.encode(net, x0, up, condition, batch_size=machine.batch_size, progress=bar).x.float()
         encoded = dict(zip(images, xT.split(1), strict=True))
     xTs = torch.cat([files[n].xT if n in files else encoded[n] for n in names])
-    return Decoding(net, back, condition), xTs
+    return Decoding(net, back, condition), xTs, set().union(*(file.sources for file in files.values()))

@@ -100,6 +100,7 @@ def interpolate(
     Example: ddimctl interpolate a.pt b.pt --frames 10
     """
     from ddimctl import origin
+    from ddimctl.files import refuse_source
     from ddimctl.images import formats, levels, sheets
     from ddimctl.interpolate import INTERPOLANTS
     from ddimctl.interpolate import grid as make_grid
@@ -113,7 +114,7 @@ def interpolate(
     rows, columns = options.parse_size(motion.size, "--size") if motion.grid else (1, count)
     sound = None if files.audio is None else read_bytes(files.audio, MAX_SOUND)
     try:
-        decoding, keys = inputs.gather_latents(
+        decoding, keys, sources = inputs.gather_latents(
             latents, what, how, machine=machine, console=console, force=files.force, outputs=count
         )
     except DDIMError as e:
@@ -121,6 +122,7 @@ def interpolate(
             if option in e.hint:
                 raise type(e)(str(e), hint=f"encode it first, with {option}") from None
         raise
+    refuse_source(output, sources)
     net = decoding.model
     formats.check_channels(f"an image of the model {net.name}", net.channels)
     as_files = not motion.grid and not output.suffix

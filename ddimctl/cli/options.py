@@ -242,6 +242,9 @@ class Listed:
         str | None,
         Option("--from-file", metavar="LIST", help="Work on the files in a list, one a line; - reads it."),
     ] = None
+    null: Annotated[
+        bool, Option("-0", "--null", metavar="", help="The list ends its names as find -print0 does, with NUL.")
+    ] = False
 
 
 @group

@@ -109,7 +109,9 @@ def reconstruct(
     ways = ways_of(how, net)
     if images or files.from_file:
         batches.tell_left_out(images or [], console)
-        items = batches.items_of(images or [], files.from_file, plugins.readable(), None, writes=False)[: files.limit]
+        items = batches.items_of(
+            images or [], files.from_file, plugins.readable(), None, writes=False, null=files.null
+        )[: files.limit]
     else:
         items = batches.items_of([str(inputs.held_out_folder(net))], None, formats.SUFFIXES, None)[: files.limit]
         console.notice(f"{len(items)} held-out images of {net.name}")

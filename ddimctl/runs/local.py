@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddimctl.errors import DDIMError, FileError, UsageError
-from ddimctl.files import clean, is_special, make_folder, sha256, write_bytes
+from ddimctl.files import clean, digest, is_special, make_folder, refuse_source, sha256, write_bytes
 from ddimctl.ode import Progress
 from ddimctl.recipe import of_image
-from ddimctl.runs import work
+from ddimctl.runs import names, work
 from ddimctl.runs.plan import DONE, FAILED, SKIPPED, Item, Outcome
 from ddimctl.runs.reading import read_ahead
 from ddimctl.runs.work import Decoding, Encoding
@@ -31,7 +31,7 @@ class Targets:
 
     Of many files, an output that is there and the same is skipped, and one that is not the same fails its item, or is
     overwritten with `force`. A single file that a command names is written without a look: see `files.refuse_existing`.
-    `dry_run` computes and writes nothing.
+    `dry_run` computes and writes nothing. `beside` is that nobody named the folder: no name is a recorded source's then.
     """
 
     folder: Path
@@ -39,6 +39,7 @@ class Targets:
     force: bool = False
     dry_run: bool = False
     single: bool = False
+    beside: bool = False
 
     def of(self, name: str) -> Path:
         return self.folder / f"{name}{self.suffix}"
@@ -182,21 +183,20 @@ def decode(
     before: Mapping[str, Mapping[str, Any]],
     progress: Progress = iter,
 ) -> Iterator[Outcome]:
-    """Decodes each latent file into an image file, or NAME-0…, NAME-1… if it holds several.
+    """Decodes each latent file into an image file; one of several images into a file each, as `names.of_images` says.
 
     `way_back(latent, name)` says how, or raises `FileError`. `before` is what `read_manifest` says of earlier runs:
     outputs that it vouches for, and that are still the same, are skipped. Any other output that is there is compared with
     what is decoded; if it differs, its item fails unless forced. So does one of values not finite.
     """
-    names = {item.name for item in items}
+    taken = {item.name for item in items}
 
     def load(item: Item) -> _Latent:
         from ddimctl import latent
 
         file = latent.load(Path(item.source))
-        n = len(file.xT)
-        stems = [item.name] if n == 1 else [f"{item.name}-{i:0{len(str(n - 1))}}" for i in range(n)]
-        if n > 1 and not names.isdisjoint(stems):
+        stems = names.of_images(file, item.name, alone=len(items) == 1, beside=targets.beside)
+        if len(stems) > 1 and not taken.isdisjoint(stems):
             raise UsageError(f"{item.source} and another file would write the same image", hint="rename one")
         made = [targets.of(stem) for stem in stems]
         if not targets.single:
@@ -205,7 +205,7 @@ def decode(
         decoding = way_back(file, item.source)
         key = decoding_key(file, decoding, targets.suffix)
         entry = before.get(item.name, {})
-        ready = entry.get("key") == key and entry.get("sha256") == [_digest(t) for t in made]
+        ready = entry.get("key") == key and entry.get("sha256") == [digest(t) for t in made]
         return _Latent(file, decoding, made, key, ready)
 
     for batch in read_ahead(items, load, batch_size):
@@ -215,8 +215,9 @@ def decode(
                 yield Outcome(b.item, FAILED, failure=b.failure)
             elif len(b.value.targets) > 1:
                 groups[b.item.name] = [(b.item, b.value)]
-            else:  # one integration has one way and one condition
-                same = (b.value.decoding.way, b.value.decoding.condition)
+            else:  # one integration has one model, one way and one condition
+                decoding = b.value.decoding
+                same = (decoding.model.digest, decoding.way, decoding.condition)
                 groups.setdefault(same, []).append((b.item, b.value))
         for group in groups.values():
             yield from _decode_alike(group, targets, before, batch_size=batch_size, progress=progress)
@@ -255,7 +256,7 @@ def _decode_alike(
     decoding = group[0][1].decoding
     digests: list[str] = []
     failures: dict[int, DDIMError] = {}
-    files = [t for _, v in group for t in v.targets]
+    files = [(t, v.file.sources) for _, v in group for t in v.targets]
     origins = [m for item, v in group for m in made(item, v.file, v.decoding)]
     for part in torch.cat([v.file.xT for _, v in group]).split(batch_size):
         for x0 in work.decode(part, decoding, progress=progress):
@@ -267,7 +268,8 @@ def _decode_alike(
                 digests.append("")
                 continue
             try:
-                digests.append(_write(files[len(digests)], data, targets))
+                target, sources = files[len(digests)]
+                digests.append(_write(target, data, targets, sources))
             except UsageError as e:
                 failures[len(digests)] = e
                 digests.append("")
@@ -298,33 +300,27 @@ def made(item: Item, file: Latent, decoding: Decoding) -> list[dict[str, Any]]:
     return out
 
 
-def _write(target: Path, data: bytes, targets: Targets) -> str:
-    """The digest of an output that now holds that picture. Raises `UsageError` where something else is there."""
-    digest = sha256(data)
+def _write(target: Path, data: bytes, targets: Targets, sources: Collection[str]) -> str:
+    """The digest of an output that now holds `data`. Raises `UsageError` where something else is there, or a source."""
+    found, wanted = digest(target), sha256(data)
+    if found != wanted:
+        refuse_source(target, sources)
     if targets.single:
         write_bytes(target, data)
-        return digest
-    if _digest(target) == digest:
-        return digest
+        return wanted
+    if found == wanted:
+        return wanted
     if os.path.lexists(target) and not targets.force:
         from ddimctl.images import writing
 
         if not writing.is_same(target, data):
             raise differs(target)
-        return _digest(target) or digest
+        return found or wanted
     make_folder(target.parent)
     write_bytes(target, data)
-    return digest
+    return wanted
 
 
 def _decoded(value: _Latent, before: Mapping[str, Mapping[str, Any]], item: Item) -> dict[str, Any]:
     """What the next manifest says of outputs that were skipped: what the last one did."""
     return {"key": value.key, "sha256": before[item.name]["sha256"]} if value.ready else {}
-
-
-def _digest(path: Path) -> str | None:
-    """SHA-256 of a file's content; None if it cannot be read."""
-    try:
-        return sha256(path.read_bytes())
-    except OSError:
-        return None

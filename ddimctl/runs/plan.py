@@ -84,11 +84,10 @@ def _search(argument: str, suffixes: Collection[str]) -> tuple[Path, list[Path]]
     return start, sorted(p for p in matches if not p.is_dir() and not is_special(p))
 
 
-def listed(lines: Iterable[str]) -> list[Item]:
-    """The items that a list names, a path a line. Outputs keep a relative path; others only their last part."""
+def listed(sources: Iterable[str]) -> list[Item]:
+    """The items that a list names. Outputs keep a relative path; others only their last part."""
     items = []
-    for line in lines:
-        source = line.rstrip("\r\n")
+    for source in sources:
         if source:
             path = PurePath(source)
             plain = not path.is_absolute() and ".." not in path.parts

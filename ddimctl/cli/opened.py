@@ -1,0 +1,66 @@
+"""The models of a run's latents: each file is decoded by the one that it names, and each model is opened once."""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from ddimctl.cli import inputs, options
+from ddimctl.cli.console import Console
+from ddimctl.errors import DDIMError
+
+if TYPE_CHECKING:
+    from ddimctl.latent import Latent
+    from ddimctl.model import Model
+    from ddimctl.runs.work import Decoding
+
+
+class Opened:
+    """Models by the digest that latent files record; a single one, if the command line names it."""
+
+    def __init__(
+        self,
+        what: options.OtherWhat,
+        how: options.OtherHow,
+        *,
+        machine: options.Machine,
+        console: Console,
+        force: bool,
+    ):
+        self._what, self._how, self._machine, self._console, self._force = what, how, machine, console, force
+        self._lock = Lock()  # files are read by several threads
+        self._models: dict[str, Model | DDIMError] = {}
+
+    def of(self, file: Latent, name: str, *, images: int = 1) -> Model:
+        """The model that decodes `file`, ready for about so many `images`.
+
+        Raises `DDIMError` if it is not here, cannot be used, or is another and that is not forced.
+        """
+        from ddimctl.images import formats
+
+        key = file.recipe.model if self._what.model is None else ""
+        with self._lock:
+            again = found = self._models.get(key)
+            if found is None:
+                try:
+                    found = inputs.model_of(
+                        file, name, self._what, machine=self._machine, console=self._console, force=self._force
+                    )
+                    formats.check_channels(f"an image of the model {found.name}", found.channels)
+                    solver = self._how.solver or file.provenance["decoder"]
+                    work = inputs.evaluations(images, self._how.steps or len(file.path) - 1, solver)
+                    found = inputs.start_engine(found, self._machine, self._console, work=work)
+                except DDIMError as e:
+                    found = e
+                self._models[key] = found
+        if isinstance(found, DDIMError):
+            raise found if again is None else type(found)(f"{name}: {found}", hint=found.hint)
+        inputs.check_model(file, name, found, console=self._console, force=self._force)
+        return found
+
+    def way_back(self, file: Latent, name: str) -> Decoding:
+        """How `file` is decoded: as it says itself, unless otherwise asked for."""
+        from ddimctl.runs.work import Decoding
+
+        model = self.of(file, name)
+        return Decoding(model, inputs.way_back(file, model, self._how), inputs.condition_of(file, self._what))
