@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import typer
 from conftest import Result
 from record_cli import options
 
-from ddimctl.cli import names
+from ddimctl.cli import help, names
+from ddimctl.cli.app import app
 from ddimctl.families import bundled
 
 Invoke = Callable[..., Result]
@@ -51,6 +53,11 @@ def test_the_headings_are_in_the_order_of_what_is_asked(invoke: Invoke) -> None:
     for command in ("encode", "decode", "interpolate", "reconstruct", "sample", "evaluate"):
         headings = re.findall(r"╭─ (\w+) ─", "\n".join(help_of(invoke, command, 80)))
         assert [h for h in headings if h != "Arguments"] == ["What", "How", "Files", "Machine", "Output"]
+
+
+def test_the_list_of_commands_says_what_each_says_of_itself() -> None:
+    root = typer.main.get_command(app)
+    assert {name: root.commands[name].help.split("\n")[0] for name in help.COMMANDS} == help.COMMANDS
 
 
 def completed(invoke: Invoke, *words: str) -> list[str]:

@@ -16,9 +16,21 @@ from typer.core import TyperCommand, TyperGroup
 from ddimctl.cli import names
 from ddimctl.errors import UsageError
 
-COMMANDS = (
-    "encode", "decode", "interpolate", "reconstruct", "evaluate", "sample", "info", "train", "bench", "models",
-)  # fmt: skip
+# A module in `ddimctl/cli/` → what the list of commands says of it: the first sentence of its docstring, which a test
+# compares, since importing every command to ask it would slow the help down.
+COMMANDS = {
+    "encode": "Encode images into latents x_T.",
+    "decode": "Decode latents into images.",
+    "interpolate": "Interpolate between latents with slerp and decode every frame.",
+    "reconstruct": "Encode images, decode them again, and report the error.",
+    "evaluate": "Measure how good samples are, and what they cost, for every η and number of steps S.",
+    "sample": "Make images out of noise.",
+    "info": "Tell what a file is: where a latent comes from and how much it resembles noise, what a model is, or how a "
+    "picture was made.",
+    "train": "Train a model on images.",
+    "bench": "Measure how fast a model is evaluated here.",
+    "models": "List, examine, convert and download models.",
+}
 PANEL = "Output"  # where --help stands in a command's help
 
 
@@ -65,11 +77,6 @@ class Commands(Mapping[str, Any]):
         module = importlib.import_module(f"ddimctl.cli.{name}")
         return getattr(module, "app", None) or getattr(module, name)
 
-    def summaries(self) -> dict[str, Any]:
-        """What the list of commands shows of each, which takes none of its options."""
-        apps = {name: self.app(name) for name in self.names}
-        return {n: Command(n, help=a.info.help if isinstance(a, typer.Typer) else a.__doc__) for n, a in apps.items()}
-
 
 class Root(Group):
     """The whole application. ``--show-completion zsh`` is zsh's; without a name it is of the shell one is in."""
@@ -82,7 +89,7 @@ class Root(Group):
         return list(self.commands)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        whole, self.commands = self.commands, self.commands.summaries()
+        whole, self.commands = self.commands, {name: Command(name, help=said) for name, said in COMMANDS.items()}
         super().format_help(ctx, formatter)
         self.commands = whole
 
