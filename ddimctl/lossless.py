@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ddimctl import ode
-from ddimctl.errors import DDIMError
+from ddimctl.errors import DDIMError, UsageError
 from ddimctl.images.levels import in_levels
 from ddimctl.model import NOTHING, Condition, Model
 from ddimctl.ode import DEFAULT_BATCH, Check, Progress, Solution
@@ -42,6 +42,10 @@ def encode(
     """
     import torch
 
+    if model.autoencoder.digest is not None:
+        raise UsageError(
+            f"the model {model.name} has an autoencoder, which loses more than DDIM does", hint="leave --lossless away"
+        )
     n = len(images)
     first = first_tolerance(way)
     best = torch.zeros(n, *model.state_shape, dtype=torch.float32)

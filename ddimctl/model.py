@@ -77,6 +77,11 @@ class About:
     guesses: tuple[str, ...] = ()  # what was assumed because the checkpoint does not say
 
 
+def all_read(prompt: str) -> str:
+    """What of a prompt is cut: nothing, where nothing is read."""
+    return ""
+
+
 def no_condition(condition: Condition) -> Embedded:
     """The embedding of a network that is asked for nothing. Raises `UsageError` if it is."""
     if condition != NOTHING:
@@ -96,6 +101,8 @@ class Model:
     label_scale: float = 1.0  # the network was trained on labels times this
     embed: Callable[[Condition], Embedded] = no_condition  # raises `UsageError` for what the network cannot be asked
     autoencoder: Autoencoder = field(default_factory=Pixels)
+    multiple: int | None = None  # its images' sides may be any multiple of this; None: they are what they are
+    unread: Callable[[str], str] = all_read  # the end of a prompt that is longer than the text encoder reads
 
     def __repr__(self) -> str:
         shape = " × ".join(map(str, self.image_shape))

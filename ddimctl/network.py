@@ -30,6 +30,7 @@ class Module:
     load: Callable[[], Any]
     describe: Callable[[], Facts]
     dtype: str = "float32"  # of its weights
+    engines: tuple[str, ...] = ()  # the only ones that evaluate it; none named are all
     activations: int = 0  # numbers held at once while one image goes through, if known: see `engines.pytorch`
 
     @cached_property
@@ -58,7 +59,7 @@ class Facts:
 
     digest: str  # SHA-256 of what it computes: the same whatever format it came from, another for any other weight
     parameters: int
-    flops: int  # floating-point operations of one evaluation for one image; a multiplication and an addition are two
+    flops: int  # operations of one evaluation for one image, 0 if not known; a multiplication and an addition are two
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,15 @@ def arsinh(schedule: Schedule, steps: int) -> list[float]:
     return _even(schedule, steps, lambda sigma: math.asinh(10 * sigma), lambda u: math.sinh(u) / 10)
 
 
+def trailing(schedule: Schedule, steps: int) -> list[float]:
+    """diffusers' timestep_spacing "trailing": T − i·T/S, rounded, down to σ(1), where Stable Diffusion's samplers end.
+
+    Where the last of these is σ(1) itself the clean image follows it. Where S divides T, it is `linear` but for that end.
+    """
+    times = sorted(round(schedule.T - i * schedule.T / steps) for i in range(steps))
+    return [schedule.sigma(1 if times[0] > 1 else 0), *map(schedule.sigma, times)]
+
+
 def _even(schedule: Schedule, steps: int, to: Callable[[float], float], back: Callable[[float], float]) -> list[float]:
     """Evenly spaced in to(σ), from σ(1) to σ(T); `back` is its inverse."""
     low, high = to(schedule.sigma(1)), to(schedule.sigma(schedule.T))
@@ -151,4 +160,5 @@ SPACINGS: dict[str, Callable[[Schedule, int], list[float]]] = {
     "quadratic": quadratic,
     "log": log,
     "arsinh": arsinh,
+    "trailing": trailing,
 }

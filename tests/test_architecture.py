@@ -254,7 +254,18 @@ print("loaded:", *[m for m in ("torch", "openvino", "rich", "imageio") if m in s
     assert (tmp_path / "drawn.png").is_file()
 
 
-UNUSED = ("torch._dynamo", "torch._inductor", "sympy", "openvino", "matplotlib", "imageio", "rich", "huggingface_hub")
+UNUSED = (
+    "torch._dynamo",
+    "torch._inductor",
+    "sympy",
+    "openvino",
+    "matplotlib",
+    "imageio",
+    "rich",
+    "huggingface_hub",
+    "diffusers",
+    "transformers",
+)
 
 
 @pytest.mark.slow

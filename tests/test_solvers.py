@@ -65,7 +65,7 @@ def test_order_of_convergence(solver: str, problem: str, spacing: str, direction
     order = math.log(coarse / fine, 4)
     expected = ORDER[solver]
     # log σ is slow to settle next to σ = 0: there the order is that of h² log h.
-    slack = 0.35 if solver in ("ab2", "ab2mix") and spacing in ("linear", "quadratic") else 0.1
+    slack = 0.35 if solver in ("ab2", "ab2mix") and spacing in ("linear", "quadratic", "trailing") else 0.1
     assert order > expected - slack, f"order {order:.2f}, not {expected}"
     assert order < expected + slack, f"order {order:.2f}: better than {expected}?"
 

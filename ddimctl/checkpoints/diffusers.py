@@ -124,17 +124,17 @@ def check_pipeline(index: Mapping[str, Any], where: object) -> None:
         raise FileError(f"{where} is a {pipeline} with a {unet[1]}", identify.NOT_HERE)
 
 
-def choose_weights(names: Collection[str]) -> tuple[list[str], str]:
+def choose_weights(names: Collection[str], stem: str = STEM) -> tuple[list[str], str]:
     """Which of a folder's files hold the weights: ([file], "") or ([], index of shards), or ([], "") if there are none.
 
-    Full precision before half, safetensors before torch's.
+    Full precision before half, safetensors before torch's. `stem` is what their names begin with.
     """
     for variant in ("", "fp16", "bf16"):
         dot = f".{variant}" if variant else ""
         for kind in ("safetensors", "bin"):
-            if (one := f"{STEM}{dot}.{kind}") in names:
+            if (one := f"{stem}{dot}.{kind}") in names:
                 return [one], ""
-            if (index := f"{STEM}.{kind}.index{dot}.json") in names:
+            if (index := f"{stem}.{kind}.index{dot}.json") in names:
                 return [], index
     return [], ""
 

@@ -19,7 +19,9 @@ HEAD = 4096
 MAX_PICKLE = 64_000_000  # bytes of a pickle, without the tensors, that are loaded
 MAX_LOOK = 4_000_000  # bytes of a refused pickle that are searched for a reason
 
-NOT_HERE = "ddimctl works on unconditional or class-conditional pixel-space DDPM networks"
+NOT_HERE = (
+    "ddimctl works on DDPM networks of pixels, without or with classes, and on Stable Diffusion 1.x and 2.x folders"
+)
 DOWNLOAD = "download it again; the server sent something else"
 CODE = (
     "ddimctl never runs code from a checkpoint; save its state dict with torch.save, or export it to diffusers' layout"

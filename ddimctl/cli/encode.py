@@ -56,7 +56,7 @@ def encode(
         list[str] | None, typer.Argument(help="Images, folders of them, patterns, or - for standard input.")
     ] = None,
     *,
-    what: options.What,
+    what: options.Sized,
     how: Lossless,
     fit: Frames,
     files: options.Batch,

@@ -32,13 +32,21 @@ def open_model(
     `reference` is what it is called where `what` does not say it. Raises `UsageError` if it cannot be asked for that.
     """
     from ddimctl import catalogue
-    from ddimctl.families import load
+    from ddimctl.families import load, resized
 
     model = load(
         reference or getattr(what, "model", None) or options.default_model(), machine.device, config=what.config
     )
-    model.embed(what.condition())
+    if (size := getattr(what, "size", None)) is not None:
+        model = resized(model, options.parse_size(size, "--size"))
+    condition = what.condition()
+    model.embed(condition)
     tell_guesses(model, console)
+    for prompt in (condition.prompt, condition.negative):
+        if prompt and (rest := model.unread(prompt)):
+            console.notice(f"warning: the prompt is too long; its end is not read: {rest}")
+    if condition.negative is not None and condition.guidance == 1:
+        console.notice("the negative prompt does nothing without guidance; 7.5 is usual: --guidance 7.5")
     console.detail(f"{model.name}: {model.network.module.facts.parameters:,} parameters on {model.device}")
     if model.about.folder is not None:
         catalogue.remember(model.about.folder, model.digest)
@@ -59,7 +67,7 @@ def recall(what: options.What, machine: options.Machine, console: Console) -> Mo
     from ddimctl.families.recall import recall
 
     engines.check(machine.engine, machine.precision)
-    if machine.engine not in ("auto", "openvino") or what.config:
+    if machine.engine not in ("auto", "openvino") or what.config or getattr(what, "size", None) is not None:
         return None
     found = recall(what.model, machine.device, precision=machine.precision)
     if found is not None:
@@ -99,12 +107,16 @@ def model_of(
 
     Raises `FileError` if that is not the model that encoded it, unless `force`.
     """
-    from ddimctl.families import bundled
+    from ddimctl.families import bundled, resized
     from ddimctl.files import exists, is_special
 
     about = latent.provenance["model"]
     recorded = about["reference"]
-    what = replace(what, class_label=condition_of(latent, what).class_label)
+    condition = condition_of(latent, what)
+    what = replace(
+        what, class_label=condition.class_label, prompt=condition.prompt, negative=condition.negative,
+        guidance=condition.guidance,
+    )  # fmt: skip
     if what.model is None:
         what = replace(what, config=about.get("config") if what.config is None else what.config)
         # A file from a stranger may name anything; only what is already here is opened, and no pipe is waited for.
@@ -116,6 +128,12 @@ def model_of(
                 f"{name} was encoded with the model {recorded!r}, which is not here", hint="name it with -m"
             )
     model = open_model(what, machine, console, reference=what.model or recorded)
+    if model.multiple is not None and len(latent.xT) and latent.xT.shape[1] == model.state_shape[0]:
+        model = resized(model, (latent.xT.shape[2] * model.multiple, latent.xT.shape[3] * model.multiple))
+    if condition != latent.recipe.condition:
+        console.notice(
+            f"{name} was encoded {said_of(latent.recipe.condition)}; decoded {said_of(condition)} it is another image"
+        )
     check_model(latent, name, model, console=console, force=force)
     return model
 
@@ -126,12 +144,21 @@ def condition_of(latent: Latent, what: options.Asked) -> Condition:
     return replace(latent.recipe.condition, **{k: v for k, v in asked.items() if v is not None})
 
 
+def said_of(condition: Condition) -> str:
+    """A condition in words."""
+    parts = [] if condition.class_label is None else [f"as class {condition.class_label}"]
+    parts.append("without a prompt" if not condition.prompt else f"with the prompt {condition.prompt!r}")
+    parts += [] if condition.negative is None else [f"against {condition.negative!r}"]
+    return ", ".join([*parts, f"at guidance {condition.guidance:g}"])
+
+
 def check_model(latent: Latent, name: str, model: Model, *, console: Console, force: bool) -> None:
     """Raises `FileError` if `model` cannot decode a latent, or, unless `force`, is not the one that encoded it."""
     shape = tuple(latent.xT.shape[1:])
     if shape != model.state_shape:
         raise FileError(f"{name} has shape {shape}, the model {model.name} {model.state_shape}")
-    if latent.recipe.model != model.digest or latent.recipe.schedule != model.schedule.digest:
+    made, same = latent.recipe, (model.digest, model.schedule.digest, model.autoencoder.digest)
+    if (made.model, made.schedule, made.autoencoder) != same:
         if not force:
             made_by = latent.provenance["model"].get("name", "unknown")
             raise FileError(

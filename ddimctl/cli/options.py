@@ -102,6 +102,15 @@ class What(Asked):
 
 
 @group
+class Sized(What):
+    """The model, where its images may be of several sizes."""
+
+    size: Annotated[
+        str | None, Option("--size", metavar="HxW", help="Height and width of the images, where the model allows it.")
+    ] = None
+
+
+@group
 class OtherWhat(Asked):
     """The model, where a latent file says it and the command line may say otherwise."""
 

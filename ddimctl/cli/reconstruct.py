@@ -76,7 +76,7 @@ def reconstruct(
         list[str] | None, typer.Argument(help="Images or folders; without any, the model's own held-out images.")
     ] = None,
     *,
-    what: options.What,
+    what: options.Sized,
     how: Several,
     fit: options.Fit,
     files: Sheet,

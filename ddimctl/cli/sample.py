@@ -86,7 +86,7 @@ class Row:
 @flat
 def sample(
     *,
-    what: options.What,
+    what: options.Sized,
     how: Sampling,
     files: Samples,
     machine: options.Machine,

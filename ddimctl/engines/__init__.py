@@ -24,6 +24,9 @@ Engine = Callable[[Module, str], Call]
 def make(module: Module, engine: str = "torch", precision: str = "float32") -> Network:
     """The network of that module, evaluated by the engine of that name. Raises `UsageError` where that is not possible."""
     check(engine, precision)
+    if module.engines and engine not in module.engines:
+        hint = f"choose --engine {module.engines[0]}"
+        raise UsageError(f"the engine {engine} does not evaluate networks of this family", hint=hint)
     return Network(module, engine, precision, choose(ENGINES, engine, "engine")(module, precision))
 
 
@@ -37,6 +40,8 @@ def pick(module: Module, evaluations: float) -> tuple[str, str]:
     """(engine, why) for so many evaluations of single images: OpenVINO where it is there and pays, else torch."""
     if module.kind != "cpu":
         return "torch", f"on {module.kind}"
+    if module.engines:
+        return module.engines[0], "the one for networks of this family"
     if importlib.util.find_spec("openvino") is None:
         return "torch", "the extra 'openvino' would be faster on a CPU"
     if cache.has(openvino.graph_name(module)):

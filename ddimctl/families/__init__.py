@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ddimctl import files
 from ddimctl.catalogue import bundled as bundled
@@ -14,6 +16,16 @@ from ddimctl.files import bundled_folder
 from ddimctl.model import About, Model
 
 DEFAULT_MODEL = "fashion-mnist"
+
+
+class Family(Protocol):
+    """What a family's module offers."""
+
+    def recognises(self, path: Path) -> bool:
+        """Whether this is one of its models, by a look at few bytes."""
+
+    def load(self, path: Path, about: About, settings: Mapping[str, Any] | None, *, device: str) -> Model:
+        """The model there. Raises `FileError` if it cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +43,44 @@ def load(reference: str = DEFAULT_MODEL, device: str = "auto", *, config: str | 
     `device` is "auto" (CUDA, then MPS, then CPU) or a torch device; `config` as in `find`. Raises `UsageError` if there
     is no such model or device, `FileError` if it cannot be used, `DDIMError` if it cannot be downloaded.
     """
-    from ddimctl.checkpoints import formats
     from ddimctl.engines import pytorch
-    from ddimctl.families import pixel
 
     found = find(reference, config=config)
-    if found.about.folder is not None and (found.path / "text_encoder").is_dir():
-        from ddimctl.families import stable_diffusion
+    where = pytorch.device(device)
+    return family_of(found.path).load(found.path, found.about, found.settings, device=where)
 
-        if stable_diffusion.recognises(found.path):
-            return stable_diffusion.load(found.path, found.about, device=pytorch.device(device))
-    checkpoint = formats.read(found.path, found.settings)
-    return pixel.from_checkpoint(checkpoint, found.about, device=pytorch.device(device))
+
+def family_of(path: Path) -> Family:
+    """The first that recognises what lies there; pixel, the last, takes whatever is left, or says what it is."""
+    for name in FAMILIES.values():
+        family: Family = importlib.import_module(name)
+        if family.recognises(path):
+            break
+    return family
+
+
+def resized(model: Model, size: tuple[int, int]) -> Model:
+    """The model for images of another (height, width). Raises `UsageError` where there is none."""
+    from ddimctl import engines
+
+    if size == model.size:
+        return model
+    shown = " × ".join(map(str, size))
+    if model.multiple is None:
+        own = " × ".join(map(str, model.size))
+        raise UsageError(f"the model {model.name} makes images of {own}, not {shown}", hint="leave --size away")
+    if any(side % model.multiple for side in size):
+        near = "x".join(str(max(1, round(side / model.multiple)) * model.multiple) for side in size)
+        raise UsageError(f"the sides of {shown} are no multiples of {model.multiple}", hint=f"such as --size {near}")
+    old, network = model.network.module, model.network
+    state = (model.state_shape[0], size[0] // model.multiple, size[1] // model.multiple)
+    more = math.prod(state) / math.prod(model.state_shape)
+    module = replace(
+        old, state_shape=state, load=lambda: old.torch, describe=lambda: replace(old.facts, flops=0),
+        activations=math.ceil(old.activations * more),
+    )  # fmt: skip
+    made = engines.make(module, network.engine, network.precision)
+    return replace(model, network=made, image_shape=(model.channels, *size))
 
 
 def find(reference: str, *, config: str | None = None) -> Found:
@@ -67,3 +105,10 @@ def find(reference: str, *, config: str | None = None) -> Found:
         name = reference
     about = About(name, reference, config, folder if folder.is_dir() else None)
     return Found(path, about, settings)
+
+
+# Name → module, imported when a model is loaded; the first that recognises it loads it.
+FAMILIES = {
+    "stable_diffusion": "ddimctl.families.stable_diffusion",
+    "pixel": "ddimctl.families.pixel",
+}

@@ -6,12 +6,14 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddimctl import engines
-from ddimctl.checkpoints import Checkpoint
+from ddimctl.checkpoints import Checkpoint, formats
 from ddimctl.errors import FileError
 from ddimctl.families.classes import embedder
 from ddimctl.model import About, Model
@@ -21,6 +23,16 @@ from ddimctl.unet.network import Attention
 
 # Weights above this many bytes stay mapped from their file: channels-last copies of them save no measurable time.
 COPY_BELOW = 200_000_000
+
+
+def recognises(path: Path) -> bool:
+    """Whatever it is: `load` says of what is no such model what it is."""
+    return True
+
+
+def load(path: Path, about: About, settings: Mapping[str, Any] | None, *, device: str) -> Model:
+    """The model in a folder or file of any layout. Raises `FileError` if it cannot be used."""
+    return from_checkpoint(formats.read(path, settings), about, device=device)
 
 
 def from_checkpoint(checkpoint: Checkpoint, about: About, *, device: str = "cpu") -> Model:

@@ -1,15 +1,16 @@
-"""Stable Diffusion and what else is laid out like it: a U-Net that hears a text encoder, in an autoencoder's space.
+"""Stable Diffusion 1.x and 2.x from a folder in diffusers' layout: U-Net, autoencoder, text encoder, tokenizer, schedule.
 
-The networks are diffusers' and transformers' own classes, made by name of those listed here: no code that a folder brings
-is ever run. Their weights are read from safetensors alone.
+Network, autoencoder and text encoder are diffusers' and transformers' classes with the folder's weights; the equation is
+ours. The libraries are imported when such a folder is loaded, and nothing in it decides what code runs.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,179 +18,204 @@ import torch
 from torch import Tensor, nn
 
 from ddimctl import engines
-from ddimctl.arrays import Array
-from ddimctl.checkpoints import identify, parts
-from ddimctl.checkpoints.diffusers import read_json, read_scheduler
-from ddimctl.checkpoints.folders import STEM
-from ddimctl.errors import DDIMError, FileError, UsageError
+from ddimctl.checkpoints import diffusers, identify, pipelines
+from ddimctl.errors import FileError, UsageError
+from ddimctl.families import autoencoders
+from ddimctl.families.autoencoders import KL, quiet
+from ddimctl.files import refuse_special
 from ddimctl.model import About, Condition, Model
 from ddimctl.network import Embedded, Facts, Module
 
-PIPELINE = "StableDiffusionPipeline"
-CLASSES = {
-    "unet": ("diffusers", "UNet2DConditionModel"),
-    "vae": ("diffusers", "AutoencoderKL"),
-    "text_encoder": ("transformers", "CLIPTextModel"),
-    "tokenizer": ("transformers", "CLIPTokenizer"),
-}
-PROMPTS = 64  # embeddings that are kept
-
-
-class Hearing(nn.Module):
-    """The U-Net as engines call it: module(x_t, labels, text)."""
-
-    def __init__(self, unet: nn.Module):
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, x: Tensor, labels: Tensor, text: Tensor) -> Tensor:
-        out: Tensor = self.unet(x, labels, text.to(x.dtype).expand(len(x), -1, -1)).sample
-        return out
-
-
-@dataclass(frozen=True)
-class Latents:
-    """An ``AutoencoderKL`` in float32: z = (mean − shift) · scale, the posterior's mean and never a sample."""
-
-    network: Any
-    device: str
-
-    @cached_property
-    def digest(self) -> str:
-        c = self.network.config
-        return digest((c.scaling_factor, c.shift_factor), self.network.state_dict())
-
-    def encode(self, images: Array) -> Array:
-        with torch.inference_mode():
-            mean = self.network.encode(self._here(images)).latent_dist.mean
-        return _like((mean - self._shift) * self.network.config.scaling_factor, images)
-
-    def decode(self, z: Array) -> Array:
-        with torch.inference_mode():
-            images = self.network.decode(self._here(z) / self.network.config.scaling_factor + self._shift).sample
-        return _like(images, z)
-
-    @property
-    def _shift(self) -> float:
-        return self.network.config.shift_factor or 0.0
-
-    def _here(self, x: Array) -> Tensor:
-        return torch.as_tensor(x).to(self.device, torch.float32)
+# What of a text encoder's configuration decides what it computes. Others might name code, such as an attention's.
+TEXT_FIELDS = (
+    "vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads",
+    "max_position_embeddings", "hidden_act", "layer_norm_eps", "pad_token_id", "bos_token_id", "eos_token_id",
+)  # fmt: skip
+HELD = 40  # maps of the finest resolution that may be held at once: it bounds the batch, no more
 
 
 def recognises(path: Path) -> bool:
-    """Whether `path` is a folder of this family."""
-    index = path / "model_index.json"
-    return index.is_file() and read_json(index).get("_class_name") == PIPELINE
+    """Whether a folder's index says so."""
+    return pipelines.is_pipeline(path, pipelines.STABLE_DIFFUSION)
 
 
-def load(folder: Path, about: About, *, device: str = "cpu") -> Model:
-    """Raises `FileError` on what is not all there or not of these classes, `DDIMError` without diffusers."""
-    try:
-        import diffusers
-        import transformers
-    except ImportError as e:
-        raise DDIMError(f"{about.name} needs {e.name}", hint="pip install 'ddimctl[diffusers]'") from e
-    check(folder)
-    unet = made(diffusers.UNet2DConditionModel, folder / "unet", "UNet2DConditionModel").to(device)
-    vae = made(diffusers.AutoencoderKL, folder / "vae", "AutoencoderKL").to(device)
-    text = made(transformers.CLIPTextModel, folder / "text_encoder", "CLIPTextModel", stem="model").to(device)
-    tokenizer = read_tokenizer(transformers.CLIPTokenizer, folder / "tokenizer")
-    schedule, prediction = read_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"))
-    size, channels = unet.config.sample_size, unet.config.in_channels
-    height, width = (size, size) if isinstance(size, int) else size
-    if channels != vae.config.latent_channels or unet.config.out_channels != channels:
-        raise FileError(f"the network of {about.name} does not see what its autoencoder makes", identify.NOT_HERE)
-    larger = 2 ** (len(vae.config.block_out_channels) - 1)
-    unet.to(memory_format=torch.channels_last)
+def load(path: Path, about: About, settings: Mapping[str, Any] | None, *, device: str) -> Model:
+    """The model in a folder. Raises `FileError` if it is incomplete, hostile or not of this kind, `UsageError` without
+    the extra."""
+    if settings:
+        raise FileError(f"{path} has a configuration of its own", hint="leave --config away")
+    pipelines.check_index(path)
+    config = _unet_config(path / "unet")
+    schedule, prediction = diffusers.read_scheduler(diffusers.read_json(path / "scheduler" / "scheduler_config.json"))
+    autoencoders.check_extra(about.name)
+    vae = autoencoders.load_kl(path / "vae", device)
+    text = _load_text(path, device)
+    with quiet():
+        from diffusers import UNet2DConditionModel
+    unet = autoencoders.make(UNet2DConditionModel, config, path / "unet")
+    _check_fit(unet.config, vae, text, path)
+    pipelines.fill(unet, pipelines.read_weights(path / "unet"), path / "unet")
+    network = Listening(unet).to(device)
+    size = _latent_size(unet.config.sample_size, path)
 
     def facts() -> Facts:
-        words = sorted(tokenizer.get_vocab().items())
-        weights = {**unet.state_dict(), **{f"text.{k}": w for k, w in text.state_dict().items()}}
-        return Facts(
-            digest((essence(unet.config), words, prediction), weights), sum(map(torch.numel, weights.values())), 0
-        )
+        said = {k: v for k, v in unet.config.items() if not k.startswith("_") and k != "sample_size"}
+        essence = [sorted(said.items()), prediction, text.essence]
+        digest = autoencoders.hash_of(repr(essence).encode(), [unet, text.encoder])
+        return Facts(digest, sum(p.numel() for p in network.parameters()), flops=0)
 
-    module = Module((channels, height, width), device, lambda: Hearing(unet), facts)
-    notes = (
-        *about.notes,
-        f"predicts {prediction}; {schedule.T} noise levels; hears {text.config.max_position_embeddings} tokens",
+    module = Module(
+        (unet.config.in_channels, *size), device, lambda: network, facts,
+        engines=("torch", "compile"), activations=HELD * unet.config.block_out_channels[0] * size[0] * size[1],
+    )  # fmt: skip
+    told = (
+        f"predicts {prediction}; {schedule.T} noise levels; images by an autoencoder, {vae.factor} pixels a side to one"
     )
     return Model(
         engines.make(module),
         schedule,
-        image_shape=(vae.config.in_channels, height * larger, width * larger),
-        about=replace(about, family="stable-diffusion", notes=notes),
+        image_shape=(vae.vae.config.in_channels, size[0] * vae.factor, size[1] * vae.factor),
+        about=replace(about, family="stable-diffusion", notes=(told,)),
         prediction=prediction,
-        embed=embedder(text, tokenizer, about.name),
-        autoencoder=Latents(vae, device),
+        embed=embedder(about.name, text),
+        autoencoder=vae,
+        multiple=vae.factor,
+        unread=text.unread,
     )
 
 
-def check(folder: Path) -> None:
-    """Raises `FileError` unless every part is of the class that we make."""
-    index = read_json(folder / "model_index.json")
-    for part, wanted in CLASSES.items():
-        if index.get(part) != list(wanted):
-            raise FileError(f"{folder} has a {part} that is {index.get(part)}, not {wanted[1]}", identify.NOT_HERE)
+class Listening(nn.Module):
+    """The U-Net as engines call it: (x_t, labels, encoder_hidden_states), the latter with one row or one an image."""
 
+    def __init__(self, unet: Any):
+        super().__init__()
+        self.unet = unet
 
-def made(kind: Any, folder: Path, name: str, *, stem: str = STEM) -> Any:
-    """The network in `folder`. Raises `FileError` where weights and configuration do not fit."""
-    config, weights = parts.read_part(folder, name, stem=stem)
-    try:
-        network = kind(kind.config_class.from_dict(config)) if stem == "model" else kind.from_config(config)
-        wanted = network.state_dict()
-        given = {k: w for k, w in weights.items() if not k.endswith("position_ids")}  # older transformers wrote those
-        if wanted.keys() - given.keys():
-            given = {k.removeprefix("text_model."): w for k, w in given.items()}
-        network.load_state_dict(given)
-    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, ZeroDivisionError) as e:
-        raise FileError(f"the weights in {folder} do not fit its configuration: {str(e).splitlines()[0]}") from e
-    return network.float().eval().requires_grad_(False)
-
-
-def read_tokenizer(kind: Any, folder: Path) -> Any:
-    try:
-        return kind.from_pretrained(folder, local_files_only=True)
-    except Exception as e:  # tokenizers has no better word for what it cannot read
-        raise FileError(f"{folder} is not a tokenizer: {str(e).splitlines()[0]}") from e
-
-
-def embedder(text: Any, tokenizer: Any, name: str) -> Callable[[Condition], Embedded]:
-    """What a condition becomes: the last hidden states of its prompt, the empty one where it has none."""
-    length = text.config.max_position_embeddings
-
-    @lru_cache(PROMPTS)
-    def hidden(prompt: str) -> Tensor:
-        ids = tokenizer(
-            [prompt], padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids
-        with torch.inference_mode():
-            out: Tensor = text(ids.to(text.device)).last_hidden_state
+    def forward(self, x: Tensor, labels: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        rows = encoder_hidden_states.expand(len(x), -1, -1)
+        out: Tensor = self.unet(x, labels.expand(len(x)), rows, return_dict=False)[0]
         return out
+
+
+@dataclass(frozen=True)
+class Text:
+    """A tokenizer with its encoder."""
+
+    tokenizer: Any
+    encoder: Any
+    length: int  # tokens that are read, beginning and end among them
+    masked: bool  # whether what fills up the length is hidden from the encoder
+
+    @property
+    def essence(self) -> str:
+        """What beside the weights decides the embedding of a prompt."""
+        c, t = self.encoder.config, self.tokenizer
+        fields = {k: getattr(c, k) for k in TEXT_FIELDS}
+        rules = json.loads(t.backend_tokenizer.to_str())
+        return json.dumps([fields, self.length, self.masked, t.pad_token_id, rules["model"]], sort_keys=True)
+
+    @torch.no_grad()
+    def states(self, prompt: str) -> Tensor:
+        """(1, length, width), in float32."""
+        with quiet():
+            found = self.tokenizer(
+                prompt, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
+            )
+        mask = found.attention_mask.to(self.encoder.device) if self.masked else None
+        out: Tensor = self.encoder(found.input_ids.to(self.encoder.device), attention_mask=mask)[0]
+        return out
+
+    def unread(self, prompt: str) -> str:
+        """What of the prompt is beyond the length."""
+        with quiet():
+            ids = self.tokenizer(prompt, padding=False, truncation=False).input_ids
+        rest: str = self.tokenizer.decode(ids[self.length - 1 : -1]) if len(ids) > self.length else ""
+        return rest.strip()
+
+
+def embedder(name: str, text: Text) -> Callable[[Condition], Embedded]:
+    """What a condition becomes: the states of its prompt, or of the empty one. Each prompt is encoded once."""
+
+    @cache
+    def states(prompt: str) -> Tensor:
+        return text.states(prompt)
 
     def embed(condition: Condition) -> Embedded:
         if condition.class_label is not None:
-            raise UsageError(f"the model {name} has no classes", hint="leave --class away, and give a --prompt")
-        return {"text": hidden(condition.prompt or "")}
+            raise UsageError(f"the model {name} has no classes", hint="leave --class away; it takes a --prompt")
+        if not math.isfinite(condition.guidance) or abs(condition.guidance) > 1000:
+            raise UsageError(f"a guidance of {condition.guidance:g} makes no sense", hint="1 is none, 7.5 is usual")
+        return {"encoder_hidden_states": states(condition.prompt or "")}
 
     return embed
 
 
-def essence(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What of a configuration decides the output: no names of files, versions or flags of training."""
-    return sorted((k, repr(v)) for k, v in config.items() if not k.startswith("_"))
+def _unet_config(folder: Path) -> dict[str, Any]:
+    """The network's configuration. Raises `FileError` where it wants more than an image, a label and a text."""
+    config = pipelines.read_config(folder, "UNet2DConditionModel")
+    for name in ("class_embed_type", "num_class_embeds", "time_cond_proj_dim", "encoder_hid_dim_type"):
+        if config.get(name) is not None:
+            raise FileError(f"{folder}: a network with {name} is not implemented", identify.NOT_HERE)
+    if config.get("addition_embed_type") not in (None, "text"):
+        what = config["addition_embed_type"]
+        raise FileError(f"{folder}: a network that is asked for {what!r} too is not implemented", identify.NOT_HERE)
+    return config
 
 
-def digest(about: object, weights: Mapping[str, Tensor]) -> str:
-    h = hashlib.sha256(repr(about).encode())
-    for name, w in sorted(weights.items()):
-        h.update(f"{name} {tuple(w.shape)}".encode())
-        h.update(w.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return h.hexdigest()
+def _load_text(path: Path, device: str) -> Text:
+    """Tokenizer and text encoder. Raises `FileError` where they cannot be used."""
+    config = pipelines.read_config(path / "text_encoder", "CLIPTextModel")
+    files = {file.name: file for file in (path / "tokenizer").iterdir()}
+    for file in files.values():
+        refuse_special(file)
+    if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files.keys():  # it would be made empty
+        raise FileError(f"{path} has no vocabulary: neither tokenizer.json nor vocab.json and merges.txt")
+    if (path / "tokenizer" / "tokenizer_config.json").is_file():
+        pipelines.read_config(path / "tokenizer", "CLIPTokenizer", "tokenizer_config.json")
+    with quiet():
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    try:
+        with quiet():
+            tokenizer = CLIPTokenizer.from_pretrained(str(path / "tokenizer"), local_files_only=True)
+            with torch.device("meta"):
+                encoder: Any = CLIPTextModel(CLIPTextConfig(**{k: config[k] for k in TEXT_FIELDS if k in config}))
+    except Exception as e:  # missing and broken files, and nonsense, raise anything
+        reason = " ".join(str(e).split())[:120] or type(e).__name__
+        raise FileError(f"{path} has a text encoder or tokenizer that cannot be read: {reason}") from e
+    # Their names have begun with text_model. in some versions of transformers, and not in others.
+    wanted, state = encoder.state_dict(), pipelines.read_weights(path / "text_encoder", "model")
+    bare = {k.removeprefix("text_model."): w for k, w in state.items()}
+    names = {k.removeprefix("text_model."): k for k in wanted}
+    pipelines.fill(encoder, {names.get(k, k): w for k, w in bare.items()}, path / "text_encoder")
+    for part in encoder.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            if buffer.is_meta:  # position_ids, which no file holds
+                part.register_buffer(name, torch.arange(buffer.shape[-1]).expand(buffer.shape), persistent=False)
+    places = encoder.config.max_position_embeddings
+    length = min(int(tokenizer.model_max_length), places)
+    if len(tokenizer) > encoder.config.vocab_size or length < 2:
+        raise FileError(f"{path}: the tokenizer has {len(tokenizer)} tokens, the encoder {encoder.config.vocab_size}")
+    return Text(tokenizer, encoder.to(device), length, bool(config.get("use_attention_mask")))
 
 
-def _like(x: Tensor, other: Array) -> Array:
-    """`x` in float64, as an array of the library that `other` is of."""
-    return x.to(other.device, torch.float64) if isinstance(other, Tensor) else x.double().cpu().numpy()
+def _check_fit(config: Any, vae: KL, text: Text, path: Path) -> None:
+    """Raises `FileError` where the parts are of different families."""
+    latents, width = vae.vae.config.latent_channels, config.cross_attention_dim
+    if config.in_channels != config.out_channels or vae.vae.config.in_channels != vae.vae.config.out_channels:
+        raise FileError(
+            f"{path} maps {config.in_channels} channels to {config.out_channels}: not a denoiser of images alone",
+            hint="inpainting, depth and editing networks need an image beside the noise",
+        )
+    if config.in_channels != latents:
+        raise FileError(f"{path}: the network takes {config.in_channels} channels, the autoencoder gives {latents}")
+    widths = {width} if isinstance(width, int) else set(width)
+    if widths != {text.encoder.config.hidden_size}:
+        raise FileError(f"{path}: the network reads text {width} wide, it is {text.encoder.config.hidden_size} wide")
+
+
+def _latent_size(size: Any, path: Path) -> tuple[int, int]:
+    """(height, width) of the states, from the network's sample_size."""
+    sides = size if isinstance(size, list | tuple) else [size, size]
+    if len(sides) != 2 or not all(isinstance(n, int) and 0 < n <= 1024 for n in sides):
+        raise FileError(f"{path} does not say its image size (sample_size = {size!r})")
+    return sides[0], sides[1]

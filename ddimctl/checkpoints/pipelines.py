@@ -1,0 +1,109 @@
+"""Pipelines of several parts in diffusers' layout: ``model_index.json`` and a sub-folder for each part.
+
+diffusers' own loader imports whatever module the index names. Here the index is only compared with the classes that we
+make ourselves, and configurations and weights are read by our own readers; no file decides what code runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddimctl.checkpoints import diffusers, folders, identify, weights
+from ddimctl.errors import FileError
+
+INDEX = "model_index.json"
+STABLE_DIFFUSION = "StableDiffusionPipeline"
+# Each part, and the classes that it may be of; what stands in `UNMADE` is there in many folders, and of no use here.
+PARTS: dict[str, tuple[tuple[str, str], ...]] = {
+    "unet": (("diffusers", "UNet2DConditionModel"),),
+    "vae": (("diffusers", "AutoencoderKL"),),
+    "text_encoder": (("transformers", "CLIPTextModel"),),
+    "tokenizer": (("transformers", "CLIPTokenizer"), ("transformers", "CLIPTokenizerFast")),
+    "scheduler": tuple(("diffusers", f"{name}Scheduler") for name in diffusers.SCHEDULERS),
+}
+UNMADE: dict[str, tuple[tuple[str, str], ...]] = {
+    "safety_checker": (("stable_diffusion", "StableDiffusionSafetyChecker"),),
+    "feature_extractor": (("transformers", "CLIPImageProcessor"), ("transformers", "CLIPFeatureExtractor")),
+    "image_encoder": (("transformers", "CLIPVisionModelWithProjection"),),
+}
+FOREIGN = ("auto_map", "quantization_config", "custom_pipelines")  # fields that ask for other code
+MOST = 1 << 20  # of any number in a part's configuration
+MOST_LAYERS = 64
+
+
+def is_pipeline(path: Path, kind: str) -> bool:
+    """Whether a folder's index says that it is such a pipeline. Raises `FileError` on an index that cannot be read."""
+    index = path / INDEX
+    return path.is_dir() and index.is_file() and diffusers.read_json(index).get("_class_name") == kind
+
+
+def check_index(folder: Path) -> None:
+    """Raises `FileError` unless the index names exactly the parts of Stable Diffusion, of the classes they have there."""
+    index = diffusers.read_json(folder / INDEX)
+    for name, value in index.items():
+        if not isinstance(value, list) or value in ([None, None], []):
+            continue
+        known = PARTS.get(name) or UNMADE.get(name)
+        if known is None or tuple(map(str, value)) not in known:
+            what = ".".join(map(str, value))
+            if known is not None and value[:1] in (["diffusers"], ["transformers"]):
+                raise FileError(
+                    f"{folder}: its {name} is a {what}, which ddimctl does not implement", identify.NOT_HERE
+                )
+            raise FileError(f"{folder} needs code of its own to load ({name}: {what})", identify.CODE)
+    for name in PARTS:
+        if not isinstance(index.get(name), list) or index[name] == [None, None]:
+            raise FileError(f"{folder} has no {name} in its {INDEX}")
+        if not (folder / name).is_dir():
+            raise FileError(f"{folder} lacks a part of its model: {name}/", hint="copy or download all of it")
+
+
+def read_config(folder: Path, kind: str, file: str = "config.json") -> dict[str, Any]:
+    """A part's configuration. Raises `FileError` where it asks for code, is of another class, or is absurd."""
+    config = diffusers.read_json(folder / file)
+    for name in FOREIGN:
+        if config.get(name):
+            raise FileError(f"{folder} needs code of its own to load ({name})", identify.CODE)
+    said = config.get("_class_name", config.get("tokenizer_class", (config.get("architectures") or [kind])[0]))
+    if str(said).removesuffix("Fast") != kind:
+        raise FileError(f"{folder} holds a {said}, not a {kind}", identify.NOT_HERE)
+    for name, value in config.items():
+        numbers = value if isinstance(value, list) else [value]
+        most = MOST_LAYERS if "layers" in name else MOST
+        if name == "model_max_length":  # a tokenizer without a limit says 1e30
+            continue
+        if len(numbers) > MOST_LAYERS or any(isinstance(n, int) and abs(n) > most for n in numbers):
+            raise FileError(f"{folder}: {name} = {str(value)[:40]} makes no sense")
+    return config
+
+
+def read_weights(folder: Path, stem: str = folders.STEM) -> dict[str, Tensor]:
+    """A part's weights in float32: one file or shards, full precision before half. Raises `FileError` if there are none."""
+    names = {p.name for p in folder.iterdir() if p.is_file()}
+    files, index = diffusers.choose_weights(names, stem)
+    if not files and not index:
+        raise FileError(f"{folder} has no weights ({stem}.safetensors)", hint="copy or download them too")
+    state = diffusers.read_shards(folder, index) if index else weights.load_state(folder / files[0])
+    state = {k: w for k, w in state.items() if not k.endswith("position_ids")}  # no weights; older files have them
+    odd = sorted({str(w.dtype) for w in state.values() if not w.is_floating_point()})
+    if odd:
+        raise FileError(
+            f"the weights of {folder} are {odd[0].removeprefix('torch.')}, which ddimctl does not implement"
+        )
+    return {k: w.float() for k, w in diffusers.modern(state).items()}
+
+
+def fill(module: torch.nn.Module, state: Mapping[str, Tensor], where: Path) -> None:
+    """Gives a module that was made without memory its weights. Raises `FileError` unless they fit exactly."""
+    wanted = {k: v.shape for k, v in module.state_dict().items()}
+    given = {k: v.shape for k, v in state.items()}
+    if wanted != given:
+        odd = sorted(k for k in wanted.keys() | given.keys() if wanted.get(k) != given.get(k))
+        raise FileError(f"the weights of {where} do not fit its configuration ({len(odd)} tensors, {odd[0]} first)")
+    module.load_state_dict(dict(state), assign=True)
+    module.eval().requires_grad_(False)
