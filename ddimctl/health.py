@@ -71,6 +71,14 @@ FIGURES: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def too_weak(xT: Array) -> list[bool]:
+    """Which latents have a norm below that of 99 % of noise: ‖x_T‖² is χ² of d degrees, in Wilson and Hilferty's cube."""
+    latents = to_numpy(xT).astype("float64")
+    d = latents[0].size
+    low = (1 - 2 / (9 * d) - 2.3263 * math.sqrt(2 / (9 * d))) ** 1.5
+    return [value < low for value in norm(latents).tolist()]
+
+
 @dataclass(frozen=True)
 class Figure:
     """One figure of one latent, and what noise gives: its mean, and the range that holds 98 % of draws."""

@@ -41,8 +41,18 @@ def lerp(a: Tensor, b: Tensor, w: float) -> Tensor:
     return ((1 - w) * a.double() + w * b.double()).to(a.dtype)
 
 
+def renorm(a: Tensor, b: Tensor, w: float) -> Tensor:
+    """`slerp`, whose norm leaves that of the ends for that of noise, √d, which it has in the middle. The ends stay.
+
+    Latents of real images are weaker than noise, and what lies between two of them decodes smoother than either.
+    """
+    between = slerp(a.double(), b.double(), w)
+    strength = float(between.square().mean().sqrt())
+    return (between * strength ** -math.sin(math.pi * w) if 0 < w < 1 else between).to(a.dtype)
+
+
 Interpolant = Callable[[Tensor, Tensor, float], Tensor]
-INTERPOLANTS: dict[str, Interpolant] = {"slerp": slerp, "lerp": lerp}
+INTERPOLANTS: dict[str, Interpolant] = {"slerp": slerp, "lerp": lerp, "renorm": renorm}
 
 
 def along(

@@ -810,3 +810,19 @@ def test_a_colour_image_for_a_grey_model_is_told_which_model_keeps_colour(
 @pytest.mark.skipif(options.COLOUR_MODEL not in bundled(), reason="the colour model is not here")
 def test_the_colour_model_is_of_colour() -> None:
     assert load(options.COLOUR_MODEL, "cpu").channels == 3
+
+
+def test_interpolate_tells_of_weak_latents_and_renorm_is_the_cure(
+    invoke: Callable[..., Result], model_folder: Path, tmp_path: Path
+) -> None:
+    images = [str(model_folder / "held-out" / f"{i:03}.png") for i in range(2)]
+    flat = tmp_path / "flat.png"
+    Image.new("L", (16, 16), 128).save(flat)  # its x_T is next to nothing
+    common = ("--frames", 3, "--steps", 3, "-m", model_folder, "--force")
+    told = invoke("interpolate", flat, images[1], "-o", "x.gif", *common).ok().err
+    assert "unlike noise, too weak" in told
+    assert "--renorm" in told
+    cured = invoke("interpolate", flat, images[1], "-o", "y.gif", *common, "--renorm").ok().err
+    assert "too weak" not in cured
+    assert (tmp_path / "x.gif").read_bytes() != (tmp_path / "y.gif").read_bytes()
+    invoke("interpolate", *images, "-o", "z.gif", *common, "--renorm", "--lerp").failed(2)

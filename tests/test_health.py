@@ -206,3 +206,12 @@ def test_the_same_latent_is_judged_the_same_whatever_is_beside_it() -> None:
     for f, g in zip(examine(xT)[1], examine(xT[1:2])[0], strict=True):
         assert f.value == pytest.approx(g.value, rel=1e-12)
         assert (f.name, f.expected, f.low, f.high) == (g.name, g.expected, g.low, g.high)
+
+
+def test_too_weak_is_what_one_draw_of_noise_in_a_hundred_is() -> None:
+    """And agrees with what `examine` says of the norm."""
+    draws = noise((1, 8, 8), 4000, seed=1)
+    assert 0.006 < sum(health.too_weak(draws)) / 4000 < 0.015  # 0.01, five standard deviations each way
+    latents = noise((3, 16, 16), 3, seed=5) * torch.tensor([0.9, 0.98, 1.1]).view(3, 1, 1, 1)
+    said = [next(f for f in figures if f.name == "norm/√d") for figures in health.examine(latents)]
+    assert health.too_weak(latents) == [f.value < f.low for f in said] == [True, False, False]

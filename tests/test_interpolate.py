@@ -13,7 +13,7 @@ from rounding import apart
 from torch import Tensor
 
 from ddimctl.errors import DDIMError, UsageError
-from ddimctl.interpolate import INTERPOLANTS, grid, keyframes, lerp, slerp, weights
+from ddimctl.interpolate import INTERPOLANTS, grid, keyframes, lerp, renorm, slerp, weights
 from ddimctl.seeds import noise
 
 SHAPE = (2, 3, 4)
@@ -263,3 +263,14 @@ def test_a_grid_needs_four_corners(n: int) -> None:
 def test_a_grid_has_two_rows_and_columns(size: tuple[int, int]) -> None:
     with pytest.raises(UsageError, match="at least 2 rows"):
         grid(latents(4), *size)
+
+
+def test_renorm_keeps_the_ends_and_is_as_strong_as_noise_in_the_middle() -> None:
+    a, b = 0.8 * noise((3, 16, 16), 2, seed=0)
+    assert torch.equal(renorm(a, b, 0.0), slerp(a, b, 0.0))
+    assert torch.equal(renorm(a, b, 1.0), slerp(a, b, 1.0))
+    strength = [float(renorm(a, b, w).double().square().mean().sqrt()) for w in (0.01, 0.25, 0.5, 0.75, 0.99)]
+    assert strength[2] == pytest.approx(1, rel=1e-6)
+    assert strength[0] < strength[1] < strength[2] > strength[3] > strength[4]
+    along = torch.nn.functional.cosine_similarity(renorm(a, b, 0.3).flatten(), slerp(a, b, 0.3).flatten(), dim=0)
+    assert float(along) == pytest.approx(1, abs=1e-6)  # the direction is slerp's

@@ -64,6 +64,7 @@ class Motion:
     loop: Annotated[bool, typer.Option("--loop", help="Go on from the last latent to the first.")] = False
     ease: Annotated[bool, typer.Option("--ease", help="Slow down at every latent.")] = False
     lerp: Annotated[bool, typer.Option("--lerp", help="Straight lines instead of slerp, to see why not.")] = False
+    renorm: Annotated[bool, typer.Option("--renorm", help="Between weak latents as strong as noise: see info.")] = False
     grid: Annotated[bool, typer.Option("--grid", help="A 2-D grid over four corners instead of an animation.")] = False
     size: Annotated[str, typer.Option(metavar="RxC", help="Rows and columns of the grid.")] = "8x8"
     zoom: Annotated[
@@ -77,6 +78,11 @@ class Motion:
     def held(self) -> int:
         """Frames more that each latent is shown for."""
         return round(self.hold * self.fps)
+
+    @property
+    def interpolant(self) -> str:
+        """A name of `INTERPOLANTS`."""
+        return "lerp" if self.lerp else "renorm" if self.renorm else "slerp"
 
 
 @flat
@@ -108,7 +114,7 @@ def interpolate(
     from ddimctl.runs import work
 
     console = said.console()
-    interpolant = INTERPOLANTS["lerp" if motion.lerp else "slerp"]
+    interpolant = INTERPOLANTS[motion.interpolant]
     output = target_of(latents, motion, files, console)
     seconds, count = lengths(motion)
     rows, columns = options.parse_size(motion.size, "--size") if motion.grid else (1, count)
@@ -123,6 +129,7 @@ def interpolate(
                 raise type(e)(str(e), hint=f"encode it first, with {option}") from None
         raise
     refuse_source(output, sources)
+    tell_of_weak(keys, motion, console)
     net = decoding.model
     formats.check_channels(f"an image of the model {net.name}", net.channels)
     as_files = not motion.grid and not output.suffix
@@ -142,7 +149,7 @@ def interpolate(
     pixels = sheets.enlarge(levels.to_pixels(images), zoom)
     made = origin.of(
         "interpolate", net, decoding.way, decoding.condition, parents=[origin.parent(n) for n in latents],
-        more={"frames": len(xT), "interpolant": "lerp" if motion.lerp else "slerp", "even": motion.even},
+        more={"frames": len(xT), "interpolant": motion.interpolant, "even": motion.even},
     )  # fmt: skip
     shown = order(len(xT), stops, pingpong=motion.pingpong, hold=motion.held)
     save(output, pixels, shown, columns=columns, motion=motion, sound=sound, made=made, console=console)
@@ -160,6 +167,8 @@ def target_of(latents: list[str], motion: Motion, files: Film, console: Console)
 
     if motion.pingpong and motion.loop:
         raise UsageError("--pingpong ends where it began", hint="leave --loop away")
+    if motion.lerp and motion.renorm:
+        raise UsageError("--lerp and --renorm are two ways between latents", hint="choose one")
     if motion.even and motion.ease:
         raise UsageError("--even and --ease are two ways to place frames", hint="choose one")
     output = files.output or Path("interpolation.png" if motion.grid else "interpolation.gif")
@@ -178,6 +187,18 @@ def target_of(latents: list[str], motion: Motion, files: Film, console: Console)
     if files.output is None:
         console.notice(f"writing {output}")
     return output
+
+
+def tell_of_weak(keys: Tensor, motion: Motion, console: Console) -> None:
+    """Says which latents are weaker than noise ever is, unless what lies between them is made up for."""
+    from ddimctl.health import too_weak
+
+    weak = too_weak(keys)
+    if any(weak) and motion.interpolant == "slerp":
+        console.notice(
+            f"{sum(weak)} of {len(weak)} latents are unlike noise, too weak: what lies between may be smooth;"
+            " --renorm helps"
+        )
 
 
 def lengths(motion: Motion) -> tuple[list[float], int]:
@@ -213,7 +234,7 @@ def frames_of(
     from ddimctl.interpolate import INTERPOLANTS, along, legs_of
     from ddimctl.runs import work
 
-    interpolant = INTERPOLANTS["lerp" if motion.lerp else "slerp"]
+    interpolant = INTERPOLANTS[motion.interpolant]
     legs = legs_of(keys, motion.loop)
     if seconds and len(seconds) != legs:
         raise UsageError(f"{len(seconds)} durations do not fit {legs} ways from one latent to the next")
