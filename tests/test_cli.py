@@ -259,7 +259,7 @@ def test_reconstruct_without_images_takes_the_models_own(tiny: Invoke) -> None:
 
 def test_reconstruct_sheet(tiny: Invoke, pictures: list[str], tmp_path: Path) -> None:
     """A row an image; a column for the original, and two for each way: 112 // 16 times enlarged, gaps of 4."""
-    tiny("reconstruct", *pictures[:3], "--steps", "2,3", "-o", "sheet.png").ok()
+    tiny("reconstruct", *pictures[:3], "--steps", "2,3", "-o", "sheet.png", "--no-labels").ok()
     with Image.open(tmp_path / "sheet.png") as sheet:
         columns, rows = 5, 3
         assert sheet.size == (columns * 112 + (columns - 1) * 4, rows * 112 + (rows - 1) * 4)
@@ -375,7 +375,9 @@ def test_interpolate_decodes_the_keyframes(
 
 
 def test_interpolate_grid(tiny: Invoke, latents: list[str], tmp_path: Path) -> None:
-    done = tiny("interpolate", "a.pt", "b.pt", "c.pt", "img.pt", "--grid", "--size", "2x3", "--zoom", 1).ok()
+    done = tiny(
+        "interpolate", "a.pt", "b.pt", "c.pt", "img.pt", "--grid", "--size", "2x3", "--zoom", 1, "--no-labels"
+    ).ok()
     assert done.out == "interpolation.png\n"
     assert "interpolation.png" in done.err
     pixels = np.asarray(Image.open(tmp_path / "interpolation.png"))
@@ -388,11 +390,13 @@ def test_interpolate_grid(tiny: Invoke, latents: list[str], tmp_path: Path) -> N
 
 
 def test_interpolate_from_images_directly(tiny: Invoke, pictures: list[str], tmp_path: Path) -> None:
-    tiny("interpolate", "a.png", "b.png", "--steps", 4, "-o", "direct.png", "--frames", 4, "--zoom", 1).ok()
+    tiny(
+        "interpolate", "a.png", "b.png", "--steps", 4, "-o", "direct.png", "--frames", 4, "--zoom", 1, "--no-labels"
+    ).ok()
     for name in "ab":
         tiny("encode", f"{name}.png", "-o", f"{name}.pt", "--steps", 4).ok()
-    tiny("interpolate", "a.pt", "b.pt", "-o", "by-latents.png", "--frames", 4, "--zoom", 1).ok()
-    tiny("interpolate", "a.pt", "b.png", "-o", "mixed.png", "--frames", 4, "--zoom", 1).ok()
+    tiny("interpolate", "a.pt", "b.pt", "-o", "by-latents.png", "--frames", 4, "--zoom", 1, "--no-labels").ok()
+    tiny("interpolate", "a.pt", "b.png", "-o", "mixed.png", "--frames", 4, "--zoom", 1, "--no-labels").ok()
     direct, by_latents, mixed = (
         np.asarray(Image.open(tmp_path / f"{n}.png")).astype(int) for n in ("direct", "by-latents", "mixed")
     )

@@ -76,7 +76,7 @@ def test_it_makes_what_the_library_makes(
 
 
 def test_the_sheet_holds_them_row_by_row(tiny: Invoke, model_folder: Path, tmp_path: Path) -> None:
-    done = tiny("sample", "-n", 10, "--steps", 3).ok()
+    done = tiny("sample", "-n", 10, "--steps", 3, "--no-labels").ok()
     assert done.out == "samples.png\n"
     assert "writing samples.png" in done.err
     want = sheets.sheet(sheets.enlarge(expected(model_folder, 10, 3)[..., None], 7), 8, gap=4)
@@ -85,7 +85,7 @@ def test_the_sheet_holds_them_row_by_row(tiny: Invoke, model_folder: Path, tmp_p
 
 @pytest.mark.parametrize(("n", "columns"), [(1, 1), (5, 5), (64, 8), (65, 9), (100, 10)])
 def test_the_sheet_is_no_ribbon(tiny: Invoke, tmp_path: Path, n: int, columns: int) -> None:
-    tiny("sample", "-n", n, "--steps", 1, "-o", "s.png").ok()
+    tiny("sample", "-n", n, "--steps", 1, "-o", "s.png", "--no-labels").ok()
     height, width = pixels(tmp_path / "s.png").shape
     assert (width + 4) == columns * 116
     assert (height + 4) == math.ceil(n / columns) * 116
@@ -120,7 +120,7 @@ def test_the_same_command_twice_makes_the_same_bytes(tiny: Invoke, tmp_path: Pat
 
 
 def test_consistency(tiny: Invoke, model_folder: Path, tmp_path: Path) -> None:
-    done = tiny("sample", "-n", 4, "--steps", "2,8,4", "-o", "s.png").ok()
+    done = tiny("sample", "-n", 4, "--steps", "2,8,4", "-o", "s.png", "--no-labels").ok()
     header, *rows, file = done.out.splitlines()
     assert header.split() == ["steps", "evaluations", "mse", "to", "8", "rms"]
     assert file == "s.png"
@@ -294,7 +294,7 @@ def test_a_model_with_classes_is_asked_for_one(invoke: Invoke, tmp_path: Path) -
 
 def test_colour(invoke: Invoke, tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path / "colour", in_channels=3, out_channels=3)
-    invoke("sample", "-m", folder, "-n", 2, "--steps", 2, "-o", "s.png", "--eta", 1).ok()
+    invoke("sample", "-m", folder, "-n", 2, "--steps", 2, "-o", "s.png", "--eta", 1, "--no-labels").ok()
     assert pixels(tmp_path / "s.png").shape == (112, 228, 3)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from ddimctl.cli import inputs, options
+from ddimctl.cli import inputs, looks, options
 from ddimctl.cli.console import Console, figure, table
 from ddimctl.cli.groups import flat, group, like
 from ddimctl.errors import DDIMError, UsageError
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from ddimctl.runs.work import Decoding
 
 MAX_SOUND = 1 << 30  # bytes of a sound file
+GAP = 2  # pixels between the images of a strip or grid
 
 OF_ENCODE = ("--frame", "--range", "--max-pixels")  # options that an image may need, and that this command lacks
 
 
 @group
-class Film(options.Output):
+class Film(options.Output, looks.Looks):
     """Where the frames go."""
 
     output: Annotated[
@@ -107,7 +108,7 @@ def interpolate(
     """
     from ddimctl import origin
     from ddimctl.files import refuse_source
-    from ddimctl.images import formats, levels, sheets
+    from ddimctl.images import animation, formats, levels, sheets
     from ddimctl.interpolate import INTERPOLANTS
     from ddimctl.interpolate import grid as make_grid
     from ddimctl.motion import order
@@ -135,7 +136,7 @@ def interpolate(
     as_files = not motion.grid and not output.suffix
     zoom = motion.zoom or (1 if as_files else sheets.factor_to_see(net.size, 224))
     most = count if motion.grid else (count + len(keys) * motion.held) * (2 if motion.pingpong else 1)
-    check_size(output, most, columns, (zoom * net.size[0], zoom * net.size[1]), grid=motion.grid)
+    check_size(output, most, columns, (zoom * net.size[0], zoom * net.size[1]), files=files, grid=motion.grid)
     formats.check_memory(most, zoom * net.size[0], zoom * net.size[1], net.channels)
     stops: list[int] = []
     if motion.grid:
@@ -152,7 +153,10 @@ def interpolate(
         more={"frames": len(xT), "interpolant": motion.interpolant, "even": motion.even},
     )  # fmt: skip
     shown = order(len(xT), stops, pingpong=motion.pingpong, hold=motion.held)
-    save(output, pixels, shown, columns=columns, motion=motion, sound=sound, made=made, console=console)
+    if motion.grid or output.suffix.lower() in animation.STILL:
+        save_sheet(output, pixels, shown, columns=columns, motion=motion, files=files, made=made)
+    else:
+        save_film(output, pixels, shown, motion=motion, sound=sound, made=made, console=console)
     steps_apart = ((images[1:] - images[:-1]) / 2).flatten(1).square().mean(1).sqrt().tolist()
     text = str(output)
     if motion.distances:
@@ -255,33 +259,56 @@ def frames_of(
     return xT, [i for i, (_, w) in enumerate(places) if w in (0.0, 1.0)]
 
 
-def check_size(output: Path, frames: int, columns: int, size: tuple[int, int], *, grid: bool) -> None:
+def check_size(output: Path, frames: int, columns: int, size: tuple[int, int], *, files: Film, grid: bool) -> None:
     """Raises `UsageError` if the output cannot hold so many frames of that size."""
-    from ddimctl.images import animation, formats, sheets
+    from ddimctl.images import animation
 
-    if grid:
-        formats.check_side(output, *sheets.sheet_size(frames, size, columns))
+    if grid or output.suffix.lower() in animation.STILL:
+        files.check_sheet(output, max(frames, 1), size, columns=columns if grid else max(frames, 1), gap=GAP)
     else:
         animation.check_frames(output, max(frames, 1), *size)
 
 
-def save(
+def save_sheet(
     output: Path,
     pixels: np.ndarray,
     shown: Sequence[int],
     *,
     columns: int,
     motion: Motion,
+    files: Film,
+    made: dict[str, Any],
+) -> None:
+    """Writes the grid, with the corners' names, or the strip, with the frames' numbers."""
+    from ddimctl.images import writing
+
+    caption = looks.way_of(made) + f", {made['interpolant']}"
+    if motion.grid:
+        names = [p["name"] for p in made["parents"]]
+        between = [""] * (columns - 2)
+        if len(names) != 4:  # one of the files holds several
+            names, caption = ["1", "2", "3", "4"], f"{caption}, of {', '.join(names)}"
+        a, b, c, d = names
+        words: dict[str, Any] = {"above": [a, *between, b], "below": [c, *between, d]}
+    else:
+        pixels, columns = pixels[list(shown)], len(shown)
+        words = {"above": [str(i) for i in shown]}
+    writing.save_image(output, files.sheet(pixels, columns, GAP, caption=caption, **words), made=made)
+
+
+def save_film(
+    output: Path,
+    pixels: np.ndarray,
+    shown: Sequence[int],
+    *,
+    motion: Motion,
     sound: bytes | None,
     made: dict[str, Any],
     console: Console,
 ) -> None:
-    """Writes the grid, or the frames in the order in which they are shown."""
-    from ddimctl.images import animation, reading, sheets, writing
+    """Writes the frames in the order in which they are shown."""
+    from ddimctl.images import animation, reading
 
-    if motion.grid:
-        writing.save_image(output, sheets.sheet(pixels, columns), made=made)
-        return
     animation.save_frames(output, pixels[list(shown)], motion.fps, sound=sound, made=made)
     if slow := animation.slowed(output, motion.fps):
         console.notice(slow)

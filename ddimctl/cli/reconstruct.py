@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddimctl.cli import batches, inputs, names, options
+from ddimctl.cli import batches, inputs, looks, names, options
 from ddimctl.cli.console import Console, figure, table
 from ddimctl.cli.groups import flat, group, like
 from ddimctl.errors import AboveLimit, SomeFailed, UsageError, choose
@@ -28,7 +28,7 @@ SHOWN = 20  # of more images than that, what was done to each is not told withou
 
 
 @group
-class Sheet(options.Output, options.Listed, options.Plotted):
+class Sheet(options.Output, options.Listed, options.Plotted, looks.Looks):
     """What is reconstructed, and where the pictures go."""
 
     limit: Annotated[int | None, typer.Option("-n", "--limit", metavar="N", min=1, help="Only the first N images.")] = (
@@ -122,7 +122,7 @@ def reconstruct(
         net = inputs.start_engine(net, machine, console, work=work)
     if files.output is not None:
         shown, factor = min(len(items), files.rows), sheets.factor_to_see(net.size)
-        formats.check_side(files.output, *sheets.sheet_size(shown, net.size, 1 + 2 * len(ways), GAP, factor))
+        files.check_sheet(files.output, shown, net.size, columns=1 + 2 * len(ways), gap=GAP, factor=factor)
     single = batches.is_single(images or [], items, files.from_file, None)
     pictures = Pictures(
         items,
@@ -242,7 +242,7 @@ def report(
             )
     console.data(as_table(trips, reports), as_record(trips, reports, model, pictures.count))
     if files.output is not None:
-        gains = save_sheet(files.output, pictures, trips)
+        gains = save_sheet(files, pictures, trips)
         several = len({t.way.spacing for t in trips}) > 1
         gained = [
             f"{t.way.solver} {t.way.spacing + ' ' if several else ''}{t.way.steps} × {sheets.stated(gain)}"
@@ -309,12 +309,12 @@ def as_record(cells: Sequence[RoundTrip], reports: Sequence[str], model: Model, 
     }
 
 
-def save_sheet(path: Path, pictures: Pictures, cells: Sequence[RoundTrip]) -> list[float]:
+def save_sheet(files: Sheet, pictures: Pictures, cells: Sequence[RoundTrip]) -> list[float]:
     """Writes original | reconstruction | amplified difference (| the next line's …), a row an image; each line's gain."""
     import torch
 
     from ddimctl import origin
-    from ddimctl.images.sheets import comparison, enlarge, factor_to_see, sheet, stated
+    from ddimctl.images.sheets import comparison, enlarge, factor_to_see, stated
     from ddimctl.images.writing import save_image
 
     pixels, gains = comparison(torch.stack(pictures.shown), [torch.stack(cell.shown) for cell in cells])
@@ -325,5 +325,14 @@ def save_sheet(path: Path, pictures: Pictures, cells: Sequence[RoundTrip]) -> li
     ]
     parents = [origin.parent(item.source) for item in pictures.items[: origin.MAX_PARENTS]]
     made = origin.of("reconstruct", pictures.model, cells[0].way, parents=parents, more={"lines": lines})
-    save_image(path, sheet(enlarge(pixels, factor), 1 + 2 * len(cells), GAP), made=made)
+    named = [Path(item.source).name for item in pictures.items] if not pictures.failed else []
+    some = len(pictures.shown) < pictures.count
+    caption = f"{pictures.model.name}: " + (f"{len(pictures.shown)} of " if some else "") + f"{pictures.count} images"
+    caption += "; the figures are of all" if some else ""
+    made_sheet = files.sheet(
+        enlarge(pixels, factor), 1 + 2 * len(cells), GAP,
+        above=looks.heads(cells, gains), left=named[: len(pictures.shown)], caption=caption,
+    )  # fmt: skip
+    assert files.output is not None
+    save_image(files.output, made_sheet, made=made)
     return gains

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddimctl.cli import inputs, options
+from ddimctl.cli import inputs, looks, options
 from ddimctl.cli.console import Console, figure, table
 from ddimctl.cli.groups import flat, group, like
 from ddimctl.errors import UsageError, choose
@@ -27,7 +27,7 @@ GAP = 4  # pixels between its images
 
 
 @group
-class Samples(options.Output):
+class Samples(options.Output, looks.Looks):
     """Where the images go, and the noise."""
 
     noise: Annotated[
@@ -119,7 +119,7 @@ def sample(
     columns = how.n if len(lengths) > 1 else min(how.n, max(COLUMNS, math.isqrt(how.n - 1) + 1))
     factor = sheets.factor_to_see(net.size)
     if folder is None:
-        formats.check_side(pictures[0], *sheets.sheet_size(how.n * len(lengths), net.size, columns, GAP, factor))
+        files.check_sheet(pictures[0], how.n * len(lengths), net.size, columns=columns, gap=GAP, factor=factor)
     rows = [Row(way) for way in ways]
     for row in rows:
         row.how.way.path(net.schedule)
@@ -137,7 +137,7 @@ def sample(
             )
     if folder is None:
         origins = {"seed": how.seed, "number": how.n, "all_steps": lengths}
-        save_sheet(pictures[0], rows, columns, factor, made=made(net, longest, what.condition(), origins))
+        save_sheet(pictures[0], rows, columns, factor, files=files, made=made(net, longest, what.condition(), origins))
     if files.noise is not None:
         save_noise(files.noise, net, how.n, seed=how.seed, way=longest.how.way, condition=what.condition())
         if longest.how.is_random:
@@ -272,14 +272,19 @@ def made(model: Model, row: Row, condition: Condition, more: dict[str, Any]) -> 
     return origin.of("sample", model, row.how.way, condition, more={**more, **noisy})
 
 
-def save_sheet(path: Path, rows: Sequence[Row], columns: int, factor: int, *, made: dict[str, Any]) -> None:
+def save_sheet(
+    path: Path, rows: Sequence[Row], columns: int, factor: int, *, files: Samples, made: dict[str, Any]
+) -> None:
     """Writes one sheet: a row for each number of steps, or all images of the only one, enlarged to be seen."""
     import numpy as np
 
     from ddimctl.images import sheets, writing
 
-    pixels = np.concatenate([p for row in rows for p in row.pixels])
-    writing.save_image(path, sheets.sheet(sheets.enlarge(pixels, factor), columns, GAP), made=made)
+    pixels = sheets.enlarge(np.concatenate([p for row in rows for p in row.pixels]), factor)
+    left = looks.rows_of(len(pixels), columns) if len(rows) == 1 else [f"S = {row.steps}" for row in rows]
+    caption = looks.way_of(made) + f"; seed {made['seed']}"
+    sheet = files.sheet(pixels, columns, GAP, left=left, caption=caption)
+    writing.save_image(path, sheet, made=made)
 
 
 def save_noise(path: Path, model: Model, n: int, *, seed: int, way: Way, condition: Condition) -> None:
