@@ -132,7 +132,7 @@ def main(source: Path | None) -> None:
              "The same for images unlike anything that fashion-mnist was trained on, karras spacing:"]  # fmt: skip
     odd = []
     for name, image in strange(model.image_shape).items():
-        solution = lossless.encode(model, image, Way("exact"))
+        solution = lossless.encode(model, image, Way("exact", "karras"))
         assert solution.checks is not None
         c = solution.checks[0]
         odd.append([name, str(c.wrong), f"{c.worst:.2f}", f"{c.tolerance:g}", str(solution.evaluations[0])])

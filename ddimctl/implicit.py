@@ -17,11 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddimctl.arrays import Array, per_image
+from ddimctl.arrays import Array, as_kind, per_image
 
 DEPTH = 3  # changes remembered; more of them once an image proves difficult
-DEPTH_DIFFICULT = 8
-DIFFICULT = 8  # iterations after which it does
+DEPTH_DIFFICULT = 20
+DIFFICULT = 4  # iterations after which it does
+LARGE = 1 << 16  # values of a state beyond which so many changes are too much memory
+DEPTH_LARGE = 8
 NOISE = 1e-12  # squared, relative: changes this small beside the residual are rounding
 LIMIT = 60  # evaluations a step
 RIDGE = 1e-10  # relative, keeps the least squares solvable where two changes are parallel
@@ -47,6 +49,7 @@ def solve(
     `LIMIT` evaluations comes back as the best one seen, with its residual.
     """
     h, scale, n = t - s, math.sqrt(1 + t * t), len(base)
+    deep = DEPTH_DIFFICULT if math.prod(base.shape[1:]) <= LARGE else DEPTH_LARGE
     out, out_eps = guess * 1.0, base * 0.0
     evaluations, residuals = [0] * n, [math.inf] * n
     active = list(range(n))  # the images at work: row j of what follows belongs to image active[j]
@@ -65,7 +68,7 @@ def solve(
             if size[j] < residuals[i]:  # the best so far, should there be no better
                 out[i], out_eps[i], residuals[i] = x[j], f[j], size[j]
         if k:
-            changes = [*changes, (x - x_before, r - r_before)][-(DEPTH if k < DIFFICULT else DEPTH_DIFFICULT) :]
+            changes = [*changes, (x - x_before, r - r_before)][-(DEPTH if k < DIFFICULT else deep) :]
         broken = [not v < math.inf for v in size]
         lost = [b_ or v > DIVERGED * residuals[i] for b_, v, i in zip(broken, size, active, strict=True)]
         if any(lost):  # on from the best point seen, wiser by this change
@@ -95,6 +98,43 @@ def solve(
         promised = [left[j] for j in go]
         active = [active[j] for j in go]
     return Solved(out, out_eps, evaluations, residuals)
+
+
+def smallest_eigenvalue(
+    eps: Callable[[Array, float], Array], x: Array, s: float, t: float, evaluations: int = 16
+) -> float:
+    """The smallest real eigenvalue of I − (t−s) ∂ε/∂x at `x`, one image (1, …) at level t, as far as Arnoldi's method sees.
+
+    That is the Jacobian of DDIM's step from t down to s. Where it is 0 or below the step folds: it is not injective, and
+    states on both sides of the fold come down to the same one. (Without guidance a perfect network's is at least s/t:
+    σ ∂ε/∂x is 1 less a covariance.) Derivatives are differences along x.
+    """
+    rng = np.random.default_rng(0)
+    start, width = eps(x, t), DIFFERENCE * math.sqrt((1 + t * t) * math.prod(x.shape))
+    basis: list[Array] = [as_kind(rng.standard_normal(tuple(x.shape)), x)]
+    basis[0] = basis[0] * (1 / math.sqrt(dot(basis[0], basis[0])[0]))
+    h = np.zeros((evaluations + 1, evaluations))
+    m = 0
+    for m in range(1, evaluations):
+        w = ((t - s) / width) * (eps(x + width * basis[-1], t) - start)
+        for _ in range(2):  # once more, for what rounding left
+            for i, v in enumerate(basis):
+                part = dot(v, w)[0]
+                h[i, m - 1] += part
+                w = w - part * v
+        norm = math.sqrt(dot(w, w)[0])
+        h[m, m - 1] = norm
+        if not 1e-8 < norm < math.inf:
+            break
+        basis.append(w * (1 / norm))
+    if not np.isfinite(h).all():
+        return math.nan
+    values = np.linalg.eigvals(h[:m, :m])
+    real = values.real[np.abs(values.imag) <= 0.05 * np.abs(values)]
+    return 1 - float(real.max()) if len(real) else math.nan
+
+
+DIFFERENCE = 1e-3  # root mean square, relative to √(1+t²): small, and still far above the rounding of a float32 network
 
 
 def combine(changes: Sequence[tuple[Array, Array]], r: Array) -> tuple[Array, Array]:

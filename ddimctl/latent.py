@@ -127,6 +127,7 @@ def provenance(model: Model, recipe: Recipe, solution: Solution, records: list[d
         "evaluations": solution.evaluations,
         "residuals": solution.residuals,
         "unconverged": solution.unconverged,
+        **({} if solution.returned is None else {"returned": solution.returned}),
         "lossless": None if solution.checks is None else [asdict(c) for c in solution.checks],
         "images": records,
         "device": model.network.module.kind,
@@ -245,7 +246,7 @@ def check_provenance(record: Any, n: int) -> None:
     if record["steps"] != len(record["path"]) - 1:
         raise ValueError("its provenance has another number of steps than levels")
     for name in EACH:
-        if record[name] is not None and len(record[name]) != n:
+        if record.get(name) is not None and len(record[name]) != n:
             raise ValueError(f"its provenance has {name} for {len(record[name])} images, not {n}")
 
 
@@ -311,6 +312,7 @@ FIELDS: dict[str, Callable[[Any], bool]] = {  # of a provenance, and what each m
 
 LATER: dict[str, Callable[[Any], bool]] = {  # fields that not every file has
     "engine": _is_name,
+    "returned": _all(_is_number),  # how far off each state was that x_T was decoded to, relative
     "autoencoder": _is_name,
     "condition": lambda v: (
         isinstance(v, dict)
@@ -319,7 +321,13 @@ LATER: dict[str, Callable[[Any], bool]] = {  # fields that not every file has
         and _is_number(v["guidance"])
     ),
 }
-EACH = ("images", "evaluations", "residuals", "lossless")  # hold one entry for each image, where they hold any
+EACH = (
+    "images",
+    "evaluations",
+    "residuals",
+    "lossless",
+    "returned",
+)  # hold one entry for each image, where they hold any
 
 
 def _text(about: dict[str, Any], n: int) -> dict[str, str]:
@@ -341,7 +349,7 @@ def _joined(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
         out["unconverged"] += [n + i for i in p["unconverged"]]
         n += len(p["images"])
     for name in EACH:
-        if out[name] is not None:
+        if out.get(name) is not None:
             out[name] = [x for p in provenances for x in p[name]]
     return out
 

@@ -56,7 +56,7 @@ def encode(
         if not todo:
             break
         x0, tried = images[todo], replace(way, tolerance=tight)
-        encoded = ode.encode(model, x0, tried, condition, batch_size=batch_size, progress=progress)
+        encoded = ode.encode(model, x0, tried, condition, batch_size=batch_size, progress=progress, check=False)
         xT = encoded.x.float()
         plain = replace(way, solver="ddim", tolerance=None)
         back = ode.decode(model, xT, plain, condition, batch_size=batch_size, progress=progress)

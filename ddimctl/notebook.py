@@ -17,6 +17,7 @@ from ddimctl.errors import UsageError
 from ddimctl.model import NOTHING, Condition, Model
 from ddimctl.ode import DEFAULT_BATCH, Origin, Solution
 from ddimctl.recipe import Recipe, Way
+from ddimctl.solvers import DEFAULT_SOLVER
 
 if TYPE_CHECKING:
     from ddimctl.latent import Latent
@@ -37,8 +38,8 @@ def encode(
 ) -> Solution:
     """Images (N, C, H, W) in [−1, 1] → x_T, in `.x`, an array of the same library in float64.
 
-    `steps`, `solver` and `spacing` are taken instead of those of `way`. Raises `UsageError` for images that are not the
-    model's, and where it has no such way or condition.
+    `steps`, `solver` and `spacing` are taken instead of those of `way`; name the same to `decode`. Raises `UsageError` for
+    images that are not the model's, and where it has no such way or condition.
     """
     way = _way(way, steps, solver, spacing)
     check_shape(images, model.image_shape, f"the model {model.name} takes images")
@@ -140,7 +141,7 @@ def check_shape(x: Any, shape: tuple[int, int, int], whose: str) -> None:
 
 def _way(way: Way | None, steps: int | None, solver: str | None, spacing: str | None) -> Way:
     """The way with something else in it. Raises `UsageError` where `levels` say already what is named."""
-    way = Way() if way is None else way
+    way = Way(solver or DEFAULT_SOLVER) if way is None else way
     if way.levels is not None and (steps is not None or spacing is not None):
         way = replace(way, levels=None)
     new = {"steps": steps, "solver": solver, "spacing": spacing}

@@ -10,14 +10,16 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ddimctl import shown
-from ddimctl.arrays import Array, concatenate, float64, on
+from ddimctl.arrays import Array, concatenate, float32, float64, on
+from ddimctl.implicit import rms
 from ddimctl.model import NOTHING, Condition, Model
 from ddimctl.recipe import Way
-from ddimctl.solvers import DEFAULT_SOLVER, Convergence, Eps, bind
+from ddimctl.solvers import DEFAULT_SOLVER, Convergence, Eps, Failure, bind, decoder
 
 Progress = Callable[[Iterable[Array]], Iterable[Array]]  # wraps the iterator over the steps of a batch, to show it
 DEFAULT_BATCH = 64
 DEFAULT_WAY = Way()
+RETURNS = 1e-3  # relative error of a state that counts as having come back
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ class Solution:
     residuals: list[float] | None = None  # the largest of each image's implicit steps or error estimates, relative
     tolerance: float | None = None
     checks: list[Check] | None = None  # from `lossless.encode`
+    failures: list[Failure | None] | None = None  # the first step of each image that `exact` could not invert
+    returned: list[float] | None = (
+        None  # how far off the state was that x_T was decoded to, relative, where that was tried
+    )
     origin: Origin | None = None  # from `notebook.encode`
 
     def __repr__(self) -> str:
@@ -69,6 +75,11 @@ class Solution:
             return []
         return [i for i, r in enumerate(self.residuals) if not r <= self.tolerance]
 
+    @property
+    def lost(self) -> list[int]:
+        """The images that were found not to come back."""
+        return [i for i, error in enumerate(self.returned or []) if not error <= RETURNS]
+
     def select(self, images: Sequence[int]) -> Solution:
         """The part of it for some of the images."""
         return Solution(
@@ -77,6 +88,8 @@ class Solution:
             None if self.residuals is None else [self.residuals[i] for i in images],
             self.tolerance,
             None if self.checks is None else [self.checks[i] for i in images],
+            None if self.failures is None else [self.failures[i] for i in images],
+            None if self.returned is None else [self.returned[i] for i in images],
             self.origin,
         )
 
@@ -111,7 +124,7 @@ def integrate(
         xbar = state
     if not isinstance(result, Convergence):  # an explicit solver: every call was for every image
         return Solution(xbar, [calls] * len(xbar))
-    return Solution(xbar, result.evaluations, result.residuals, tolerance)
+    return Solution(xbar, result.evaluations, result.residuals, tolerance, failures=result.failures)
 
 
 def encode(
@@ -122,19 +135,39 @@ def encode(
     *,
     batch_size: int = DEFAULT_BATCH,
     progress: Progress = iter,
+    check: bool = True,
 ) -> Solution:
     """Images (N, C, H, W) in [−1, 1] → x_T, an array of the same library in float64.
 
-    The lowest level of the way counts as clean. Raises `UsageError` where the model has no such way or condition.
+    The lowest level of the way counts as clean. With `exact` and guidance, unless not to `check`, x_T is decoded again to
+    see that the states return: a small residual does not promise that where decoding magnifies it. Raises `UsageError`
+    where the model has no such way or condition.
     """
     path, eps = way.path(model.schedule), model.eps(condition)
+    scale = model.schedule.scale(path[-1])
 
     def one(part: Array) -> Solution:
         xbar = _state(model.autoencoder.encode(part), model)
         solution = integrate(eps, xbar, path, way.solver, tolerance=way.tolerance, progress=progress)
-        return replace(solution, x=solution.x * (1 / model.schedule.scale(path[-1])))
+        solution = replace(solution, x=solution.x * (1 / scale))
+        if not (check and is_checked(way, condition)):
+            return solution
+        held = float64(float32(solution.x)) * scale  # what a file holds
+        back = integrate(eps, held, path[::-1], decoder(way.solver), progress=progress)
+        spent = [n + m for n, m in zip(solution.evaluations, back.evaluations, strict=True)]
+        return replace(solution, evaluations=spent, returned=relative(back.x, xbar))
 
     return _in_batches(one, images, batch_size)
+
+
+def is_checked(way: Way, condition: Condition) -> bool:
+    """Whether `encode` looks if what it encodes comes back."""
+    return way.solver == "exact" and not 0 <= condition.guidance <= 1
+
+
+def relative(x: Array, true: Array) -> list[float]:
+    """Each image's root mean square error, relative to its size."""
+    return [e / max(size, 1e-12) for e, size in zip(rms(x - true), rms(true), strict=True)]
 
 
 def decode(
@@ -165,6 +198,8 @@ def _in_batches(one: Callable[[Array], Solution], x: Array, size: int) -> Soluti
         [n for part in parts for n in part.evaluations],
         [r for part in parts for r in part.residuals or []] or None,
         parts[0].tolerance,
+        failures=[f for part in parts for f in part.failures or []] or None,
+        returned=[e for part in parts for e in part.returned or []] or None,
     )
 
 

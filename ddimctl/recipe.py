@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ddimctl.model import NOTHING, Condition, Model
-from ddimctl.schedule import DEFAULT_SPACING, Schedule
+from ddimctl.schedule import Schedule, default_spacing
 from ddimctl.solvers import DEFAULT_SOLVER, bind, decoder
 
 DEFAULT_STEPS = 20
@@ -24,14 +24,19 @@ OF_IMAGES = ("sha256", "fit", "background", "frame", "value_range", "pixels")
 class Way:
     """How the ODE is integrated, up and down alike.
 
-    `levels`, a rising path of noise levels, stands for what `spacing` and `steps` would give.
+    `levels`, a rising path of noise levels, stands for what `spacing` and `steps` would give. Where no spacing is named it
+    is the solver's own.
     """
 
     solver: str = DEFAULT_SOLVER
-    spacing: str = DEFAULT_SPACING
+    spacing: str = ""
     steps: int = DEFAULT_STEPS
     tolerance: float | None = None  # of solvers that iterate; None is the solver's own
     levels: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.spacing:
+            object.__setattr__(self, "spacing", default_spacing(self.solver))
 
     def path(self, schedule: Schedule) -> tuple[float, ...]:
         """The rising noise levels. Raises `UsageError` where the schedule has none of that kind."""

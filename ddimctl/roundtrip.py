@@ -19,6 +19,7 @@ from ddimctl.metrics import METRICS
 from ddimctl.model import NOTHING, Condition, Model
 from ddimctl.ode import Progress
 from ddimctl.recipe import Way
+from ddimctl.solvers import Failure
 
 OF_LATENTS = ("norm", "latent_error", "xT_error")  # reports beside the metrics of images
 REPORTS = (*METRICS, *OF_LATENTS)
@@ -38,6 +39,7 @@ class RoundTrip:
     decode_evaluations: list[int] = field(default_factory=list)
     residuals: list[float] = field(default_factory=list)
     unconverged: int = 0
+    failures: list[Failure] = field(default_factory=list)  # of those, where and why
     seconds: float = 0.0
     shown: list[Array] = field(default_factory=list)  # the first few reconstructions
 
@@ -103,7 +105,7 @@ def _measure(
     """Encodes and decodes one batch, and adds what it comes to."""
 
     def up(images: Array) -> ode.Solution:
-        return ode.encode(model, images, trip.way, condition, batch_size=len(x0), progress=progress)
+        return ode.encode(model, images, trip.way, condition, batch_size=len(x0), progress=progress, check=False)
 
     begin = time.perf_counter()
     encoded = up(x0)
@@ -115,6 +117,7 @@ def _measure(
     trip.decode_evaluations += decoded.evaluations
     trip.residuals += encoded.residuals or []
     trip.unconverged += len(encoded.unconverged)
+    trip.failures += [f for f in encoded.failures or [] if f is not None]
     trip.shown += list(decoded.x[: max(0, keep - len(trip.shown))])
     for name in reports:
         if name == "norm":

@@ -23,6 +23,12 @@ from ddimctl.errors import UsageError, choose
 
 RHO = 7.0  # Karras et al. 2022, eq. 5
 DEFAULT_SPACING = "karras"
+OF_SOLVERS = {"exact": "log"}  # where another spacing is better: each step is as hard as the others
+
+
+def default_spacing(solver: str) -> str:
+    """The spacing of a solver where none is named."""
+    return OF_SOLVERS.get(solver, DEFAULT_SPACING)
 
 
 def linear_betas(T: int, start: float, end: float) -> list[float]:

@@ -24,11 +24,32 @@ Eps = Callable[[Array, "float | Sequence[float]"], Array]  # ε(x̄, σ), σ one
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A step that could not be inverted: its upper level, its residual, and why."""
+
+    level: float
+    residual: float
+    eigenvalue: float  # the smallest of DDIM's step down from there, as far as seen: at most 0 where that folds
+
+    @property
+    def fold(self) -> bool:
+        """Whether DDIM's step is not injective there, which leaves a solver nothing to follow."""
+        return self.eigenvalue <= 0
+
+    def __str__(self) -> str:
+        said = f"at σ = {self.level:.3g} the residual stays at {self.residual:.1e}"
+        if self.fold:
+            said += f"; DDIM's step folds there (its Jacobian has the eigenvalue {self.eigenvalue:.2g}) and is not injective"
+        return said
+
+
+@dataclass(frozen=True)
 class Convergence:
     """What an iterative solver returns, an entry an image: its evaluations, and its largest relative residual."""
 
     evaluations: list[int]
     residuals: list[float]
+    failures: list[Failure | None] | None = None  # the first step of each image that could not be inverted
 
 
 States = Generator[Array, None, "Convergence | None"]
@@ -110,9 +131,11 @@ def exact(eps: Eps, xbar: Array, path: Sequence[float], tolerance: float = 1e-5)
 
     On a falling path that is `ddim` itself. On a rising one it is implicit, x̄_t = x̄_s + (t−s) ε(x̄_t, t), and solved for
     each image until the residual, as a root mean square relative to √(1+t²), is at most `tolerance`. The first guess
-    extrapolates ε linearly in log σ. Usually two to four evaluations a step; a step to or from σ = 0 may be singular.
+    extrapolates ε linearly in log σ. Usually two to four evaluations a step; a step to or from σ = 0 may be singular. Where
+    no solution is found, the first such step of an image is looked at for a fold.
     """
     spent, residuals = [0] * len(xbar), [0.0] * len(xbar)
+    failures: list[Failure | None] = [None] * len(xbar)
     known: list[tuple[float, Array]] = []  # (level, ε there) of the last two levels
     for s, t in pairwise(path):
         if t < s:
@@ -124,9 +147,17 @@ def exact(eps: Eps, xbar: Array, path: Sequence[float], tolerance: float = 1e-5)
             xbar = solved.x
             spent = [n + m for n, m in zip(spent, solved.evaluations, strict=True)]
             residuals = [max(p, q) for p, q in zip(residuals, solved.residuals, strict=True)]
+            for i, residual in enumerate(solved.residuals):
+                if not residual <= tolerance and failures[i] is None:
+                    eigenvalue = implicit.smallest_eigenvalue(eps, xbar[i : i + 1], s, t, LOOK)
+                    failures[i] = Failure(t, residual, eigenvalue)
+                    spent[i] += LOOK
             known = [*known[-1:], (t, solved.eps)]
         yield xbar
-    return Convergence(spent, residuals)
+    return Convergence(spent, residuals, failures)
+
+
+LOOK = 16  # evaluations that tell whether a step folds
 
 
 def extrapolate(known: Sequence[tuple[float, Array]], t: float) -> Array:

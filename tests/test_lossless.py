@@ -62,7 +62,7 @@ def test_every_value_comes_back_from_float32(model: Model, x0: Tensor, steps: in
     way = Way("exact", steps=steps)
     solution = lossless.encode(model, x0, way)
     assert torch.equal(solution.x.float().double(), solution.x)  # float32 already: a file holds all of it
-    back = ode.decode(model, solution.x.float(), Way("ddim", steps=steps)).x
+    back = ode.decode(model, solution.x.float(), Way("ddim", way.spacing, steps)).x
     np.testing.assert_array_equal(levels.to_pixels(back), levels.to_pixels(x0))
     assert solution.checks is not None
     for check, worst in zip(solution.checks, max_abs(x0, back).tolist(), strict=True):
@@ -211,7 +211,7 @@ def test_what_is_not_lossless_is_not_written(
         return ode.Solution(x, out.evaluations, out.residuals, out.tolerance)
 
     monkeypatch.setattr(ode, "decode", spoilt)
-    said = invoke("encode", source, "-o", "a.pt", "--lossless", "-m", folder).failed(1)
+    said = invoke("encode", source, "-o", "a.pt", "--lossless", "--spacing", "karras", "-m", folder).failed(1)
     sign = "+" if pixels[5, 7] < 128 else "-"
     match = re.fullmatch(
         rf"{re.escape(str(source))} is not lossless: (\d+) values differ"
@@ -251,5 +251,5 @@ def test_bundled_models_are_lossless_on_their_held_out_images() -> None:
         files = datasets.find_images(net.about.folder / "held-out")[:16]  # type: ignore[operator]
         x0 = levels.to_tensor(np.stack([reading.read(f, net.channels, net.size)[0] for f in files]))
         solution = lossless.encode(net, x0, Way("exact"))
-        back = ode.decode(net, solution.x.float(), Way("ddim")).x
+        back = ode.decode(net, solution.x.float(), Way("ddim", "log")).x
         np.testing.assert_array_equal(levels.to_pixels(back), levels.to_pixels(x0))

@@ -36,7 +36,7 @@ def test_it_is_encode_and_decode_by_hand(way: Way) -> None:
     up = ode.encode(model(), X0, way)
     xT = up.x.float()
     down = ode.decode(model(), xT, way)
-    assert trip.way == way.along(model().schedule.path(6))
+    assert trip.way == way.along(way.path(model().schedule))
     assert trip.encode_evaluations == up.evaluations
     assert trip.decode_evaluations == down.evaluations
     assert trip.evaluations == up.mean_evaluations + down.mean_evaluations

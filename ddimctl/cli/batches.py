@@ -143,6 +143,7 @@ class Tally:
     failed: int = 0
     adjusted: int = 0
     unconverged: int = 0
+    lost: int = 0
     failures: list[dict[str, str]] = field(default_factory=list)
     told: set[str] = field(default_factory=set)
 
@@ -167,6 +168,7 @@ class Tally:
             if verbose:
                 say(said)
         self.unconverged += outcome.notes.get("converged") is False
+        self.lost += outcome.notes.get("comes_back") is False
 
     def so_far(self) -> str:
         return f"{self.files}/{self.total}" + (f"  {self.failed} failed" if self.failed else "")
@@ -181,6 +183,8 @@ class Tally:
             )
         if self.unconverged:
             console.notice(f"warning: {self.unconverged} did not converge; {manifest} says which")
+        if self.lost:
+            console.notice(f"warning: {self.lost} do not come back when they are decoded; {manifest} says which")
         would = "would be " if dry_run else ""
         console.notice(f"{would}{verb}: {self.done}, there already: {self.skipped}, failed: {self.failed}")
 

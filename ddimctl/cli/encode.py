@@ -16,7 +16,7 @@ from ddimctl.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ddimctl.ode import Progress
+    from ddimctl.ode import Progress, Solution
     from ddimctl.runs.plan import Item, Outcome
     from ddimctl.runs.work import Encoding
 
@@ -104,7 +104,7 @@ def encode(
             raise UsageError(f"--lossless goes with the solver exact, not {how.solver}")
         if machine.precision != "float32":
             raise UsageError("--lossless needs --precision float32", hint="what decodes the file will use that")
-    way = Way(solver, how.spacing, how.steps, how.tolerance)
+    way = Way(solver, how.spacing or "", how.steps, how.tolerance)
     way.check()  # wrong names are found before anything is done
 
     quick = None if how.lossless else inputs.recall(what, machine, console)
@@ -113,7 +113,7 @@ def encode(
     if quick is None:
         net = inputs.start_engine(net, machine, console, work=inputs.evaluations(len(items), way.steps, solver))
     encoding = Encoding(net, way, preprocessing, what.condition(), how.lossless)
-    settings: dict[str, Any] = {"steps": how.steps, "solver": solver, "spacing": how.spacing}
+    settings: dict[str, Any] = {"steps": how.steps, "solver": solver, "spacing": way.spacing}
     if single and not files.dry_run:
         if files.output is not None and not one_file:
             make_folder(files.output)
@@ -183,7 +183,7 @@ def encode_many(
             return encode_each(items, targets, encoding, batch_size=machine.batch_size, progress=progress)
 
         manifest = batches.manifest_path(folder, files.shard)
-    steps = encoding.way.steps * (2 if encoding.lossless else 1)
+    steps = encoding.way.steps * encoding.passes
     batches.run(work, len(items), steps, manifest, run, "encoded", said.console(), files.dry_run)
 
 
@@ -202,7 +202,7 @@ def encode_one(
 
     targets = local.Targets(target.parent, target.suffix, single=True)
     named = replace(item, name=target.name.removesuffix(target.suffix))
-    with console.bar(encoding.way.steps, "encoding") as bar:
+    with console.bar(encoding.way.steps * encoding.passes, "encoding") as bar:
         (outcome,) = encode_each([named], targets, encoding, batch_size=size, progress=bar)
     if outcome.failure is not None or outcome.solution is None:
         raise outcome.failure or UsageError(f"{item.source} was not encoded")
@@ -211,9 +211,7 @@ def encode_one(
         record = record | {"frame": None}
         console.notice(f"{item.source}: {frames} frames")
     inputs.tell_of([record], console)
-    if solution.unconverged and solution.residuals:
-        residual = max(solution.residuals)
-        console.notice(f"warning: {item.source} did not converge: residual {residual:.1e} > {solution.tolerance:.1e}")
+    tell_of_failures(item.source, solution, console)
     if solution.checks:
         height, width, channels = record["pixels"]
         console.notice(
@@ -230,5 +228,27 @@ def encode_one(
             "evaluations": solution.mean_evaluations,
             "unconverged": solution.unconverged,
             "residuals": solution.residuals,
+            **({} if solution.returned is None else {"returned": solution.returned}),
         },
     )
+
+
+def tell_of_failures(source: str, solution: Solution, console: Console) -> None:
+    """What did not converge, where and why; and whether states come back where that was looked at."""
+    if solution.unconverged and solution.residuals:
+        residual = max(solution.residuals)
+        failure = next((f for f in solution.failures or [] if f is not None), None)
+        why = "" if failure is None else f"; {failure}"
+        console.notice(f"warning: {source} did not converge: residual {residual:.1e} > {solution.tolerance:.1e}{why}")
+    if solution.returned is None:
+        return
+    worst = max(solution.returned)
+    if not solution.lost:
+        console.notice(f"checked: {source} comes back within {worst:.1e} of itself, before any autoencoder")
+        return
+    magnified = "" if solution.unconverged else ", though every step was solved: decoding magnifies what is left"
+    console.notice(f"warning: {source} does not come back: decoded it is {worst:.1e} off, relative{magnified}")
+    console.notice(f"hint: {KEEPS}")
+
+
+KEEPS = "more --steps, or less --guidance; decode may ask for more of it than encode did"

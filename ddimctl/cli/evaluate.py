@@ -47,7 +47,7 @@ class Cells(options.Seeded):
         str, like(options.How, "steps", metavar="S,…", help="A column for each: steps of the sampler.")
     ] = "10,20,50"
     n: Annotated[int, typer.Option("-n", "--images", metavar="N", help="Images for each cell.")] = 1000
-    spacing: Annotated[str, like(options.How, "spacing")] = "linear"
+    spacing: Annotated[str, like(options.How, "spacing", help=options.SPACING_HELP)] = "linear"
     solver: Annotated[str, like(options.How, "solver", help="For the row η = 0: ddim, ab2, …")] = "ddim"
 
 

@@ -287,7 +287,7 @@ def gather_latents(
     if net is None:
         net = open_model(what, machine, console)
         s = options.DEFAULT_STEPS if how.steps is None else how.steps
-        up = Way(how.solver or options.DEFAULT_SOLVER, how.spacing or options.DEFAULT_SPACING, s)
+        up = Way(how.solver or options.DEFAULT_SOLVER, how.spacing or "", s)
         up = back = up.along(up.path(net.schedule))
     up = replace(up, tolerance=how.tolerance)
     up.check()

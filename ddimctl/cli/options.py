@@ -29,6 +29,7 @@ DEFAULT_BATCH = 64
 DEFAULT_MAX_PIXELS = 100_000_000
 
 MODEL_HELP = "A bundled model's name, a model folder, a checkpoint file, or a hub id (OWNER/NAME)."
+SPACING_HELP = f"Where the noise levels lie: {', '.join(names.SPACINGS)}."
 SOLVER_HELP = f"How the ODE is integrated: {', '.join(names.SOLVERS)}."
 
 
@@ -150,14 +151,14 @@ class How(Iterating):
         ),
     ] = DEFAULT_SOLVER
     spacing: Annotated[
-        str,
+        str | None,
         Option(
             "--spacing",
             metavar="NAME",
-            help=f"Where the noise levels lie: {', '.join(names.SPACINGS)}.",
+            help=f"{SPACING_HELP} By default {DEFAULT_SPACING}, with exact log.",
             autocompletion=names.one_of(*names.SPACINGS),
         ),
-    ] = DEFAULT_SPACING
+    ] = None
 
 
 @group

@@ -49,8 +49,8 @@ class Several(options.Iterating):
         str, like(options.How, "solver", metavar="NAME,…", autocompletion=names.some_of(*names.SOLVERS))
     ] = options.DEFAULT_SOLVER
     spacing: Annotated[
-        str, like(options.How, "spacing", metavar="NAME,…", autocompletion=names.some_of(*names.SPACINGS))
-    ] = options.DEFAULT_SPACING
+        str | None, like(options.How, "spacing", metavar="NAME,…", autocompletion=names.some_of(*names.SPACINGS))
+    ] = None
 
 
 @group
@@ -180,7 +180,7 @@ def ways_of(how: Several, model: Model) -> list[Way]:
     ways = [
         Way(solver, spacing, s, how.tolerance if solver in TOLERANCES else None)
         for solver in options.parse_list(how.solver)
-        for spacing in options.parse_list(how.spacing)
+        for spacing in ([""] if how.spacing is None else options.parse_list(how.spacing))
         for s in options.parse_integers(how.steps, "--steps")
     ]
     for way in ways:
@@ -236,9 +236,11 @@ def report(
 
     for trip in trips:
         if trip.unconverged:
+            folds = sum(f.fold for f in trip.failures)
             console.notice(
                 f"warning: {trip.way.solver} with {trip.way.steps} steps did not converge"
                 f" on {trip.unconverged} of {pictures.count} images (residual at most {max(trip.residuals):.1e})"
+                + (f"; on {folds} of them DDIM's step folds: it is not injective" if folds else "")
             )
     console.data(as_table(trips, reports), as_record(trips, reports, model, pictures.count))
     if files.output is not None:

@@ -47,7 +47,7 @@ class Sampling(options.Iterating, options.Seeded):
         str | None,
         like(options.How, "solver", help=f"{options.SOLVER_HELP} With noise on the way, only ddim."),
     ] = None
-    spacing: Annotated[str, like(options.How, "spacing")] = options.DEFAULT_SPACING
+    spacing: Annotated[str, like(options.How, "spacing", help=options.SPACING_HELP)] = options.DEFAULT_SPACING
 
 
 @dataclass

@@ -60,6 +60,8 @@ def _encode(item: Item, targets: Targets, encoding: Encoding, batch_size: int, p
     notes: dict[str, Any] = {"frames": len(film.pixels), "image": film.records[0]}
     if solution.residuals is not None:
         notes["converged"] = not solution.unconverged
+    if solution.returned is not None:
+        notes["comes_back"] = not solution.lost
     return Outcome(item, DONE, (target,), notes=notes, solution=solution)
 
 

@@ -126,6 +126,10 @@ def notes(record: Mapping[str, Any], solution: Solution) -> dict[str, Any]:
     out = {"image": dict(record), "evaluations": solution.evaluations[0]}
     if solution.residuals is not None:
         out |= {"residual": solution.residuals[0], "converged": not solution.unconverged}
+    if solution.failures is not None and solution.failures[0] is not None:
+        out["failure"] = str(solution.failures[0])
+    if solution.returned is not None:
+        out |= {"returned": solution.returned[0], "comes_back": not solution.lost}
     return out
 
 

@@ -14,7 +14,7 @@ from ddimctl.files import make_folder
 from ddimctl.ode import Progress
 from ddimctl.recipe import of_image
 from ddimctl.runs import work
-from ddimctl.runs.local import differs, is_whole_and_same, read
+from ddimctl.runs.local import differs, is_whole_and_same, notes, read
 from ddimctl.runs.plan import DONE, FAILED, SKIPPED, Item, Outcome
 from ddimctl.runs.reading import Loaded, read_ahead
 from ddimctl.runs.work import Encoding
@@ -45,6 +45,7 @@ def encode(
     for number, batch in enumerate(read_ahead(items, lambda item: read(item, encoding), batch_size)):
         good = [b for b in batch if b.value is not None]
         status = DONE
+        said: dict[int, dict[str, Any]] = {}
         if held is not None:
             status = SKIPPED
             for b in good:
@@ -59,14 +60,14 @@ def encode(
             if is_whole_and_same(part, [_record(b) for b in good], encoding):
                 status = SKIPPED
             else:
-                _save_part(part, good, encoding, progress)
+                said |= _save_part(part, good, encoding, progress)
             if any(b.failure is None for b in good):
                 parts.append(part)
         for b in batch:
             if b.failure is not None:
                 yield Outcome(b.item, FAILED, failure=b.failure)
             else:
-                yield Outcome(b.item, status, (target,), notes={"image": _record(b)})
+                yield Outcome(b.item, status, (target,), notes=said.get(id(b), {"image": _record(b)}))
     if held:
         raise differs(target)
     if parts:
@@ -89,8 +90,11 @@ def _held(target: Path, encoding: Encoding) -> deque[Mapping[str, Any]]:
 
 def _save_part(
     part: Path, good: Sequence[Loaded[tuple[np.ndarray, dict[str, Any]]]], encoding: Encoding, progress: Progress
-) -> None:
-    """Encodes a batch into a file of its own. An image that is not lossless fails and is left out."""
+) -> dict[int, dict[str, Any]]:
+    """Encodes a batch into a file of its own. An image that is not lossless fails and is left out.
+
+    Returns what a manifest says of each that iterates, by its identity.
+    """
     solution = work.encode([b.value[0] for b in good if b.value is not None], encoding, progress=progress)
     for b, check in zip(good, solution.checks or [], strict=False):
         if check.wrong:
@@ -99,6 +103,9 @@ def _save_part(
     if rows:
         make_folder(part.parent)
         latent.save(part, work.latent_of(solution.select(rows), encoding, [_record(good[i]) for i in rows]))
+    if solution.residuals is None:
+        return {}
+    return {id(good[i]): notes(_record(good[i]), solution.select([i])) for i in rows}
 
 
 def _record(loaded: Loaded[tuple[np.ndarray, dict[str, Any]]]) -> dict[str, Any]:

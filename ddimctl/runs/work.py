@@ -38,6 +38,11 @@ class Encoding:
         return Recipe.of(self.model, way, self.condition, lossless=self.lossless)
 
     @property
+    def passes(self) -> int:
+        """How many times an image goes along the levels, as far as that is known before."""
+        return 2 if self.lossless or ode.is_checked(self.way, self.condition) else 1
+
+    @property
     def tensors(self) -> bool:
         """Whether the model computes on tensors; else on numpy arrays, and torch need not be there."""
         return self.lossless or self.model.network.needs_torch
