@@ -22,12 +22,19 @@ from ddimctl.errors import FileError, UsageError
 MAX_HEADER = 100_000_000  # safetensors' own limit
 LAYOUT = "latent-1/"  # the folder in our zips: the same name means the same bytes for the same content
 NO_HINT = "make it again with: ddimctl encode"
+BARE_HINT = "a tensor of another program's is decoded with -m MODEL, and --steps, --solver, --spacing"
+
+
+class NotOurs(FileError):
+    """A file that is whole, as far as it was looked at, and no latent of ddimctl's."""
 
 
 def check_head(head: bytes, size: int, name: str) -> None:
     """Refuses what cannot be a latent by its first 8 bytes and its size."""
     if head[:2] == b"PK":
         return
+    if head[:6] == b"\x93NUMPY":
+        raise NotOurs(f"{name} is not a ddimctl latent", hint=BARE_HINT)
     if len(head) < 8 or not 2 <= int.from_bytes(head, "little") <= min(size - 8, MAX_HEADER):
         raise FileError(f"{name} is not a latent, or damaged", hint=NO_HINT)
 
@@ -81,6 +88,13 @@ def _pickle(text: dict[str, str], shape: tuple[int, ...]) -> bytes:
     return b"\x80\x02}(" + items + string("xT") + tensor + b"Ru."
 
 
+def to_npy(xT: np.ndarray) -> bytes:
+    """x_T alone, which says nothing of how it was made."""
+    out = io.BytesIO()
+    np.save(out, xT, allow_pickle=False)
+    return out.getvalue()
+
+
 def safetensors_header(text: dict[str, str], shape: tuple[int, ...]) -> bytes:
     """Length and header of a safetensors file. (Its own library writes the metadata in an order of the day.)"""
     entry = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, 4 * math.prod(shape)]}
@@ -91,64 +105,76 @@ def safetensors_header(text: dict[str, str], shape: tuple[int, ...]) -> bytes:
     return len(header).to_bytes(8, "little") + header
 
 
-def read_safetensors(data: bytes, name: str) -> tuple[dict[str, Any], Any]:
-    """The texts of a safetensors file, and its x_T as an array; None if there is none that numpy knows."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load as load_safetensors
+def read_safetensors(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The texts of a safetensors file, and its tensors as arrays, but for those of kinds that are none."""
+    from safetensors import SafetensorError, deserialize
 
     try:
         length = int.from_bytes(data[:8], "little")
         text = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
-        tensors = load_safetensors(data)
+        tensors = {
+            key: _as_floats(np.frombuffer(t["data"], KINDS[t["dtype"]]), t["dtype"]).reshape(t["shape"])
+            for key, t in deserialize(data)
+            if t["dtype"] in KINDS
+        }
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RecursionError, AttributeError) as e:
         raise FileError(f"{name} is not a latent, or damaged", hint=NO_HINT) from e
-    return text, tensors.get("xT")
+    return text, tensors
 
 
-def read_zip(data: bytes, name: str) -> tuple[dict[str, Any], Any]:
-    """The dictionary in torch's zip, with the tensor in it as an array; other tensors are none.
+def read_zip(data: bytes, name: str) -> dict[str, Any]:
+    """The dictionary in torch's zip. Raises as `unzip`, and `NotOurs` if it holds no dictionary."""
+    loaded = unzip(data, name)
+    if not isinstance(loaded, dict):
+        raise NotOurs(f"{name} is not a ddimctl latent", hint=BARE_HINT)
+    return loaded
+
+
+def unzip(data: bytes, name: str) -> Any:
+    """What is in torch's zip, with arrays for tensors.
 
     Python's zip reader checks sizes and checksums. The pickle may name nothing but what a tensor needs, and what it names
-    is never imported: functions of this module stand for it.
+    is never imported: functions of this module stand for it. Raises `NotOurs` if it is numpy's zip.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as z:
             members = z.infolist()
+            if members and all(m.filename.endswith(".npy") for m in members):
+                raise NotOurs(f"{name} is not a ddimctl latent", hint=BARE_HINT)
             if sum(m.file_size for m in members) > len(data) or any(m.compress_type for m in members):
                 raise FileError(f"{name} unpacks to more than it holds and was refused")
             contents = {m.filename: z.read(m) for m in members}
         (record,) = (n for n in contents if n.endswith("/data.pkl"))
         _check_pickle(contents[record], name)
-        loaded = _Unpickler(contents, record.removesuffix("data.pkl")).load()
+        return _Unpickler(contents, record.removesuffix("data.pkl")).load()
     except FileError:
         raise
     except Exception as e:  # hostile bytes reach deep
         raise FileError(f"{name} is not a latent, or damaged", hint=NO_HINT) from e
-    if not isinstance(loaded, dict):
-        raise FileError(f"{name} is not a ddimctl latent", hint=NO_HINT)
-    return loaded, loaded.get("xT")
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes of torch's pickle what it holds, with arrays for tensors of float32."""
+    """Makes of torch's pickle what it holds, with arrays for tensors."""
 
     def __init__(self, contents: Mapping[str, bytes], folder: str):
         super().__init__(io.BytesIO(contents[f"{folder}data.pkl"]))
         self.contents, self.folder = contents, folder
-        big = contents.get(f"{folder}byteorder") == b"big"
-        self.dtype = np.dtype(">f4" if big else "<f4")
+        self.order = ">" if contents.get(f"{folder}byteorder") == b"big" else "<"
 
     def find_class(self, module: str, name: str) -> Any:
         return STANDS_FOR[f"{module} {name}"]
 
     def persistent_load(self, about: Any) -> np.ndarray:
         _, kind, key, _, n = about
-        if kind != "float32":
-            raise ValueError("a storage that is not of float32")
-        values = np.frombuffer(self.contents[f"{self.folder}data/{key}"], self.dtype)
+        values = np.frombuffer(self.contents[f"{self.folder}data/{key}"], KINDS[kind].newbyteorder(self.order))
         if len(values) != n:
             raise ValueError("a storage of another size than it says")
-        return values
+        return _as_floats(values, kind)
+
+
+def _as_floats(values: np.ndarray, kind: str) -> np.ndarray:
+    """As they are; but bfloat16, which numpy lacks, as float32, of which it is the upper half."""
+    return (values.astype(np.uint32) << 16).view(np.float32) if kind == "BF16" else values
 
 
 def _tensor(
@@ -161,12 +187,22 @@ def _tensor(
         raise ValueError("a tensor that is larger than its storage")
     if size > len(storage):  # an expanded one announces more than there is
         raise ValueError("a tensor of more values than there are")
-    return np.lib.stride_tricks.as_strided(storage[offset:], shape, [4 * stride for stride in strides])
+    return np.lib.stride_tricks.as_strided(storage[offset:], shape, [storage.itemsize * stride for stride in strides])
 
 
+KINDS = {  # of numbers, as safetensors calls them
+    "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"),
+    "U8": np.dtype("<u1"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8"),
+}  # fmt: skip
 STANDS_FOR: dict[str, Any] = {  # all that a tensor needs
     "torch._utils _rebuild_tensor_v2": _tensor,
-    "torch FloatStorage": "float32",
+    "torch HalfStorage": "F16",
+    "torch BFloat16Storage": "BF16",
+    "torch FloatStorage": "F32",
+    "torch DoubleStorage": "F64",
+    "torch ByteStorage": "U8",
+    "torch IntStorage": "I32",
+    "torch LongStorage": "I64",
     "collections OrderedDict": dict,
 }
 

@@ -1,7 +1,7 @@
 """The latent file: x_T with everything that decoding it needs.
 
 Two containers with the same content, chosen by suffix: ``.pt`` (torch's zip, loadable with ``weights_only=True``) and
-``.safetensors``. Both are written without torch, which takes longer to import than encoding an image does. The content is
+``.safetensors``; and for other programs x_T alone, ``.npy``, which `bare` reads. The two are written without torch, which takes longer to import than encoding an image does. The content is
 a format name and version, the float32 tensor x_T (N, C, H, W), a provenance as one JSON text, and a SHA-256 over all of
 these, since neither container notices a flipped byte itself.
 
@@ -26,12 +26,15 @@ import numpy as np
 from ddimctl import shown
 from ddimctl.arrays import Array
 from ddimctl.containers import (
+    BARE_HINT,
     NO_HINT,
+    NotOurs,
     array,
     check_head,
     read_safetensors,
     read_zip,
     safetensors_header,
+    to_npy,
     to_zip,
     values,
 )  # fmt: skip
@@ -45,6 +48,8 @@ from ddimctl.version import __version__
 FORMAT = "ddimctl-latent"
 VERSION = 1
 SUFFIXES = (".pt", ".safetensors")
+BARE = ".npy"  # x_T alone, for other programs
+WRITTEN = (*SUFFIXES, BARE)
 MAX_BYTES = 1 << 32  # a latent file larger than this is refused
 
 
@@ -104,9 +109,9 @@ def _hash(shape: tuple[int, ...]) -> hashlib._Hash:
 
 
 def check_suffix(path: Path) -> None:
-    """Raises `UsageError` unless `path` names one of the two containers."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"{path} is no name for a latent", hint=f"use a suffix of {' '.join(SUFFIXES)}")
+    """Raises `UsageError` unless `path` names one of the two containers, or x_T alone."""
+    if path.suffix.lower() not in WRITTEN:
+        raise UsageError(f"{path} is no name for a latent", hint=f"use a suffix of {' '.join(WRITTEN)}")
 
 
 def provenance(model: Model, recipe: Recipe, solution: Solution, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -145,6 +150,8 @@ def to_bytes(latent: Latent, suffix: str) -> bytes:
     text["sha256"] = digest(xT, text["provenance"])
     if not np.isfinite(xT).all():
         raise FileError("the latent holds NaN or infinity and was not written")
+    if suffix.lower() == BARE:
+        return to_npy(xT)
     if suffix.lower() == ".safetensors":
         return safetensors_header(text, xT.shape) + values(xT)
     return to_zip(text, xT)
@@ -162,7 +169,7 @@ def merge(parts: Sequence[Path], path: Path) -> None:
     Into ``.safetensors`` they are copied one by one, so memory holds no more than one of them and all provenances.
     """
     check_suffix(path)
-    if path.suffix.lower() == ".pt":
+    if path.suffix.lower() != ".safetensors":
         latents = [load(p) for p in parts]
         whole: Any = np.concatenate([array(x.xT) for x in latents])
         save(path, Latent(whole, _joined([x.provenance for x in latents])))
@@ -204,9 +211,14 @@ def load(path: Path, *, tensors: bool = True) -> Latent:
 def from_bytes(data: bytes, name: str, *, tensors: bool = True) -> Latent:
     """The latent in `data`; `name` is for messages. Raises `FileError` if it is not whole or not a latent."""
     check_head(data[:8], len(data), name)
-    text, xT = read_zip(data, name) if data[:2] == b"PK" else read_safetensors(data, name)
+    if data[:2] == b"PK":
+        text = read_zip(data, name)
+        xT = text.get("xT")
+    else:
+        text, tensors = read_safetensors(data, name)
+        xT = tensors.get("xT")
     if text.get("format") != FORMAT:
-        raise FileError(f"{name} is not a ddimctl latent", hint=NO_HINT)
+        raise NotOurs(f"{name} is not a ddimctl latent", hint=BARE_HINT)
     if text.get("version") != str(VERSION):
         raise FileError(f"{name} has format version {text.get('version')!r}; this ddimctl knows {VERSION}")
     about = text.get("provenance")

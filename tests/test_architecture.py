@@ -45,7 +45,7 @@ LAYERS: list[set[str]] = [
     {"shown", "metrics", "frechet", "unet", "health"},
     {"checkpoints", "engines", "model", "features"},
     {"recipe", "ode", "families", "catalogue"},
-    {"latent", "lossless", "origin", "sampling", "roundtrip", "plots", "bench"},
+    {"latent", "bare", "lossless", "origin", "sampling", "roundtrip", "plots", "bench"},
     {"evaluate", "notebook", "runs", "training"},
     {"cli", "__main__"},
 ]

@@ -14,7 +14,7 @@ from ddimctl.cli.opened import Opened
 from ddimctl.errors import FileError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from ddimctl.latent import Latent
     from ddimctl.model import Model
@@ -37,8 +37,9 @@ def decode(
 ) -> None:
     """Decode latents into images.
 
-    The model, the noise levels, the solver and the class come from each file; name others only to see what they do. One
-    image makes LATENT.png, or LATENT.decoded.png where that is what was encoded, or the file that -o names; several go
+    The model, the noise levels, the solver and the class come from each file; name others only to see what they do. x_T of
+    another program, alone in a .pt, .npy, .npz or .safetensors, says none of these: it takes -m, and --steps, --solver and
+    --spacing. One image makes LATENT.png, or LATENT.decoded.png where that is what was encoded, or the file that -o names; several go
     into the folder that -o names, where they keep their places. Those of a packed file are called as they were; they make
     a film where -o names one (.gif, .webp, .apng, .mp4): the frames of encode --all-frames, in time.
 
@@ -53,17 +54,22 @@ def decode(
 
     console = said.console()
     items = batches.items_of(
-        latents or [], files.from_file, latent.SUFFIXES, files.shard, console=console, null=files.null
+        latents or [],
+        files.from_file,
+        latent.SUFFIXES if what.model is None else inputs.BARE_SUFFIXES,
+        files.shard,
+        console=console,
+        null=files.null,
     )
     single = batches.is_single(latents or [], items, files.from_file, files.shard)
-    first = latent.load(Path(items[0].source)) if single else None
+    models = Opened(what, how, machine=machine, console=console, force=files.force)
+    first = models.load(Path(items[0].source)) if single else None
     if first is None and items:
-        first = first_whole(items)
+        first = first_whole(items, models)
     one_image = single and first is not None and len(first.xT) == 1
     is_film = single and first is not None and plan_film(items[0], files, len(first.xT))
     target = plan_target(latents or [], items, files, first if one_image else None, is_film=is_film)
 
-    models = Opened(what, how, machine=machine, console=console, force=files.force)
     net: Model | None = None
     if first is not None:
         name = items[0].source if single else "the first latent"
@@ -77,7 +83,7 @@ def decode(
         )
         return
     if target is not None and first is not None and not files.dry_run:
-        decode_one(items[0], target, models.way_back, console)
+        decode_one(items[0], target, models, console)
         return
     folder = files.output or Path()
     manifest = batches.manifest_path(folder, files.shard)
@@ -90,7 +96,13 @@ def decode(
         if target is not None and first is not None:
             return iter([plan.Outcome(items[0], plan.DONE, (target,))])
         return local.decode(
-            items, targets, models.way_back, batch_size=machine.batch_size, before=before, progress=progress
+            items,
+            targets,
+            models.way_back,
+            batch_size=machine.batch_size,
+            before=before,
+            progress=progress,
+            opener=models.load,
         )
 
     run: dict[str, Any] = {"command": "decode", "model": net.digest if net else None, "tolerance": how.tolerance}
@@ -142,18 +154,19 @@ def plan_target(
     return target if one is not None else None
 
 
-def decode_one(item: Item, target: Path, way_back: Callable[[Latent, str], Decoding], console: Console) -> None:
+def decode_one(item: Item, target: Path, models: Opened, console: Console) -> None:
     """One latent → one image: a run of one. What is wrong with it is the command's own error."""
     from dataclasses import replace
 
-    from ddimctl import latent
     from ddimctl.runs import local
 
     targets = local.Targets(target.parent, target.suffix, single=True)
     named = replace(item, name=target.name.removesuffix(target.suffix))
-    steps = way_back(latent.load(Path(item.source)), item.source).way.steps
+    steps = models.way_back(models.load(Path(item.source)), item.source).way.steps
     with console.bar(steps, "decoding") as bar:
-        (outcome,) = local.decode([named], targets, way_back, batch_size=1, before={}, progress=bar)
+        (outcome,) = local.decode(
+            [named], targets, models.way_back, batch_size=1, before={}, progress=bar, opener=models.load
+        )
     if outcome.failure is not None:
         raise outcome.failure
     console.data(str(target), {"files": [str(target)], "images": 1})
@@ -171,13 +184,11 @@ def decode_film(item: Item, file: Latent, decoding: Decoding, target: Path, *, s
     console.data(str(target), {"files": [str(target)], "images": n})
 
 
-def first_whole(items: Sequence[Item]) -> Latent | None:
+def first_whole(items: Sequence[Item], models: Opened) -> Latent | None:
     """The first file that can be read: it names the model for all."""
-    from ddimctl import latent
-
     for item in items:
         try:
-            return latent.load(Path(item.source))
+            return models.load(Path(item.source))
         except (FileError, UsageError):
             continue
     return None

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from ddimctl.cli import batches, inputs, options
+from ddimctl.cli import batches, inputs, names, options
 from ddimctl.cli.console import Console
 from ddimctl.cli.groups import flat, group
-from ddimctl.errors import UsageError
+from ddimctl.errors import UsageError, choose
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -50,6 +50,30 @@ class Frames(options.Fit):
     ] = False
 
 
+@group
+class Kind(options.Batch):
+    """What is written."""
+
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="KIND",
+            help="pt, safetensors, or npy: x_T alone, for other programs.",
+            autocompletion=names.one_of(*names.KINDS),
+        ),
+    ] = None
+
+    @property
+    def suffix(self) -> str:
+        """Of the files. Raises `UsageError` for a kind there is not, or another than that of the file that -o names."""
+        kind = choose({name: f".{name}" for name in names.KINDS}, self.to or "pt", "kind of file")
+        named = self.output.suffix.lower() if self.output is not None and not self.output.is_dir() else ""
+        if self.to is not None and named not in ("", kind):
+            raise UsageError(f"{self.output} is no name for --to {self.to}", hint="leave one of the two away")
+        return named or kind
+
+
 @flat
 def encode(
     images: Annotated[
@@ -59,13 +83,13 @@ def encode(
     what: options.Sized,
     how: Lossless,
     fit: Frames,
-    files: options.Batch,
+    files: Kind,
     machine: options.Machine,
     said: options.Said,
 ) -> None:
     """Encode images into latents x_T.
 
-    One image makes IMAGE.pt, or the file that -o names (.pt or .safetensors). Several make one file of them all if -o
+    One image makes IMAGE.pt, or the file that -o names (.pt, .safetensors, or .npy for x_T alone). Several make one file of them all if -o
     names a file, else one file each, in the folder that -o names, where they keep their places. The file knows how to
     decode itself.
 
@@ -127,20 +151,20 @@ def encode(
         console.notice(f"lossless: every 8-bit value of all {len(items)} images comes back")
 
 
-def plan_target(images: list[str], items: Sequence[Item], files: options.Batch, *, single: bool) -> tuple[Path, bool]:
+def plan_target(images: list[str], items: Sequence[Item], files: Kind, *, single: bool) -> tuple[Path, bool]:
     """(the one file that is written, whether -o names it). Raises `UsageError` where it cannot be."""
     from ddimctl import latent
     from ddimctl.files import refuse_existing
     from ddimctl.images.formats import check_apart
 
-    one_file = files.output is not None and files.output.suffix.lower() in latent.SUFFIXES and not files.output.is_dir()
+    one_file = files.output is not None and files.output.suffix.lower() in latent.WRITTEN and not files.output.is_dir()
     if files.output is not None and files.output.suffix and not one_file and not files.output.is_dir() and single:
         latent.check_suffix(files.output)
     if files.output is None and any(Path(a).is_dir() for a in images):
         raise UsageError("a folder of images makes many latents", hint="name a folder for them with -o")
     target = files.output if files.output is not None and one_file else Path()
     if single and not one_file:
-        target = (files.output or Path()) / f"{'latent' if items[0].source == '-' else items[0].name}.pt"
+        target = (files.output or Path()) / f"{'latent' if items[0].source == '-' else items[0].name}{files.suffix}"
     if single:
         refuse_existing(target, files.force, makes_folder=not one_file)
     if single or one_file:
@@ -154,14 +178,15 @@ def encode_many(
     encoding: Encoding,
     encode_each: Callable[..., Iterator[Outcome]],
     *,
-    files: options.Batch,
+    files: Kind,
     machine: options.Machine,
     run: dict[str, Any],
     said: options.Said,
 ) -> None:
     """Many images → one file, or one each, with a manifest."""
+    from ddimctl import latent
     from ddimctl.runs import local, packed
-    from ddimctl.runs.manifest import MANIFEST
+    from ddimctl.runs.manifest import MANIFEST, read_manifest
 
     if target is not None and encode_each is local.encode:
 
@@ -174,15 +199,17 @@ def encode_many(
         manifest = target.with_name(f"{target.name}.{MANIFEST}")
     else:
         folder = files.output or Path()
-        targets = local.Targets(folder, ".pt", files.force, files.dry_run)
+        targets = local.Targets(folder, files.suffix, files.force, files.dry_run)
         if target is not None:  # one film
             folder, targets = target.parent, replace(targets, folder=target.parent, suffix=target.suffix)
             items = [replace(items[0], name=target.name.removesuffix(target.suffix))]
 
-        def work(progress: Progress) -> Iterator[Outcome]:
-            return encode_each(items, targets, encoding, batch_size=machine.batch_size, progress=progress)
-
         manifest = batches.manifest_path(folder, files.shard)
+        size, before = machine.batch_size, read_manifest(manifest) if files.suffix == latent.BARE else {}
+
+        def work(progress: Progress) -> Iterator[Outcome]:
+            return encode_each(items, targets, encoding, batch_size=size, before=before, progress=progress)
+
     steps = encoding.way.steps * encoding.passes
     batches.run(work, len(items), steps, manifest, run, "encoded", said.console(), files.dry_run)
 
@@ -203,7 +230,7 @@ def encode_one(
     targets = local.Targets(target.parent, target.suffix, single=True)
     named = replace(item, name=target.name.removesuffix(target.suffix))
     with console.bar(encoding.way.steps * encoding.passes, "encoding") as bar:
-        (outcome,) = encode_each([named], targets, encoding, batch_size=size, progress=bar)
+        (outcome,) = encode_each([named], targets, encoding, batch_size=size, before={}, progress=bar)
     if outcome.failure is not None or outcome.solution is None:
         raise outcome.failure or UsageError(f"{item.source} was not encoded")
     record, solution = outcome.notes["image"], outcome.solution

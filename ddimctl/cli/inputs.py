@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 LATENT_SUFFIXES = (".pt", ".safetensors")
+BARE_SUFFIXES = (*LATENT_SUFFIXES, ".npy", ".npz")  # of other programs' tensors
 EVALUATIONS = {"heun": 2, "exact": 4, "adaptive": 10}  # about, a step
 
 
@@ -181,7 +182,16 @@ def way_back(latent: Latent, model: Model, how: options.OtherHow) -> Way:
         raise FileError("the latent's noise levels are not the model's", hint="choose others with --steps")
     if about["decoder"] not in SOLVERS and how.solver is None:
         raise FileError(f"the latent was made for a solver that is not known, {about['decoder']!r}")
-    return replace(way, solver=how.solver or about["decoder"], tolerance=how.tolerance).along(levels)
+    solver = how.solver or about["decoder"]
+    return replace(way, solver=solver, tolerance=tolerance_of(way, solver, how)).along(levels)
+
+
+def tolerance_of(way: Way, solver: str, how: options.OtherHow) -> float | None:
+    """The tolerance of the way back: as asked for, or what `way` was encoded with, if `solver` is the same."""
+    from ddimctl.solvers import TOLERANCES
+
+    recorded = way.tolerance if solver == way.solver and solver in TOLERANCES else None
+    return recorded if how.tolerance is None else how.tolerance
 
 
 def refuse_mixture(first: str, a: tuple[Way, Condition], later: str, b: tuple[Way, Condition]) -> None:
@@ -277,8 +287,10 @@ def gather_latents(
         if net is None:
             net = model_of(file, name, what, machine=machine, console=console, force=force)
             back = way_back(file, net, replace(how, tolerance=None))
-            encoded_by = file.recipe.way.solver
-            up = replace(back, solver=how.solver or (encoded_by if encoded_by in SOLVERS else back.solver))
+            way = file.recipe.way
+            solver = how.solver or (way.solver if way.solver in SOLVERS else back.solver)
+            up = replace(back, solver=solver, tolerance=tolerance_of(way, solver, how))
+            back = replace(back, tolerance=tolerance_of(way, decoder(back.solver), how))
             condition = condition_of(file, what)
         else:
             check_model(file, name, net, console=console, force=force)
@@ -288,12 +300,11 @@ def gather_latents(
         net = open_model(what, machine, console)
         s = options.DEFAULT_STEPS if how.steps is None else how.steps
         up = Way(how.solver or options.DEFAULT_SOLVER, how.spacing or "", s)
-        up = back = up.along(up.path(net.schedule))
-    up = replace(up, tolerance=how.tolerance)
+        up = back = replace(up.along(up.path(net.schedule)), tolerance=how.tolerance)
     up.check()
-    solver = decoder(back.solver)
     # One tolerance for both ways, where both take one: what `exact` encodes, `ddim` decodes.
-    back = replace(back, solver=solver, tolerance=how.tolerance if solver in TOLERANCES else None)
+    back = replace(back, solver=decoder(back.solver))
+    back = replace(back, tolerance=back.tolerance if back.solver in TOLERANCES else None)
     images = [n for n in names if n not in files]
     work = evaluations(outputs + len(images), up.steps, up.solver)
     net = start_engine(net, machine, console, work=work)

@@ -14,6 +14,7 @@ ENGINES = ("torch", "compile", "openvino")
 PRECISIONS = ("float32", "bf16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
+KINDS = ("pt", "safetensors", "npy")
 FITS = ("crop", "pad", "stretch")
 FEATURES = ("classifier", "inception")
 REPORTS = (

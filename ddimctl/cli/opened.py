@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,37 @@ class Opened:
         self._what, self._how, self._machine, self._console, self._force = what, how, machine, console, force
         self._lock = Lock()  # files are read by several threads
         self._models: dict[str, Model | DDIMError] = {}
+        self._told: set[Path] = set()  # which are bare tensors
+
+    def load(self, path: Path) -> Latent:
+        """A latent file; or another program's bare tensor, where the command line names the model that it is of."""
+        from ddimctl import bare, latent
+        from ddimctl.containers import NotOurs
+        from ddimctl.recipe import Way
+
+        try:
+            return latent.load(path)
+        except NotOurs:
+            if self._what.model is None:
+                raise
+        how = self._how
+        steps = options.DEFAULT_STEPS if how.steps is None else how.steps
+        way = Way(how.solver or options.DEFAULT_SOLVER, how.spacing or "", steps, how.tolerance)
+        way.check()
+        with self._lock:
+            model = self._models.get("")
+            if model is None:
+                model = inputs.open_model(self._what, self._machine, self._console)
+                work = inputs.evaluations(1, steps, way.solver)
+                self._models[""] = model = inputs.start_engine(model, self._machine, self._console, work=work)
+            if isinstance(model, DDIMError):
+                raise model
+            if path not in self._told:
+                self._console.notice(
+                    f"{path} is a bare tensor, taken for x_T: {steps} steps of {way.solver}, {way.spacing}"
+                )
+            self._told.add(path)
+        return bare.load(path, model, way, self._what.condition())
 
     def of(self, file: Latent, name: str, *, images: int = 1) -> Model:
         """The model that decodes `file`, ready for about so many `images`.

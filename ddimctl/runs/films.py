@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from ddimctl.errors import FileError, UsageError
 from ddimctl.files import make_folder, refuse_special
 from ddimctl.ode import Progress
 from ddimctl.runs import work
-from ddimctl.runs.local import Targets, differs, is_whole_and_same, made, refuse_link
+from ddimctl.runs.local import Targets, differs, is_there, made, refuse_link, vouching
 from ddimctl.runs.plan import DONE, FAILED, SKIPPED, Item, Outcome
 from ddimctl.runs.work import Decoding, Encoding
 
@@ -22,20 +22,34 @@ FPS = 10.0  # of latents that were no film
 
 
 def encode(
-    items: Sequence[Item], targets: Targets, encoding: Encoding, *, batch_size: int, progress: Progress = iter
+    items: Sequence[Item],
+    targets: Targets,
+    encoding: Encoding,
+    *,
+    batch_size: int,
+    before: Mapping[str, Mapping[str, Any]],
+    progress: Progress = iter,
 ) -> Iterator[Outcome]:
     """Encodes all frames of each item into one file, and yields what became of it.
 
-    A film whose every frame is there already is skipped. Raises `DDIMError` where the system refuses to write.
+    A film whose every frame is there already is skipped; `before` as in `local.encode`. Raises `DDIMError` where the system
+    refuses to write.
     """
     for item in items:
         try:
-            yield _encode(item, targets, encoding, batch_size, progress)
+            yield _encode(item, targets, encoding, batch_size, before, progress)
         except (FileError, UsageError) as e:
             yield Outcome(item, FAILED, failure=e)
 
 
-def _encode(item: Item, targets: Targets, encoding: Encoding, batch_size: int, progress: Progress) -> Outcome:
+def _encode(
+    item: Item,
+    targets: Targets,
+    encoding: Encoding,
+    batch_size: int,
+    before: Mapping[str, Mapping[str, Any]],
+    progress: Progress,
+) -> Outcome:
     from ddimctl import latent, lossless
     from ddimctl.images import films
 
@@ -45,7 +59,7 @@ def _encode(item: Item, targets: Targets, encoding: Encoding, batch_size: int, p
     film = films.read(item.source, model.channels, model.size, encoding.how)
     if not targets.single and os.path.lexists(target):
         refuse_link(target)
-        if is_whole_and_same(target, film.records, encoding):
+        if is_there(item, target, film.records, encoding, before):
             return Outcome(item, SKIPPED, (target,))
         if not targets.force:
             raise differs(target)
@@ -58,6 +72,7 @@ def _encode(item: Item, targets: Targets, encoding: Encoding, batch_size: int, p
     make_folder(target.parent)
     latent.save(target, work.latent_of(solution, encoding, film.records))
     notes: dict[str, Any] = {"frames": len(film.pixels), "image": film.records[0]}
+    notes |= vouching(target, film.records, encoding)
     if solution.residuals is not None:
         notes["converged"] = not solution.unconverged
     if solution.returned is not None:

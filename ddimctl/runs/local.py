@@ -56,11 +56,17 @@ class _Image:
 
 
 def encode(
-    items: Sequence[Item], targets: Targets, encoding: Encoding, *, batch_size: int, progress: Progress = iter
+    items: Sequence[Item],
+    targets: Targets,
+    encoding: Encoding,
+    *,
+    batch_size: int,
+    before: Mapping[str, Mapping[str, Any]],
+    progress: Progress = iter,
 ) -> Iterator[Outcome]:
     """Encodes each item into a file of its own, and yields what became of it.
 
-    Raises `DDIMError` where the system refuses to write.
+    `before` is what `read_manifest` says of earlier runs, where the files do not say it themselves. Raises `DDIMError` where the system refuses to write.
     """
     from ddimctl import latent, lossless
 
@@ -68,7 +74,7 @@ def encode(
         image = _Image(targets.of(item.name))
         if not targets.single and os.path.lexists(image.target):
             refuse_link(image.target)
-            image.ready = is_whole_and_same(image.target, [source_record(item.source, encoding)], encoding)
+            image.ready = is_there(item, image.target, [source_record(item.source, encoding)], encoding, before)
             if not image.ready and not targets.force:
                 raise differs(image.target)
         if not image.ready:
@@ -110,7 +116,8 @@ def encode(
             except FileError as e:  # not finite
                 yield Outcome(b.item, FAILED, failure=e)
                 continue
-            yield Outcome(b.item, DONE, (image.target,), notes=notes(image.record, part), solution=part)
+            said = {**notes(image.record, part), **vouching(image.target, [image.record], encoding)}
+            yield Outcome(b.item, DONE, (image.target,), notes=said, solution=part)
 
 
 def read(item: Item, encoding: Encoding) -> tuple[np.ndarray, dict[str, Any]]:
@@ -140,6 +147,36 @@ def source_record(source: str, encoding: Encoding) -> dict[str, Any]:
     model = encoding.model
     pixels = [*model.size, model.channels]
     return {**preprocessing.choices(encoding.how), "sha256": reading.digest(source), "pixels": pixels}
+
+
+def is_there(
+    item: Item,
+    target: Path,
+    records: Sequence[Mapping[str, Any]],
+    encoding: Encoding,
+    before: Mapping[str, Mapping[str, Any]],
+) -> bool:
+    """Whether `target` is what encoding `item` would make: it says so itself, or for x_T alone, an earlier manifest does."""
+    from ddimctl import latent
+
+    if target.suffix.lower() != latent.BARE:
+        return is_whole_and_same(target, records, encoding)
+    entry, found = before.get(item.name, {}), digest(target)
+    return found is not None and {"key": encoding_key(records, encoding), "sha256": found}.items() <= entry.items()
+
+
+def vouching(target: Path, records: Sequence[Mapping[str, Any]], encoding: Encoding) -> dict[str, Any]:
+    """What a manifest says of a file that does not say it itself."""
+    from ddimctl import latent
+
+    if target.suffix.lower() != latent.BARE:
+        return {}
+    return {"key": encoding_key(records, encoding), "sha256": digest(target)}
+
+
+def encoding_key(records: Sequence[Mapping[str, Any]], encoding: Encoding) -> str:
+    """What a manifest knows x_T by: another key for anything else that decides about it."""
+    return sha256(json.dumps([repr(encoding.recipe), *map(of_image, records)]).encode())
 
 
 def is_whole_and_same(target: Path, records: Sequence[Mapping[str, Any]], encoding: Encoding) -> bool:
@@ -186,9 +223,11 @@ def decode(
     batch_size: int,
     before: Mapping[str, Mapping[str, Any]],
     progress: Progress = iter,
+    opener: Callable[[Path], Latent] | None = None,
 ) -> Iterator[Outcome]:
     """Decodes each latent file into an image file; one of several images into a file each, as `names.of_images` says.
 
+    `opener` reads a file, if `latent.load` shall not.
     `way_back(latent, name)` says how, or raises `FileError`. `before` is what `read_manifest` says of earlier runs:
     outputs that it vouches for, and that are still the same, are skipped. Any other output that is there is compared with
     what is decoded; if it differs, its item fails unless forced. So does one of values not finite.
@@ -198,7 +237,7 @@ def decode(
     def load(item: Item) -> _Latent:
         from ddimctl import latent
 
-        file = latent.load(Path(item.source))
+        file = (opener or latent.load)(Path(item.source))
         stems = names.of_images(file, item.name, alone=len(items) == 1, beside=targets.beside)
         if len(stems) > 1 and not taken.isdisjoint(stems):
             raise UsageError(f"{item.source} and another file would write the same image", hint="rename one")
