@@ -183,7 +183,7 @@ def _tensor(
     """The view of a storage that a tensor is. Raises `ValueError` if it reaches out of it."""
     size = math.prod(shape)
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    if min(offset, *shape, *strides) < 0 or (size and last >= len(storage)):
+    if min([offset, *shape, *strides]) < 0 or (size and last >= len(storage)):
         raise ValueError("a tensor that is larger than its storage")
     if size > len(storage):  # an expanded one announces more than there is
         raise ValueError("a tensor of more values than there are")

@@ -1,9 +1,10 @@
 """The latent file: x_T with everything that decoding it needs.
 
 Two containers with the same content, chosen by suffix: ``.pt`` (torch's zip, loadable with ``weights_only=True``) and
-``.safetensors``; and for other programs x_T alone, ``.npy``, which `bare` reads. The two are written without torch, which takes longer to import than encoding an image does. The content is
-a format name and version, the float32 tensor x_T (N, C, H, W), a provenance as one JSON text, and a SHA-256 over all of
-these, since neither container notices a flipped byte itself.
+``.safetensors``; and for other programs x_T alone, ``.npy``, which `bare` reads. The two are written without torch,
+which takes longer to import than encoding an image does. The content is a format name and version, the float32 tensor
+x_T (N, C, H, W), a provenance as one JSON text, and a SHA-256 over all of these, since neither container notices a
+flipped byte itself.
 
 A file may come from anybody. Nothing in it is run, nothing is allocated that it does not hold, and what it says about
 itself is checked field by field, so that a command may rely on it.
@@ -215,8 +216,8 @@ def from_bytes(data: bytes, name: str, *, tensors: bool = True) -> Latent:
         text = read_zip(data, name)
         xT = text.get("xT")
     else:
-        text, tensors = read_safetensors(data, name)
-        xT = tensors.get("xT")
+        text, held = read_safetensors(data, name)
+        xT = held.get("xT")
     if text.get("format") != FORMAT:
         raise NotOurs(f"{name} is not a ddimctl latent", hint=BARE_HINT)
     if text.get("version") != str(VERSION):

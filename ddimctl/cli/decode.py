@@ -37,11 +37,12 @@ def decode(
 ) -> None:
     """Decode latents into images.
 
-    The model, the noise levels, the solver and the class come from each file; name others only to see what they do. x_T of
-    another program, alone in a .pt, .npy, .npz or .safetensors, says none of these: it takes -m, and --steps, --solver and
-    --spacing. One image makes LATENT.png, or LATENT.decoded.png where that is what was encoded, or the file that -o names; several go
-    into the folder that -o names, where they keep their places. Those of a packed file are called as they were; they make
-    a film where -o names one (.gif, .webp, .apng, .mp4): the frames of encode --all-frames, in time.
+    The model, the noise levels, the solver and the class come from each file; name others only to see what they do. x_T
+    of another program, alone in a .pt, .npy, .npz or .safetensors, says none of these: it takes -m, and --steps,
+    --solver and --spacing. One image makes LATENT.png, or LATENT.decoded.png where that is what was encoded, or the
+    file that -o names; several go into the folder that -o names, where they keep their places. Those of a packed file
+    are called as they were; they make a film where -o names one (.gif, .webp, .apng, .mp4): the frames of encode
+    --all-frames, in time.
 
     With several files, the same command again does only what is not done yet, a bad file does not stop the others (exit
     code 4), and a manifest in the folder says what became of each.
@@ -53,14 +54,8 @@ def decode(
     from ddimctl.runs.manifest import read_manifest
 
     console = said.console()
-    items = batches.items_of(
-        latents or [],
-        files.from_file,
-        latent.SUFFIXES if what.model is None else inputs.BARE_SUFFIXES,
-        files.shard,
-        console=console,
-        null=files.null,
-    )
+    suffixes = latent.SUFFIXES if what.model is None else inputs.BARE_SUFFIXES
+    items = batches.items_of(latents or [], files.from_file, suffixes, files.shard, console=console, null=files.null)
     single = batches.is_single(latents or [], items, files.from_file, files.shard)
     models = Opened(what, how, machine=machine, console=console, force=files.force)
     first = models.load(Path(items[0].source)) if single else None
@@ -96,14 +91,9 @@ def decode(
         if target is not None and first is not None:
             return iter([plan.Outcome(items[0], plan.DONE, (target,))])
         return local.decode(
-            items,
-            targets,
-            models.way_back,
-            batch_size=machine.batch_size,
-            before=before,
-            progress=progress,
-            opener=models.load,
-        )
+            items, targets, models.way_back,
+            batch_size=machine.batch_size, before=before, progress=progress, opener=models.load,
+        )  # fmt: skip
 
     run: dict[str, Any] = {"command": "decode", "model": net.digest if net else None, "tolerance": how.tolerance}
     run |= {"engine": net.network.engine if net else None, "precision": machine.precision}

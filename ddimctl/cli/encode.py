@@ -89,9 +89,9 @@ def encode(
 ) -> None:
     """Encode images into latents x_T.
 
-    One image makes IMAGE.pt, or the file that -o names (.pt, .safetensors, or .npy for x_T alone). Several make one file of them all if -o
-    names a file, else one file each, in the folder that -o names, where they keep their places. The file knows how to
-    decode itself.
+    One image makes IMAGE.pt, or the file that -o names (.pt, .safetensors, or .npy for x_T alone). Several make one
+    file of them all if -o names a file, else one file each, in the folder that -o names, where they keep their places.
+    The file knows how to decode itself.
 
     --lossless encodes with the solver exact, decodes, and tightens until every 8-bit value comes back, of the image as it
     was made to fit the model (its size, grey or colour); where that cannot be reached nothing is written (exit code 1).
@@ -157,6 +157,7 @@ def plan_target(images: list[str], items: Sequence[Item], files: Kind, *, single
     from ddimctl.files import refuse_existing
     from ddimctl.images.formats import check_apart
 
+    suffix = files.suffix
     one_file = files.output is not None and files.output.suffix.lower() in latent.WRITTEN and not files.output.is_dir()
     if files.output is not None and files.output.suffix and not one_file and not files.output.is_dir() and single:
         latent.check_suffix(files.output)
@@ -164,7 +165,7 @@ def plan_target(images: list[str], items: Sequence[Item], files: Kind, *, single
         raise UsageError("a folder of images makes many latents", hint="name a folder for them with -o")
     target = files.output if files.output is not None and one_file else Path()
     if single and not one_file:
-        target = (files.output or Path()) / f"{'latent' if items[0].source == '-' else items[0].name}{files.suffix}"
+        target = (files.output or Path()) / f"{'latent' if items[0].source == '-' else items[0].name}{suffix}"
     if single:
         refuse_existing(target, files.force, makes_folder=not one_file)
     if single or one_file:

@@ -66,7 +66,8 @@ def encode(
 ) -> Iterator[Outcome]:
     """Encodes each item into a file of its own, and yields what became of it.
 
-    `before` is what `read_manifest` says of earlier runs, where the files do not say it themselves. Raises `DDIMError` where the system refuses to write.
+    `before` is what `read_manifest` says of earlier runs, where the files do not say it themselves. Raises `DDIMError`
+    where the system refuses to write.
     """
     from ddimctl import latent, lossless
 
