@@ -109,12 +109,13 @@ def read_safetensors(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, 
     """The texts of a safetensors file, and its tensors as arrays, but for those of kinds that are none."""
     from safetensors import SafetensorError, deserialize
 
+    read: Any = deserialize  # which says nothing of its types
     try:
         length = int.from_bytes(data[:8], "little")
         text = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
         tensors = {
             key: _as_floats(np.frombuffer(t["data"], KINDS[t["dtype"]]), t["dtype"]).reshape(t["shape"])
-            for key, t in deserialize(data)
+            for key, t in read(data)
             if t["dtype"] in KINDS
         }
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RecursionError, AttributeError) as e:
@@ -190,7 +191,7 @@ def _tensor(
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, [storage.itemsize * stride for stride in strides])
 
 
-KINDS = {  # of numbers, as safetensors calls them
+KINDS: dict[str, np.dtype[Any]] = {  # of numbers, as safetensors calls them
     "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"),
     "U8": np.dtype("<u1"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8"),
 }  # fmt: skip
