@@ -160,14 +160,15 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, contents: Mapping[str, bytes], folder: str):
         super().__init__(io.BytesIO(contents[f"{folder}data.pkl"]))
         self.contents, self.folder = contents, folder
-        self.order = ">" if contents.get(f"{folder}byteorder") == b"big" else "<"
+        self.big = contents.get(f"{folder}byteorder") == b"big"
 
     def find_class(self, module: str, name: str) -> Any:
         return STANDS_FOR[f"{module} {name}"]
 
     def persistent_load(self, about: Any) -> np.ndarray:
         _, kind, key, _, n = about
-        values = np.frombuffer(self.contents[f"{self.folder}data/{key}"], KINDS[kind].newbyteorder(self.order))
+        kind_of = KINDS[kind].newbyteorder(">") if self.big else KINDS[kind]
+        values = np.frombuffer(self.contents[f"{self.folder}data/{key}"], kind_of)
         if len(values) != n:
             raise ValueError("a storage of another size than it says")
         return _as_floats(values, kind)
