@@ -7,7 +7,7 @@ typical noise interpolates and edits badly. Spatial correlation is the usual sig
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +54,28 @@ def low_variance(xT: Array) -> Array:
     rows, columns = height // PATCH, width // PATCH
     whole = xT[..., : rows * PATCH, : columns * PATCH].reshape(n, channels, rows, PATCH, columns, PATCH)
     return _flat(whole.var((3, 5), ddof=1) < LOW_VARIANCE).mean(1)
+
+
+def spectrum(xT: Array) -> tuple[Array, Array]:
+    """(frequencies (K,) in cycles a pixel, power (N, K)) of x_T (N, C, H, W): of white noise of variance 1, 1 everywhere.
+
+    Power is averaged over channels and over the ring of all directions, as wide as the shorter side can tell apart.
+    """
+    height, width = xT.shape[-2:]
+    power = (np.abs(np.fft.fft2(xT)) ** 2).mean(1) / (height * width)
+    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
+    ring = np.rint(radius * min(height, width)).astype(int)
+    rings = range(1, min(height, width) // 2 + 1)
+    means = np.stack([power[:, ring == k].mean(1) for k in rings], axis=1)
+    return np.array(rings) / min(height, width), means
+
+
+def spectrum_of_noise(shape: Sequence[int]) -> tuple[Array, Array]:
+    """The range of `spectrum` that holds 98 % of noise of that shape (C, H, W), at each frequency."""
+    n = max(1, min(DRAWS, AT_ONCE // math.prod(shape)))
+    power = spectrum(noise_array(shape, n, seed=0).astype("float64"))[1]
+    low, high = np.quantile(power, [0.01, 0.99], axis=0)
+    return low, high
 
 
 def _flat(xT: Array) -> Array:

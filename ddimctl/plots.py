@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddimctl import cache
+from ddimctl.charts import apart
 from ddimctl.errors import DDIMError, UsageError
 from ddimctl.files import atomic_file
 from ddimctl.paper import TABLE_1, TABLE_2
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -30,25 +32,80 @@ def check_target(path: Path) -> None:
         os.environ.setdefault("MPLCONFIGDIR", str(cache.folder() / "matplotlib"))
 
 
+@contextlib.contextmanager
+def theme(dark: bool) -> Iterator[None]:
+    """The colours of what is drawn meanwhile: dark on light, or light on dark."""
+    import matplotlib as mpl
+    from cycler import cycler
+
+    ink, paper = ("#e8e8e8", "#121212") if dark else ("#191919", "white")
+    line = ("#70b2f5", "#ff9e5c", "#72d08a", "#e296e2", "#e6c85a", "#56d4d6") if dark else (
+        "#1a5fa8", "#be4800", "#1e7837", "#8c288c", "#825f00", "#007378")  # fmt: skip
+    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
+    papered = ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor")
+    settings: dict[Any, Any] = {**dict.fromkeys(inked, ink), **dict.fromkeys(papered, paper)}
+    with mpl.rc_context({**settings, "axes.prop_cycle": cycler(color=line)}):
+        yield
+
+
+def ink() -> str:
+    """The colour of what is no line of ours."""
+    import matplotlib as mpl
+
+    return str(mpl.rcParams["text.color"])
+
+
 def error_against_evaluations(path: Path, lines: Mapping[str, Sequence[tuple[float, float]]], title: str) -> None:
     """Round-trip mse against evaluations for an image, log-log, one line a solver, beside the paper's table 2."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
-    figure = Figure(figsize=(7, 5), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for label, points in lines.items():
+    paper = {"the paper's table 2\n(CIFAR-10)": [(2.0 * s, mse) for s, mse in TABLE_2.items()]}
+    ends, seen = {}, set()
+    for i, (label, points) in enumerate({**lines, **paper}.items()):
         x, y = zip(*sorted(points), strict=True)
-        axes.plot(x, y, marker="o", label=label)
-    axes.plot(
-        [2 * s for s in TABLE_2], list(TABLE_2.values()), "k:s", alpha=0.5, label="the paper's table 2 (CIFAR-10)"
-    )
+        colour, mark = (ink(), "s:") if label in paper else (f"C{i % 6}", "o-")
+        axes.plot(x, y, mark, color=colour, alpha=0.6 if label in paper else 1)
+        ends[label] = (x[-1], y[-1], colour)
+        seen |= set(x)
     axes.set(xscale="log", yscale="log", xlabel="network evaluations, encode + decode", ylabel="mse, pixels in 0 … 1")
     axes.set_title(title)
     axes.grid(True, which="both", alpha=0.2)
-    axes.legend(fontsize="small")
+    shown = legible(sorted(seen))
+    axes.set_xticks(shown, [f"{v:.4g}" for v in shown])
+    axes.xaxis.set_minor_locator(NullLocator())
+    _label_ends(axes, ends)
     _save(figure, path)
+
+
+def legible(values: Sequence[float], least: float = 1.3) -> list[float]:
+    """Those of rising values whose numbers have room on a logarithmic axis: each so many times the one before."""
+    out: list[float] = []
+    for v in values:
+        if not out or v >= least * out[-1]:
+            out.append(v)
+    return out
+
+
+def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
+    """Writes each line's name at the right edge, in the line's colour, as high as its last point, and none over another."""
+    axes.figure.canvas.draw()  # places follow from how large everything has become
+    height = axes.get_window_extent().height
+    places = {
+        name: axes.transAxes.inverted().transform(axes.transData.transform(end[:2]))[1] for name, end in ends.items()
+    }
+    lines = max(name.count("\n") + 1 for name in ends)
+    heights = apart(list(places.values()), 20 * lines / height, 0.02, 0.98)
+    for (name, (x, y, colour)), at in zip(ends.items(), heights, strict=True):
+        leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.5, "shrinkA": 2, "shrinkB": 5}
+        axes.annotate(
+            name, (x, y), (1.02, at), color=colour, textcoords="axes fraction", va="center", fontsize="small",
+            arrowprops=leader,
+        )  # fmt: skip
 
 
 def distance_against_steps(
@@ -65,7 +122,7 @@ def distance_against_steps(
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator
+    from matplotlib.ticker import NullLocator, StrMethodFormatter
 
     figure = Figure(figsize=(13, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -75,15 +132,17 @@ def distance_against_steps(
         if label in TABLE_1:
             theirs.plot(*zip(*sorted(TABLE_1[label].items()), strict=True), f"C{i}s:", label=label)
     if floor is not None:
-        ours.axhline(floor, color="k", linestyle="--", linewidth=1, label="real test images")
+        ours.axhline(floor, color=ink(), linestyle="--", linewidth=1, label="real test images")
     ours.set(title=title, ylabel=f"Fréchet distance ({what})")
     theirs.set(title="the paper's table 1: CIFAR-10", ylabel="FID (Inception, 50,000 images)")
-    cost.plot(*zip(*sorted(seconds.items()), strict=True), "ko-")
+    cost.plot(*zip(*sorted(seconds.items()), strict=True), "o-", color=ink())
     cost.set(title="cost", ylabel="seconds for an image", xlabel="steps S", ylim=(0, None), xlim=(0, None))
     for axes, steps in ((ours, sorted(seconds)), (theirs, [10, 20, 50, 100, 1000])):
         axes.set(xscale="log", yscale="log", xlabel="steps S")
         axes.set_xticks(steps, [str(s) for s in steps])
         axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
         axes.grid(True, which="both", alpha=0.2)
         if axes.get_lines():
             axes.legend(fontsize="small")

@@ -40,13 +40,14 @@ LAYERS: list[set[str]] = [
         "animation",
         "interpolate",
         "motion",
+        "charts",
         "containers",
     },
     {"shown", "metrics", "frechet", "unet", "health"},
     {"checkpoints", "engines", "model", "features"},
     {"recipe", "ode", "families", "catalogue"},
     {"latent", "bare", "lossless", "origin", "sampling", "roundtrip", "plots", "bench"},
-    {"evaluate", "notebook", "runs", "training"},
+    {"evaluate", "notebook", "report", "runs", "training"},
     {"cli", "__main__"},
 ]
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
@@ -64,7 +65,19 @@ KNOWN_BY = {
 }
 NEVER = {"click", "skimage", "scipy", "requests"}
 # These are plain Python or array arithmetic.
-NO_LIBRARY = {"", "errors", "version", "telemetry", "files", "paper", "schedule", "motion", "images", "images.formats"}
+NO_LIBRARY = {
+    "",
+    "errors",
+    "version",
+    "telemetry",
+    "files",
+    "paper",
+    "schedule",
+    "motion",
+    "charts",
+    "images",
+    "images.formats",
+}
 HEAVY = ("torch", "numpy", "PIL", "imageio", "safetensors")
 
 

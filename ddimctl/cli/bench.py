@@ -105,7 +105,8 @@ def bench(*, what: options.What, how: Measured, files: options.Plotted, machine:
     }
     console.data(as_text(rates, starts, lines), record)
     if files.plot is not None:
-        plots.speed(files.plot, *curves(rates, lines), title=f"{net.name}, {measuring.processor()}")
+        with plots.theme(files.dark):
+            plots.speed(files.plot, *curves(rates, lines), title=f"{net.name}, {measuring.processor()}")
         console.notice(f"{files.plot}: images a second by batch size, and time against steps")
 
 

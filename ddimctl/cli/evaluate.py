@@ -162,7 +162,8 @@ def evaluate(
             lines.setdefault(c.setting.row, {})[c.setting.steps] = c.distance
         real = floor.get("test", {}).get(str(how.n))
         title = f"{net.name}, {how.n:,} images a cell"
-        plots.distance_against_steps(files.plot, lines, seconds, real, extractor.name, title)
+        with plots.theme(files.dark):
+            plots.distance_against_steps(files.plot, lines, seconds, real, extractor.name, title)
         console.notice(f"{files.plot}: distance and seconds against S")
 
 

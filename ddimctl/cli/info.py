@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddimctl.cli import inputs, models, names, options
+from ddimctl.cli import inputs, looks, models, names, options
 from ddimctl.cli.console import figure, plain, table
 from ddimctl.cli.groups import flat, group, like
 from ddimctl.errors import DDIMError, FileError
@@ -21,7 +21,7 @@ MANY = 8  # latents in one file whose figures are all printed
 
 
 @group
-class Drawing(options.Output):
+class Drawing(options.Output, looks.Dark, looks.Looks):
     """Where the picture goes."""
 
     output: Annotated[Path | None, like(options.Output, "output", metavar="PNG", help="Also draw x_T.")] = None
@@ -75,7 +75,7 @@ def info(
         formats.check_apart(files.output, [file])
     console.data(*about_latent(found))
     if files.output is not None:
-        drawn = draw(files.output, found)
+        drawn = draw(files.output, found) if files.no_labels else draw_portraits(files.output, found, files.dark)
         console.notice(f"{files.output}: {drawn}, black at -3 and white at 3")
 
 
@@ -178,3 +178,16 @@ def draw(path: Path, found: Latent) -> str:
     pixels = sheets.enlarge(pixels, sheets.factor_to_see(pixels.shape[1:3]))
     writing.save_image(path, sheets.sheet(pixels, columns=min(8, len(pixels))))
     return "x_T" if shown == channels else f"the first {shown} of {channels} channels of x_T"
+
+
+def draw_portraits(path: Path, found: Latent, dark: bool) -> str:
+    """Each latent with its channels, its histogram and spectrum beside noise's, and the verdict. Says what was drawn."""
+    from ddimctl import health
+    from ddimctl.images import labels, portrait, writing
+    from ddimctl.report import latents
+
+    shown = found.xT[:MANY]
+    names = [plain(str(image["name"])) for image in found.images]
+    drawn = latents.portraits(shown, names, health.examine(shown))
+    writing.save_image(path, portrait.draw(list(drawn), labels.DARK if dark else labels.LIGHT))
+    return "x_T" if len(shown) == len(found.xT) else f"the first {MANY} of {len(found.xT)} x_T"

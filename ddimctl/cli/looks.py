@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 
 
 @group
+class Dark:
+    """What pictures are drawn on."""
+
+    PANEL: ClassVar[str] = "Files"
+
+    dark: Annotated[bool, Option("--dark", help="Draw with light lines on dark paper.")] = False
+
+
+@group
 class Looks:
     """How pictures look."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from typer import Option
 
-from ddimctl.cli import names
+from ddimctl.cli import looks, names
 from ddimctl.cli.console import Console
 from ddimctl.cli.groups import group, like
 from ddimctl.errors import UsageError
@@ -275,7 +275,7 @@ class Batch(Output, Listed, Planned):
 
 
 @group
-class Plotted(Forced):
+class Plotted(Forced, looks.Dark):
     """A plot beside the table."""
 
     plot: Annotated[Path | None, Option(metavar="FILE", help="Draw it (.png, .svg, .pdf).")] = None

@@ -258,7 +258,8 @@ def report(
         lines: dict[str, list[tuple[float, float]]] = {}
         for t in trips:
             lines.setdefault(f"{t.way.solver}, {t.way.spacing}", []).append((t.evaluations, t.total("mse")))
-        plots.error_against_evaluations(files.plot, lines, f"{model.name}, {pictures.count} images")
+        with plots.theme(files.dark):
+            plots.error_against_evaluations(files.plot, lines, f"{model.name}, {pictures.count} images")
         console.notice(f"{files.plot}: error against evaluations")
 
 

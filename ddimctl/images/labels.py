@@ -145,15 +145,19 @@ def written(text: str) -> str:
 
 
 def write(
-    draw: Any, at: tuple[float, float], text: str, font: Any, *, anchor: str = "la", ink: int = LIGHT.ink
+    draw: Any, at: tuple[float, float], text: str, font: Any, *, anchor: str = "la", ink: Any = LIGHT.ink
 ) -> None:
-    """Draws lines at a point; `anchor` as Pillow has it: (l)eft, (m)iddle, (r)ight, then (a)bove, (m)iddle or (d)own."""
+    """Draws lines at a point, in a grey level or colour.
+
+    `anchor` says which side of the text stands there: (l)eft, (m)iddle or (r)ight; then (a)bove, (m)iddle or (d)own.
+    """
     lines = written(text).split("\n")
+    ink = (ink,) * 3 if draw.mode == "RGB" and isinstance(ink, int) else ink
     step, high = line_height(font), line_height(font) * len(lines)
     y = at[1] - {"a": 0, "m": high / 2, "d": high}[anchor[1]]
     for i, line in enumerate(lines):
         x = at[0] - {"l": 0.0, "m": 0.5, "r": 1.0}[anchor[0]] * font.getlength(line)
-        draw.text((round(x), round(y + i * step)), line, ink if draw.mode == "L" else (ink,) * 3, font=font)
+        draw.text((round(x), round(y + i * step)), line, ink, font=font)
 
 
 def measure(font: Any, text: str) -> tuple[int, int]:

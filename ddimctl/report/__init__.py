@@ -1,0 +1,1 @@
+"""What people look at: pictures of latents, and pages that hold all of a run."""
