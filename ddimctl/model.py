@@ -25,13 +25,13 @@ class Condition:
 
     class_label: int | None = None
     prompt: str | None = None
-    negative: str | None = None  # what guidance leads away from; without one, the empty prompt
+    negative: str | None = None  # what guidance leads away from; without one, no prompt
     guidance: float = 1.0  # g in ε = ε_u + g (ε_c − ε_u) (Ho and Salimans 2022); 1 needs no second evaluation
 
     @property
     def null(self) -> Condition:
-        """The condition of ε_u."""
-        return Condition(prompt=self.negative or "")
+        """The condition of ε_u: the negative prompt, or none."""
+        return Condition(prompt=self.negative)
 
 
 NOTHING = Condition()
@@ -136,6 +136,11 @@ class Model:
     def state_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the ODE's states, x_T among them."""
         return self.network.module.state_shape
+
+    @property
+    def factor(self) -> int:
+        """Pixels a side for each of a state."""
+        return self.image_shape[1] // self.state_shape[1]
 
     @property
     def name(self) -> str:

@@ -20,7 +20,8 @@ MAX_PICKLE = 64_000_000  # bytes of a pickle, without the tensors, that are load
 MAX_LOOK = 4_000_000  # bytes of a refused pickle that are searched for a reason
 
 NOT_HERE = (
-    "ddimctl works on DDPM networks of pixels, without or with classes, and on Stable Diffusion 1.x and 2.x folders"
+    "ddimctl works on DDPM networks of pixels, without or with classes, and on folders of the pipelines that"
+    " docs/stable-diffusion.md names"
 )
 DOWNLOAD = "download it again; the server sent something else"
 CODE = (

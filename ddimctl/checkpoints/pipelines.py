@@ -6,7 +6,7 @@ make ourselves, and configurations and weights are read by our own readers; no f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,25 @@ from ddimctl.checkpoints import diffusers, folders, identify, weights
 from ddimctl.errors import FileError
 
 INDEX = "model_index.json"
-STABLE_DIFFUSION = "StableDiffusionPipeline"
-# Each part, and the classes that it may be of; what stands in `UNMADE` is there in many folders, and of no use here.
-PARTS: dict[str, tuple[tuple[str, str], ...]] = {
-    "unet": (("diffusers", "UNet2DConditionModel"),),
-    "vae": (("diffusers", "AutoencoderKL"),),
-    "text_encoder": (("transformers", "CLIPTextModel"),),
-    "tokenizer": (("transformers", "CLIPTokenizer"), ("transformers", "CLIPTokenizerFast")),
-    "scheduler": tuple(("diffusers", f"{name}Scheduler") for name in diffusers.SCHEDULERS),
-}
-UNMADE: dict[str, tuple[tuple[str, str], ...]] = {
+Classes = tuple[tuple[str, str], ...]  # (library, class), any of them
+CLIP: Classes = (("transformers", "CLIPTextModel"),)
+CLIP_PROJECTED: Classes = (("transformers", "CLIPTextModelWithProjection"),)
+CLIP_TOKENS: Classes = (("transformers", "CLIPTokenizer"), ("transformers", "CLIPTokenizerFast"))
+KL: Classes = (("diffusers", "AutoencoderKL"),)
+VP: Classes = tuple(("diffusers", f"{name}Scheduler") for name in diffusers.SCHEDULERS)
+# Each pipeline's parts, and the classes that these may be of.
+PIPELINES: dict[str, dict[str, Classes]] = {
+    "StableDiffusionPipeline": {
+        "unet": (("diffusers", "UNet2DConditionModel"),), "vae": KL, "text_encoder": CLIP, "tokenizer": CLIP_TOKENS,
+        "scheduler": VP,
+    },
+    "StableDiffusionXLPipeline": {
+        "unet": (("diffusers", "UNet2DConditionModel"),), "vae": KL, "text_encoder": CLIP, "tokenizer": CLIP_TOKENS,
+        "text_encoder_2": CLIP_PROJECTED, "tokenizer_2": CLIP_TOKENS, "scheduler": VP,
+    },
+}  # fmt: skip
+# What is there in many folders, and of no use here.
+UNMADE: dict[str, Classes] = {
     "safety_checker": (("stable_diffusion", "StableDiffusionSafetyChecker"),),
     "feature_extractor": (("transformers", "CLIPImageProcessor"), ("transformers", "CLIPFeatureExtractor")),
     "image_encoder": (("transformers", "CLIPVisionModelWithProjection"),),
@@ -42,13 +51,16 @@ def is_pipeline(path: Path, kind: str) -> bool:
     return path.is_dir() and index.is_file() and diffusers.read_json(index).get("_class_name") == kind
 
 
-def check_index(folder: Path) -> None:
-    """Raises `FileError` unless the index names exactly the parts of Stable Diffusion, of the classes they have there."""
-    index = diffusers.read_json(folder / INDEX)
+def check_index(folder: Path, kind: str, optional: Collection[str] = ()) -> dict[str, Any]:
+    """The index, which names the parts of such a pipeline, of the classes they have there; some may be missing.
+
+    Raises `FileError` where it names anything else.
+    """
+    index, wanted = diffusers.read_json(folder / INDEX), PIPELINES[kind]
     for name, value in index.items():
         if not isinstance(value, list) or value in ([None, None], []):
             continue
-        known = PARTS.get(name) or UNMADE.get(name)
+        known = wanted.get(name) or UNMADE.get(name)
         if known is None or tuple(map(str, value)) not in known:
             what = ".".join(map(str, value))
             if known is not None and value[:1] in (["diffusers"], ["transformers"]):
@@ -56,11 +68,19 @@ def check_index(folder: Path) -> None:
                     f"{folder}: its {name} is a {what}, which ddimctl does not implement", identify.NOT_HERE
                 )
             raise FileError(f"{folder} needs code of its own to load ({name}: {what})", identify.CODE)
-    for name in PARTS:
+    for name in wanted:
         if not isinstance(index.get(name), list) or index[name] == [None, None]:
+            if name in optional:
+                continue
             raise FileError(f"{folder} has no {name} in its {INDEX}")
         if not (folder / name).is_dir():
             raise FileError(f"{folder} lacks a part of its model: {name}/", hint="copy or download all of it")
+    return index
+
+
+def has(index: Mapping[str, Any], part: str) -> bool:
+    """Whether a checked index has an optional part."""
+    return isinstance(index.get(part), list) and index[part] not in ([None, None], [])
 
 
 def read_config(folder: Path, kind: str, file: str = "config.json") -> dict[str, Any]:

@@ -130,7 +130,7 @@ def model_of(
             )
     model = open_model(what, machine, console, reference=what.model or recorded)
     if model.multiple is not None and len(latent.xT) and latent.xT.shape[1] == model.state_shape[0]:
-        model = resized(model, (latent.xT.shape[2] * model.multiple, latent.xT.shape[3] * model.multiple))
+        model = resized(model, (latent.xT.shape[2] * model.factor, latent.xT.shape[3] * model.factor))
     if condition != latent.recipe.condition:
         console.notice(
             f"{name} was encoded {said_of(latent.recipe.condition)}; decoded {said_of(condition)} it is another image"

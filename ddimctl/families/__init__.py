@@ -73,7 +73,7 @@ def resized(model: Model, size: tuple[int, int]) -> Model:
         near = "x".join(str(max(1, round(side / model.multiple)) * model.multiple) for side in size)
         raise UsageError(f"the sides of {shown} are no multiples of {model.multiple}", hint=f"such as --size {near}")
     old, network = model.network.module, model.network
-    state = (model.state_shape[0], size[0] // model.multiple, size[1] // model.multiple)
+    state = (model.state_shape[0], size[0] // model.factor, size[1] // model.factor)
     more = math.prod(state) / math.prod(model.state_shape)
     module = replace(
         old, state_shape=state, load=lambda: old.torch, describe=lambda: replace(old.facts, flops=0),
@@ -110,5 +110,6 @@ def find(reference: str, *, config: str | None = None) -> Found:
 # Name → module, imported when a model is loaded; the first that recognises it loads it.
 FAMILIES = {
     "stable_diffusion": "ddimctl.families.stable_diffusion",
+    "sdxl": "ddimctl.families.sdxl",
     "pixel": "ddimctl.families.pixel",
 }

@@ -1,12 +1,13 @@
-"""Autoencoders between images and latent states: diffusers' ``AutoencoderKL``, and the library itself, loaded quietly."""
+"""Autoencoders between images and latent states, diffusers' ``AutoencoderKL`` and ``VQModel``; and that library, quietly."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import logging
+import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -22,13 +23,23 @@ from ddimctl.errors import FileError, UsageError
 
 
 @dataclass(frozen=True)
-class KL:
-    """z = (mean − shift)·scale, in float32 whatever the network computes in; never a sample."""
+class Latents:
+    """z = (latents − shift)·scale, in float32 whatever the network computes in; of a distribution the mean, no sample."""
 
-    vae: Any  # an ``AutoencoderKL``
-    scale: float
-    shift: float
+    vae: Any  # a network of diffusers'
+    of: Callable[[Any], Tensor]  # what it encodes an image to
+    scale: Tensor  # float64, one number or one a channel, as of shift
+    shift: Tensor
     factor: int  # pixels a side for each latent
+
+    @property
+    def channels(self) -> int:
+        """Of z."""
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def image_channels(self) -> int:
+        return int(self.vae.config.in_channels)
 
     @cached_property
     def digest(self) -> str:
@@ -42,14 +53,16 @@ class KL:
             raise UsageError(f"the autoencoder takes images whose sides are multiples of {self.factor}")
         x = torch.as_tensor(images).to(self.vae.device, torch.float32)
         # Image by image: at 512 × 512 one needs gigabytes.
-        means = [self.vae.encode(one).latent_dist.mean for one in x.split(1)]
-        return _back((torch.cat(means).double() - self.shift) * self.scale, images)
+        latents = torch.cat([self.of(self.vae.encode(one)) for one in x.split(1)]).double()
+        return _back((latents - self.shift.to(latents.device)) * self.scale.to(latents.device), images)
 
     @torch.no_grad()
     def decode(self, z: Array) -> Array:
-        states = (torch.as_tensor(z).double() / self.scale + self.shift).to(self.vae.device, torch.float32)
-        images = [self.vae.decode(one, return_dict=False)[0] for one in states.split(1)]
-        return _back(torch.cat(images).double(), z)
+        """A quantising one takes the nearest of its vectors here, and not in `encode`."""
+        latents = torch.as_tensor(z).double()
+        latents = latents / self.scale.to(latents.device) + self.shift.to(latents.device)
+        parts = latents.to(self.vae.device, torch.float32).split(1)
+        return _back(torch.cat([self.vae.decode(one, return_dict=False)[0] for one in parts]).double(), z)
 
 
 def _back(x: Tensor, like: Array) -> Array:
@@ -57,19 +70,33 @@ def _back(x: Tensor, like: Array) -> Array:
     return x.to(like.device) if isinstance(like, Tensor) else x.cpu().numpy()
 
 
-def load_kl(folder: Path, device: str) -> KL:
-    """The autoencoder in a folder. Raises `FileError` if it cannot be used."""
-    config = pipelines.read_config(folder, "AutoencoderKL")
-    if config.get("latents_mean") is not None or config.get("latents_std") is not None:
-        raise FileError(f"{folder}: latents with a mean and deviation by channel are not implemented")
+def load(folder: Path, device: str, kind: str = "AutoencoderKL") -> Latents:
+    """The autoencoder in a folder, of one of `KINDS`. Raises `FileError` if it cannot be used."""
+    config = pipelines.read_config(folder, kind)
     with quiet():
-        from diffusers import AutoencoderKL
-    vae = make(AutoencoderKL, config, folder)
+        import diffusers
+    vae = make(getattr(diffusers, kind), config, folder)
     pipelines.fill(vae, pipelines.read_weights(folder), folder)
-    scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
-    if not isinstance(scale, int | float) or not 0 < scale < 1e6 or not isinstance(shift, int | float):
-        raise FileError(f"{folder}: scaling_factor = {scale!r} makes no sense")
-    return KL(vae.to(device), float(scale), float(shift), 2 ** (len(vae.config.block_out_channels) - 1))
+    said = vae.config
+    if said.in_channels != said.out_channels:
+        raise FileError(f"{folder} maps {said.in_channels} channels to {said.out_channels}: no autoencoder of images")
+    scale = _numbers(said.scaling_factor, folder, "scaling_factor", 1)
+    shift = _numbers(said.get("shift_factor") or 0.0, folder, "shift_factor", 1)
+    if said.get("latents_std") is not None:
+        scale = scale / _numbers(said.latents_std, folder, "latents_std", said.latent_channels)
+    if said.get("latents_mean") is not None:
+        shift = shift + _numbers(said.latents_mean, folder, "latents_mean", said.latent_channels)
+    if not ((scale > 0).all() and (scale < 1e6).all()):
+        raise FileError(f"{folder}: its scale of {float(scale.min()):g} makes no sense")
+    return Latents(vae.to(device), KINDS[kind], scale, shift, 2 ** (len(said.block_out_channels) - 1))
+
+
+def _numbers(value: Any, where: Path, name: str, n: int) -> Tensor:
+    """n numbers of a configuration, as (1, n, 1, 1). Raises `FileError` where they are none."""
+    found = value if isinstance(value, list | tuple) else [value]
+    if len(found) != n or not all(isinstance(v, int | float) and math.isfinite(v) for v in found):
+        raise FileError(f"{where}: {name} = {str(value)[:40]} makes no sense")
+    return torch.tensor(found, dtype=torch.float64)[None, :, None, None]
 
 
 def make(kind: Any, config: dict[str, Any], where: Path) -> Any:
@@ -114,3 +141,10 @@ def hash_of(said: bytes, modules: Sequence[nn.Module]) -> str:
 def _bytes(w: Tensor) -> memoryview:
     data: memoryview = w.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
     return data
+
+
+# Class → what it encodes an image to, out of what its ``encode`` returns.
+KINDS: dict[str, Callable[[Any], Tensor]] = {
+    "AutoencoderKL": lambda found: found.latent_dist.mean,
+    "VQModel": lambda found: found.latents,
+}
