@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,17 @@ class Parts:
     patch: int = 1  # the sides of its states are multiples of this
 
 
-def load_denoiser(kind: str, config: Mapping[str, Any], folder: Path, device: str) -> Any:
-    """diffusers' network of that class, with a folder's weights. Raises `FileError` where they do not fit."""
+def load_denoiser(
+    kind: str, config: Mapping[str, Any], folder: Path, *, device: str, check: Callable[[Any], None]
+) -> Any:
+    """diffusers' network of that class, with a folder's weights. Raises `FileError` where they do not fit.
+
+    `check` sees its configuration, with diffusers' defaults, before there are any weights.
+    """
     with autoencoders.quiet():
         import diffusers
     network = autoencoders.make(getattr(diffusers, kind), dict(config), folder)
+    check(network.config)
     pipelines.fill(network, pipelines.read_weights(folder), folder)
     return network.to(device)
 

@@ -38,11 +38,14 @@ def load(path: Path, about: About, settings: Mapping[str, Any] | None, *, device
     autoencoders.check_extra(about.name)
     vae = autoencoders.load(path / "vae", device)
     one, two = text.load_clip(path, device), text.load_clip(path, device, "_2", projected=True)
-    unet = assembly.load_denoiser("UNet2DConditionModel", config, path / "unet", device)
-    check_fit(unet.config, path, width=one.width + two.width)
-    wants = (unet.config.addition_time_embed_dim or 0) * IDS + two.encoder.config.projection_dim
-    if unet.config.projection_class_embeddings_input_dim != wants or one.length != two.length:
-        raise FileError(f"{path}: its text encoders and its network are of different families")
+
+    def check(config: Any) -> None:
+        check_fit(config, path, one.width + two.width)
+        wants = (config.addition_time_embed_dim or 0) * IDS + two.encoder.config.projection_dim
+        if config.projection_class_embeddings_input_dim != wants or one.length != two.length:
+            raise FileError(f"{path}: its text encoders and its network are of different families")
+
+    unet = assembly.load_denoiser("UNet2DConditionModel", config, path / "unet", device=device, check=check)
     zero = bool(index.get("force_zeros_for_empty_prompt", True))
 
     def states(prompt: str | None) -> Embedded:

@@ -37,8 +37,9 @@ def load(path: Path, about: About, settings: Mapping[str, Any] | None, *, device
     schedule, prediction = diffusers.read_scheduler(diffusers.read_json(path / "scheduler" / "scheduler_config.json"))
     autoencoders.check_extra(about.name)
     vae, clip = autoencoders.load(path / "vae", device), text.load_clip(path, device)
-    unet = assembly.load_denoiser("UNet2DConditionModel", config, path / "unet", device)
-    check_fit(unet.config, path, width=clip.width)
+    unet = assembly.load_denoiser(
+        "UNet2DConditionModel", config, path / "unet", device=device, check=lambda c: check_fit(c, path, clip.width)
+    )
 
     def states(prompt: str | None) -> Embedded:
         return {"encoder_hidden_states": clip.read(prompt or "")[0]}
@@ -82,7 +83,7 @@ def unet_config(folder: Path, additions: tuple[str | None, ...]) -> dict[str, An
     return config
 
 
-def check_fit(config: Any, path: Path, *, width: int) -> None:
+def check_fit(config: Any, path: Path, width: int) -> None:
     """Raises `FileError` where the network is no denoiser of images alone, or reads text of another width."""
     if config.in_channels != config.out_channels:
         raise FileError(
