@@ -39,6 +39,8 @@ from ddimctl.containers import (
     to_zip,
     values,
 )  # fmt: skip
+from ddimctl.dither import Dither
+from ddimctl.dither import read as read_dithers
 from ddimctl.errors import FileError, UsageError
 from ddimctl.files import atomic_file, read_bytes, refuse_special, write_bytes
 from ddimctl.model import Model
@@ -91,6 +93,11 @@ class Latent:
         return {image["sha256"] for image in self.images if isinstance(image.get("sha256"), str)}
 
     @property
+    def dithers(self) -> list[Dither | None]:
+        """The noise that was added to each image before; none of all is the empty list."""
+        return read_dithers(self.provenance.get("dither") or [])
+
+    @property
     def images(self) -> list[dict[str, Any]]:
         """One record for each of the N images: name, size, digest, preprocessing."""
         records: list[dict[str, Any]] = self.provenance.get("images", [])
@@ -120,7 +127,7 @@ def provenance(model: Model, recipe: Recipe, solution: Solution, records: list[d
 
     `records` holds one of `images.reading.read` for each image.
     """
-    return {
+    about: dict[str, Any] = {
         "ddimctl": __version__,
         "model": {
             "name": model.name,
@@ -139,6 +146,9 @@ def provenance(model: Model, recipe: Recipe, solution: Solution, records: list[d
         "device": model.network.module.kind,
         "engine": model.network.engine,
     }
+    if solution.dithers is not None:
+        about["dither"] = [None if d is None else asdict(d) for d in solution.dithers]
+    return about
 
 
 def to_bytes(latent: Latent, suffix: str) -> bytes:
@@ -295,6 +305,17 @@ def _all(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda values: isinstance(values, list) and all(map(check, values))
 
 
+def _is_dither(value: Any) -> bool:
+    whole = isinstance(value, dict) and value.keys() == {"seed", "draw", "sigma"}
+    return value is None or (
+        whole
+        and _is_count(value["seed"])
+        and _is_count(value["draw"])
+        and _is_number(value["sigma"])
+        and value["sigma"] > 0
+    )
+
+
 def _is_path(value: Any) -> bool:
     return _all(_is_number)(value) and len(value) > 1 and value[0] >= 0 and all(s < t for s, t in pairwise(value))
 
@@ -327,6 +348,8 @@ LATER: dict[str, Callable[[Any], bool]] = {  # fields that not every file has
     "engine": _is_name,
     "returned": _all(_is_number),  # how far off each state was that x_T was decoded to, relative
     "autoencoder": _is_name,
+    "dither": _all(_is_dither),
+    "to_level": lambda v: _is_number(v) and v > 0,
     "condition": lambda v: (
         isinstance(v, dict)
         and v.keys() == {"prompt", "negative", "guidance"}
@@ -340,6 +363,7 @@ EACH = (
     "residuals",
     "lossless",
     "returned",
+    "dither",
 )  # hold one entry for each image, where they hold any
 
 

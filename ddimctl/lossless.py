@@ -7,10 +7,12 @@ decoder computes may differ in the last float32 digits (another batch, another p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ddimctl import ode
+from ddimctl.dither import Dither
 from ddimctl.errors import DDIMError, UsageError
 from ddimctl.images.levels import in_levels
 from ddimctl.model import NOTHING, Condition, Model
@@ -31,14 +33,15 @@ def encode(
     way: Way,
     condition: Condition = NOTHING,
     *,
+    dithers: Sequence[Dither | None] = (),
     batch_size: int = DEFAULT_BATCH,
     progress: Progress = iter,
 ) -> Solution:
     """Images (N, C, H, W) in [−1, 1], whose values are 8-bit levels → x_T, float32, with a `Check` for each.
 
     The tolerance of `way`, whose solver is `exact`, is the first one tried. An image that no tolerance brings back keeps
-    its best x_T, and its check says how many values are wrong and by how much. `evaluations` are all that were spent, the
-    checks' own decoding included.
+    its best x_T, and its check says how many values are wrong and by how much. `dithers` is added before and taken away
+    after: what comes back is the image without. `evaluations` are all that were spent, the checks' own decoding included.
     """
     import torch
 
@@ -56,10 +59,13 @@ def encode(
         if not todo:
             break
         x0, tried = images[todo], replace(way, tolerance=tight)
-        encoded = ode.encode(model, x0, tried, condition, batch_size=batch_size, progress=progress, check=False)
+        noise = [dithers[i] for i in todo] if dithers else ()
+        encoded = ode.encode(
+            model, x0, tried, condition, dithers=noise, batch_size=batch_size, progress=progress, check=False
+        )
         xT = encoded.x.float()
         plain = replace(way, solver="ddim", tolerance=None)
-        back = ode.decode(model, xT, plain, condition, batch_size=batch_size, progress=progress)
+        back = ode.decode(model, xT, plain, condition, dithers=noise, batch_size=batch_size, progress=progress)
         found = compare(x0, back.x.cpu(), tight)
         for j, i in enumerate(todo):
             evaluations[i] += encoded.evaluations[j] + back.evaluations[j]
@@ -67,7 +73,7 @@ def encode(
                 checks[i] = found[j]
                 best[i], residuals[i] = xT[j], (encoded.residuals or residuals)[j]
         todo = [i for i in todo if checks[i].worst > MARGIN]
-    return Solution(best.double(), evaluations, residuals, first, checks)
+    return Solution(best.double(), evaluations, residuals, first, checks, dithers=list(dithers) or None)
 
 
 def first_tolerance(way: Way) -> float:

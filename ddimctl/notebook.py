@@ -20,6 +20,9 @@ from ddimctl.recipe import Recipe, Way
 from ddimctl.solvers import DEFAULT_SOLVER
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ddimctl.dither import Dither
     from ddimctl.latent import Latent
 
 PIXELS = "ddimctl.to_tensor makes numbers in −1 … 1 of 8-bit pixels (N, H, W, C)"
@@ -63,16 +66,17 @@ def decode(
     A `Latent`, as `open` gives it, brings its way and condition with it, where no other are named. Raises `UsageError` for
     latents that are not the model's, and where it has no such way.
     """
+    dithers: Sequence[Dither | None] = ()
     if hasattr(xT, "provenance"):
         recipe, about = xT.recipe, xT.provenance
         if recipe.model != model.digest:
             raise UsageError(f"the latent was encoded with another model ({about['model']['name']})")
         way = replace(recipe.way, solver=about["decoder"], tolerance=None) if way is None else way
         condition = recipe.condition if condition == NOTHING else condition
-        xT = xT.xT
+        dithers, xT = xT.dithers, xT.xT
     check_shape(xT, model.state_shape, f"x_T of the model {model.name} is")
     way = _way(way, steps, solver, spacing)
-    solution = ode.decode(model, _as_taken(xT, model), way, condition, batch_size=batch_size)
+    solution = ode.decode(model, _as_taken(xT, model), way, condition, dithers=dithers, batch_size=batch_size)
     return replace(solution, x=_as_given(solution.x, xT))
 
 

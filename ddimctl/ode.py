@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from ddimctl import shown
 from ddimctl.arrays import Array, concatenate, float32, float64, on
+from ddimctl.dither import Dither, added, at
 from ddimctl.implicit import rms
 from ddimctl.model import NOTHING, Condition, Model
 from ddimctl.recipe import Way
@@ -55,6 +56,7 @@ class Solution:
         None  # how far off the state was that x_T was decoded to, relative, where that was tried
     )
     origin: Origin | None = None  # from `notebook.encode`
+    dithers: list[Dither | None] | None = None  # what was added to the images before
 
     def __repr__(self) -> str:
         said = f"Solution({shown.shape(self.x)}, {self.mean_evaluations:.4g} evaluations an image"
@@ -91,6 +93,7 @@ class Solution:
             None if self.failures is None else [self.failures[i] for i in images],
             None if self.returned is None else [self.returned[i] for i in images],
             self.origin,
+            None if self.dithers is None else [self.dithers[i] for i in images],
         )
 
 
@@ -133,21 +136,24 @@ def encode(
     way: Way = DEFAULT_WAY,
     condition: Condition = NOTHING,
     *,
+    dithers: Sequence[Dither | None] = (),
     batch_size: int = DEFAULT_BATCH,
     progress: Progress = iter,
     check: bool = True,
 ) -> Solution:
     """Images (N, C, H, W) in [−1, 1] → x_T, an array of the same library in float64.
 
-    The lowest level of the way counts as clean. With `exact` and guidance, unless not to `check`, x_T is decoded again to
-    see that the states return: a small residual does not promise that where decoding magnifies it. Raises `UsageError`
-    where the model has no such way or condition.
+    The lowest level of the way counts as clean; `dithers` is noise of that level, added before, for each image. With
+    `exact` and guidance, unless not to `check`, x_T is decoded again to see that the states return: a small residual does
+    not promise that where decoding magnifies it. Raises `UsageError` where the model has no such way or condition.
     """
     path, eps = way.path(model.schedule), model.eps(condition)
     scale = model.schedule.scale(path[-1])
 
-    def one(part: Array) -> Solution:
+    def one(part: Array, dithers: Sequence[Dither | None]) -> Solution:
         xbar = _state(model.autoencoder.encode(part), model)
+        if dithers:
+            xbar = xbar + added(dithers, xbar)
         solution = integrate(eps, xbar, path, way.solver, tolerance=way.tolerance, progress=progress)
         solution = replace(solution, x=solution.x * (1 / scale))
         if not (check and is_checked(way, condition)):
@@ -157,7 +163,8 @@ def encode(
         spent = [n + m for n, m in zip(solution.evaluations, back.evaluations, strict=True)]
         return replace(solution, evaluations=spent, returned=relative(back.x, xbar))
 
-    return _in_batches(one, images, batch_size)
+    solution = _in_batches(one, images, dithers, batch_size)
+    return replace(solution, dithers=list(dithers)) if dithers else solution
 
 
 def is_checked(way: Way, condition: Condition) -> bool:
@@ -176,23 +183,33 @@ def decode(
     way: Way = DEFAULT_WAY,
     condition: Condition = NOTHING,
     *,
+    dithers: Sequence[Dither | None] = (),
     batch_size: int = DEFAULT_BATCH,
     progress: Progress = iter,
 ) -> Solution:
-    """x_T (N, C, H, W) → images in about [−1, 1], never clipped. `way` is the one that encodes."""
+    """x_T (N, C, H, W) → images in about [−1, 1], never clipped. `way` is the one that encodes.
+
+    `dithers` is what was added before encoding, for each image, and is taken away where the way ends at its level.
+    """
     path, eps = way.path(model.schedule), model.eps(condition)
 
-    def one(part: Array) -> Solution:
+    def one(part: Array, dithers: Sequence[Dither | None]) -> Solution:
         xbar = _state(part, model) * model.schedule.scale(path[-1])
         solution = integrate(eps, xbar, path[::-1], way.solver, tolerance=way.tolerance, progress=progress)
-        return replace(solution, x=model.autoencoder.decode(solution.x))
+        x = solution.x - added(dithers, solution.x) if any(dithers) else solution.x
+        return replace(solution, x=model.autoencoder.decode(x))
 
-    return _in_batches(one, xT, batch_size)
+    return _in_batches(one, xT, at(dithers, path[0]), batch_size)
 
 
-def _in_batches(one: Callable[[Array], Solution], x: Array, size: int) -> Solution:
+def _in_batches(
+    one: Callable[[Array, Sequence[Dither | None]], Solution],
+    x: Array,
+    dithers: Sequence[Dither | None],
+    size: int,
+) -> Solution:
     """The solutions of parts of `x`, together."""
-    parts = [one(x[start : start + size]) for start in range(0, max(len(x), 1), size)]
+    parts = [one(x[i : i + size], dithers[i : i + size]) for i in range(0, max(len(x), 1), size)]
     return Solution(
         concatenate([part.x for part in parts]),
         [n for part in parts for n in part.evaluations],

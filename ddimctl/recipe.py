@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ddimctl.dither import read as read_dithers
+from ddimctl.dither import seed_of
 from ddimctl.model import NOTHING, Condition, Model
 from ddimctl.schedule import Schedule, default_spacing
 from ddimctl.solvers import DEFAULT_SOLVER, bind, decoder
@@ -25,7 +27,7 @@ class Way:
     """How the ODE is integrated, up and down alike.
 
     `levels`, a rising path of noise levels, stands for what `spacing` and `steps` would give. Where no spacing is named it
-    is the solver's own.
+    is the solver's own. `to` is the noise level where the way ends, if it leads only a part of it.
     """
 
     solver: str = DEFAULT_SOLVER
@@ -33,6 +35,7 @@ class Way:
     steps: int = DEFAULT_STEPS
     tolerance: float | None = None  # of solvers that iterate; None is the solver's own
     levels: tuple[float, ...] | None = None
+    to: float | None = None
 
     def __post_init__(self) -> None:
         if not self.spacing:
@@ -40,7 +43,10 @@ class Way:
 
     def path(self, schedule: Schedule) -> tuple[float, ...]:
         """The rising noise levels. Raises `UsageError` where the schedule has none of that kind."""
-        return schedule.path(self.steps, self.spacing) if self.levels is None else self.levels
+        if self.levels is not None:
+            return self.levels
+        part = schedule if self.to is None else schedule.until(self.to)
+        return part.path(self.steps, self.spacing)
 
     def along(self, levels: Sequence[float]) -> Way:
         """The same along these levels."""
@@ -67,20 +73,43 @@ class Recipe:
     dtype: str = "float32"
     lossless: bool = False  # checked, and tightened until every 8-bit value came back
     autoencoder: str | None = None
+    dither: int | None = None  # the seed of the noise that was added first
 
     @classmethod
-    def of(cls, model: Model, way: Way, condition: Condition = NOTHING, *, lossless: bool = False) -> Recipe:
+    def of(
+        cls,
+        model: Model,
+        way: Way,
+        condition: Condition = NOTHING,
+        *,
+        lossless: bool = False,
+        dither: int | None = None,
+    ) -> Recipe:
         """What `model` makes that way. The tolerance is spelled out."""
         way = replace(way.along(way.path(model.schedule)), tolerance=way.used_tolerance)
         return cls(
-            model.digest, model.schedule.digest, way, condition, model.network.dtype, lossless, model.autoencoder.digest
+            model.digest,
+            model.schedule.digest,
+            way,
+            condition,
+            model.network.dtype,
+            lossless,
+            model.autoencoder.digest,
+            dither,
         )
 
     @classmethod
     def read(cls, provenance: Mapping[str, Any]) -> Recipe:
         """The recipe in a latent file's provenance, which was checked."""
         made_by, levels = provenance["model"], tuple(float(s) for s in provenance["path"])
-        way = Way(provenance["solver"], provenance["spacing"], len(levels) - 1, provenance["tolerance"], levels)
+        way = Way(
+            provenance["solver"],
+            provenance["spacing"],
+            len(levels) - 1,
+            provenance["tolerance"],
+            levels,
+            provenance.get("to_level"),
+        )
         return cls(
             made_by["digest"],
             provenance["schedule"],
@@ -89,6 +118,7 @@ class Recipe:
             provenance["dtype"],
             provenance["lossless"] is not None,
             provenance.get("autoencoder"),
+            seed_of(read_dithers(provenance.get("dither") or [])),
         )
 
     def record(self) -> dict[str, Any]:
@@ -105,6 +135,8 @@ class Recipe:
         }
         if self.autoencoder is not None:
             out["autoencoder"] = self.autoencoder
+        if self.way.to is not None:
+            out["to_level"] = self.way.to
         if replace(self.condition, class_label=None) != NOTHING:  # the class stands beside the model
             out["condition"] = {k: v for k, v in asdict(self.condition).items() if k != "class_label"}
         return out

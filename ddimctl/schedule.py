@@ -107,6 +107,27 @@ class Schedule:
             raise UsageError(f"{steps} steps are not possible", hint=f"this model allows 1 to {self.T}")
         return path
 
+    def until(self, sigma: float) -> Schedule:
+        """The same up to a noise level, which is its last: its paths lead part of the way.
+
+        Raises `UsageError` unless the level lies above σ(1), and no higher than σ(T).
+        """
+        if not self.sigmas[1] < sigma <= self.sigmas[-1] * (1 + 1e-9):
+            raise UsageError(
+                f"the noise level {sigma:g} is no part of the way",
+                hint=f"this model's levels lie above {self.sigmas[1]:.3g}, up to {self.sigmas[-1]:.4g}",
+            )
+        t = bisect_left(self.sigmas, sigma)
+        if t > self.T or self.sigmas[t] == sigma:
+            return Schedule(self.alpha[: t + 1])
+        return Schedule((*self.alpha[:t], 1 / (1 + sigma * sigma)))
+
+    def sigma_of(self, strength: float) -> float:
+        """The level at a share of the time, σ(strength · T): 1 is all the way. Raises `UsageError` unless 0 < it ≤ 1."""
+        if not 0 < strength <= 1:
+            raise UsageError(f"a strength lies above 0, and is at most 1, not {strength:g}")
+        return self.sigmas[max(1, round(strength * self.T))]
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the α, which names the schedule in latent files."""

@@ -7,11 +7,12 @@ import functools
 import io
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,17 @@ def seeded() -> None:
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random grey 16 × 16 model in diffusers' layout. Read only: all tests share it."""
     return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tame_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a hundredth of its output: random weights alone make a flow that nothing inverts."""
+    out = tmp_path_factory.mktemp("tame") / "tame"
+    checkpoint = diffusers.read(model_folder)
+    weights = {k: 0.01 * w if k.startswith("conv_out") else w for k, w in checkpoint.weights.items()}
+    diffusers.write(out, replace(checkpoint, weights=weights))
+    shutil.copytree(model_folder / "held-out", out / "held-out")
+    return out
 
 
 HANGS = 3600  # seconds: what takes so long will never end, however busy the machine is

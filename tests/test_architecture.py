@@ -43,7 +43,7 @@ LAYERS: list[set[str]] = [
         "charts",
         "containers",
     },
-    {"shown", "metrics", "frechet", "unet", "health"},
+    {"shown", "metrics", "frechet", "unet", "health", "dither"},
     {"checkpoints", "engines", "model", "features"},
     {"recipe", "ode", "families", "catalogue"},
     {"latent", "bare", "lossless", "origin", "sampling", "roundtrip", "plots", "bench"},

@@ -31,11 +31,20 @@ class Exact:
         bool,
         typer.Option("--lossless", help="Make sure that decoding gives back every 8-bit value (solver exact)."),
     ] = False
+    dither: Annotated[
+        int | None,
+        typer.Option(
+            "--dither",
+            metavar="SEED",
+            min=0,
+            help="Add noise of σ(1) first, for latents like noise; decode takes it away.",
+        ),
+    ] = None
 
 
 @group
-class Lossless(options.How, Exact):
-    """The way, which may have to be without loss."""
+class Lossless(options.How, Exact, options.Part):
+    """The way, or a part of it, which may have to be without loss."""
 
 
 @group
@@ -96,6 +105,9 @@ def encode(
     --lossless encodes with the solver exact, decodes, and tightens until every 8-bit value comes back, of the image as it
     was made to fit the model (its size, grey or colour); where that cannot be reached nothing is written (exit code 1).
 
+    --to-level or --strength go only a part of the way: decode goes back from there, under another --prompt, --class or
+    --model if it is asked to.
+
     --all-frames makes one file of all frames of an animation or a film, which decode -o FILM.gif makes a film of again.
 
     With several images, the same command again does only what is not done yet, a bad image does not stop the others
@@ -103,6 +115,7 @@ def encode(
 
     Example: ddimctl encode photos/ -o latents/
     """
+    from ddimctl import dither
     from ddimctl.files import make_folder
     from ddimctl.images import video
     from ddimctl.images.plugins import readable
@@ -133,10 +146,14 @@ def encode(
 
     quick = None if how.lossless else inputs.recall(what, machine, console)
     net = quick or inputs.open_model(what, machine, console)
-    way.path(net.schedule)
+    way = replace(way, to=how.level(net.schedule))
+    if how.dither is None:
+        way.path(net.schedule)
+    else:
+        dither.check(way.path(net.schedule))
     if quick is None:
         net = inputs.start_engine(net, machine, console, work=inputs.evaluations(len(items), way.steps, solver))
-    encoding = Encoding(net, way, preprocessing, what.condition(), how.lossless)
+    encoding = Encoding(net, way, preprocessing, what.condition(), how.lossless, how.dither)
     settings: dict[str, Any] = {"steps": how.steps, "solver": solver, "spacing": way.spacing}
     if single and not files.dry_run:
         if files.output is not None and not one_file:

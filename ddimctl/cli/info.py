@@ -114,6 +114,8 @@ def about_latent(found: Latent) -> tuple[str, dict[str, Any]]:
     )
     if drawn:
         origin = f"noise of a seed, not an image's; to be decoded in {about['steps']} steps, {about['spacing']}"
+    if "to_level" in about:
+        origin += f", part of the way: to σ = {figure(about['to_level'])}"
     lines = [
         f"{len(found.xT)} latent{'s' * (len(found.xT) > 1)} of {' × '.join(map(str, found.xT.shape[1:]))}",
         f"  model       {about['model']['name']} ({about['model']['digest'][:16]}…)",
@@ -126,6 +128,8 @@ def about_latent(found: Latent) -> tuple[str, dict[str, Any]]:
         if about["unconverged"]:
             said = f"{len(about['unconverged'])} did not converge to {figure(about['tolerance'])}"
         lines.append(f"  residual    at most {figure(max(about['residuals']))}; {said}")
+    if added := [d for d in found.dithers if d is not None]:
+        lines.append(f"  dither      noise of σ = {figure(added[0].sigma)}, seed {added[0].seed}; decode takes it away")
     worst = [check.get("worst") for check in about.get("lossless") or []]
     if worst and all(isinstance(w, float) for w in worst):
         said = "yes" if max(worst) < 0.5 else "no"

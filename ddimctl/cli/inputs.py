@@ -177,7 +177,8 @@ def way_back(latent: Latent, model: Model, how: options.OtherHow) -> Way:
     levels = way.levels or ()
     if how.steps is not None or how.spacing is not None:
         s = len(levels) - 1 if how.steps is None else how.steps  # 0 is a number too, and refused
-        levels = model.schedule.path(s, way.spacing if how.spacing is None else how.spacing)
+        schedule = model.schedule if way.to is None else model.schedule.until(way.to)
+        levels = schedule.path(s, way.spacing if how.spacing is None else how.spacing)
     if not (len(levels) - 1 <= model.schedule.T and levels[-1] <= model.schedule.sigma(model.schedule.T) * (1 + 1e-9)):
         raise FileError("the latent's noise levels are not the model's", hint="choose others with --steps")
     if about["decoder"] not in SOLVERS and how.solver is None:

@@ -130,7 +130,8 @@ def interpolate(
                 raise type(e)(str(e), hint=f"encode it first, with {option}") from None
         raise
     refuse_source(output, sources)
-    tell_of_weak(keys, motion, console)
+    if decoding.way.to is None:
+        tell_of_weak(keys, motion, console)
     net = decoding.model
     formats.check_channels(f"an image of the model {net.name}", net.channels)
     as_files = not motion.grid and not output.suffix

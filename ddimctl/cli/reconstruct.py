@@ -41,7 +41,7 @@ class Sheet(options.Output, options.Listed, options.Plotted, looks.Looks):
 
 
 @group
-class Several(options.Iterating):
+class Several(options.Iterating, options.Part):
     """The ways to compare."""
 
     steps: Annotated[str, like(options.How, "steps", metavar="S,…", help="Steps each way; several for a table.")] = "20"
@@ -177,8 +177,9 @@ def ways_of(how: Several, model: Model) -> list[Way]:
     from ddimctl.recipe import Way
     from ddimctl.solvers import TOLERANCES
 
+    to = how.level(model.schedule)
     ways = [
-        Way(solver, spacing, s, how.tolerance if solver in TOLERANCES else None)
+        Way(solver, spacing, s, how.tolerance if solver in TOLERANCES else None, to=to)
         for solver in options.parse_list(how.solver)
         for spacing in ([""] if how.spacing is None else options.parse_list(how.spacing))
         for s in options.parse_integers(how.steps, "--steps")

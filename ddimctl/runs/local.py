@@ -302,8 +302,10 @@ def _decode_alike(
     failures: dict[int, DDIMError] = {}
     files = [(t, v.file.sources) for _, v in group for t in v.targets]
     origins = [m for item, v in group for m in made(item, v.file, v.decoding)]
+    noise = [d for _, v in group for d in v.file.dithers or [None] * len(v.file.xT)]
     for part in torch.cat([v.file.xT for _, v in group]).split(batch_size):
-        for x0 in work.decode(part, decoding, progress=progress):
+        first = len(digests)
+        for x0 in work.decode(part, decoding, dithers=noise[first : first + len(part)], progress=progress):
             try:
                 levels.check_finite(x0, decoding.model.name)
                 data = writing.to_bytes(levels.to_pixels(x0), targets.suffix, made=origins[len(digests)])

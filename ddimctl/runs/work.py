@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddimctl import ode
 from ddimctl.arrays import float32
+from ddimctl.dither import Dither, dithers_of
 from ddimctl.model import NOTHING, Condition, Model
 from ddimctl.ode import Progress, Solution
 from ddimctl.recipe import Recipe, Way
@@ -28,6 +29,7 @@ class Encoding:
     how: Preprocessing  # makes them fit
     condition: Condition = NOTHING
     lossless: bool = False  # checked, and tightened until every 8-bit value comes back
+    dither: int | None = None  # the seed of noise that is added first
 
     @property
     def recipe(self) -> Recipe:
@@ -35,7 +37,7 @@ class Encoding:
         from ddimctl import lossless
 
         way = replace(self.way, tolerance=lossless.first_tolerance(self.way)) if self.lossless else self.way
-        return Recipe.of(self.model, way, self.condition, lossless=self.lossless)
+        return Recipe.of(self.model, way, self.condition, lossless=self.lossless, dither=self.dither)
 
     @property
     def passes(self) -> int:
@@ -70,7 +72,9 @@ def encode(
     x0: Any = levels.to_tensor(batch) if encoding.tensors else levels.to_array(batch)
     solve = lossless.encode if encoding.lossless else ode.encode
     size = len(x0) if batch_size is None else batch_size
-    return solve(encoding.model, x0, encoding.way, encoding.condition, batch_size=size, progress=progress)
+    model, way = encoding.model, encoding.way
+    noise = [] if encoding.dither is None else dithers_of(x0, encoding.dither, way.path(model.schedule))
+    return solve(model, x0, way, encoding.condition, dithers=noise, batch_size=size, progress=progress)
 
 
 def latent_of(solution: Solution, encoding: Encoding, records: Sequence[dict[str, Any]]) -> Latent:
@@ -81,7 +85,16 @@ def latent_of(solution: Solution, encoding: Encoding, records: Sequence[dict[str
     return Latent(float32(solution.x), about)
 
 
-def decode(xT: Any, decoding: Decoding, *, batch_size: int | None = None, progress: Progress = iter) -> Any:
-    """Images (N, C, H, W) of latents; in one batch, unless another size is given."""
-    size = len(xT) if batch_size is None else batch_size
-    return ode.decode(decoding.model, xT, decoding.way, decoding.condition, batch_size=size, progress=progress).x
+def decode(
+    xT: Any,
+    decoding: Decoding,
+    *,
+    dithers: Sequence[Dither | None] = (),
+    batch_size: int | None = None,
+    progress: Progress = iter,
+) -> Any:
+    """Images (N, C, H, W) of latents, without what was added before; in one batch, unless another size is given."""
+    size, model = len(xT) if batch_size is None else batch_size, decoding.model
+    return ode.decode(
+        model, xT, decoding.way, decoding.condition, dithers=dithers, batch_size=size, progress=progress
+    ).x
