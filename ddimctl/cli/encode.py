@@ -11,6 +11,7 @@ import typer
 from ddimctl.cli import batches, inputs, names, options
 from ddimctl.cli.console import Console
 from ddimctl.cli.groups import flat, group
+from ddimctl.cli.part import Part
 from ddimctl.errors import UsageError, choose
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Exact:
 
 
 @group
-class Lossless(options.How, Exact, options.Part):
+class Lossless(options.How, Exact, Part):
     """The way, or a part of it, which may have to be without loss."""
 
 

@@ -19,7 +19,6 @@ from ddimctl.errors import UsageError
 if TYPE_CHECKING:
     from ddimctl.images.preprocessing import Preprocessing
     from ddimctl.model import Condition
-    from ddimctl.schedule import Schedule
 
 DEFAULT_MODEL = "fashion-mnist"
 COLOUR_MODEL = "emoji"  # the bundled one that keeps colour
@@ -169,28 +168,6 @@ class OtherHow(Iterating):
     steps: Annotated[int | None, like(How, "steps", help="Another number of steps than the file's.")] = None
     solver: Annotated[str | None, like(How, "solver", help="Another solver than the file's.")] = None
     spacing: Annotated[str | None, like(How, "spacing", help="Other levels than the file's.")] = None
-
-
-@group
-class Part:
-    """How much of the way is gone."""
-
-    PANEL: ClassVar[str] = "How"
-
-    to_level: Annotated[
-        float | None, Option("--to-level", metavar="σ", help="Only a part of the way, up to this noise level.")
-    ] = None
-    strength: Annotated[
-        float | None, Option("--strength", metavar="0…1", help="The same as a share of the time: 1 is all the way.")
-    ] = None
-
-    def level(self, schedule: Schedule) -> float | None:
-        """The noise level where the way ends; None if that is its own end. Raises `UsageError` if it has none such."""
-        if self.to_level is not None and self.strength is not None:
-            raise UsageError("--to-level and --strength say the same in two ways", hint="choose one")
-        if self.strength is not None:
-            return None if self.strength == 1 else schedule.sigma_of(self.strength)
-        return self.to_level
 
 
 @group

@@ -12,6 +12,7 @@ import typer
 from ddimctl.cli import batches, inputs, looks, names, options
 from ddimctl.cli.console import Console, figure, table
 from ddimctl.cli.groups import flat, group, like
+from ddimctl.cli.part import Part
 from ddimctl.errors import AboveLimit, SomeFailed, UsageError, choose
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Sheet(options.Output, options.Listed, options.Plotted, looks.Looks):
 
 
 @group
-class Several(options.Iterating, options.Part):
+class Several(options.Iterating, Part):
     """The ways to compare."""
 
     steps: Annotated[str, like(options.How, "steps", metavar="S,…", help="Steps each way; several for a table.")] = "20"
