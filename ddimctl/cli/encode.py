@@ -136,22 +136,16 @@ def encode(
     if fit.all_frames and one_file and not single:
         raise UsageError("--all-frames makes a file of each film", hint="name a folder with -o")
     encode_each = films.encode if fit.all_frames else local.encode
-    solver = "exact" if how.lossless else how.solver
-    if how.lossless:
-        if how.solver not in (options.DEFAULT_SOLVER, "exact"):
-            raise UsageError(f"--lossless goes with the solver exact, not {how.solver}")
-        if machine.precision != "float32":
-            raise UsageError("--lossless needs --precision float32", hint="what decodes the file will use that")
+    solver = solver_of(how, machine)
     way = Way(solver, how.spacing or "", how.steps, how.tolerance)
     way.check()  # wrong names are found before anything is done
 
     quick = None if how.lossless else inputs.recall(what, machine, console)
     net = quick or inputs.open_model(what, machine, console)
     way = replace(way, to=how.level(net.schedule))
-    if how.dither is None:
-        way.path(net.schedule)
-    else:
-        dither.check(way.path(net.schedule))
+    path = way.path(net.schedule)
+    if how.dither is not None:
+        dither.check(path)
     if quick is None:
         net = inputs.start_engine(net, machine, console, work=inputs.evaluations(len(items), way.steps, solver))
     encoding = Encoding(net, way, preprocessing, what.condition(), how.lossless, how.dither)
@@ -167,6 +161,17 @@ def encode(
     encode_many(items, one, encoding, encode_each, files=files, machine=machine, run=run, said=said)
     if how.lossless and not files.dry_run:
         console.notice(f"lossless: every 8-bit value of all {len(items)} images comes back")
+
+
+def solver_of(how: Lossless, machine: options.Machine) -> str:
+    """The solver. Raises `UsageError` where --lossless cannot be had of it, or of the machine."""
+    if not how.lossless:
+        return how.solver
+    if how.solver not in (options.DEFAULT_SOLVER, "exact"):
+        raise UsageError(f"--lossless goes with the solver exact, not {how.solver}")
+    if machine.precision != "float32":
+        raise UsageError("--lossless needs --precision float32", hint="what decodes the file will use that")
+    return "exact"
 
 
 def plan_target(images: list[str], items: Sequence[Item], files: Kind, *, single: bool) -> tuple[Path, bool]:
