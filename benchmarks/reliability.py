@@ -179,7 +179,7 @@ def encoding(net: Model, steps: int = 2) -> Encoding:
 
 def some_latent(net: Model, n: int = 1, value: float = 0.5) -> Latent:
     records: list[dict[str, object]] = [{"name": f"{i}.png", "sha256": "0" * 64, "size": [8, 8]} for i in range(n)]
-    about = latent.provenance(net, encoding(net).recipe, Solution(None, [2] * n), records)
+    about = latent.provenance(net, encoding(net).recipe, Solution(None, [2] * n), records=records)
     return Latent(torch.full((n, *net.state_shape), value), about)
 
 
@@ -516,7 +516,7 @@ def mutated_images(n: int, seed: int, work: Path) -> Result:
             data = with_checksums(data)
         frame = rng.choice((None, None, 0, 1))
         how = preprocessing.Preprocessing(rng.choice([*fitting.FITS]), "grey", frame, rng.choice((None, (0.0, 200.0))))
-        pixels, record = reading.read(data, rng.choice((1, 3)), (8, 8), how)
+        pixels, record = reading.read(data, rng.choice((1, 3)), (8, 8), how=how)
         assert pixels.shape[:2] == (8, 8)
         json.dumps(record, allow_nan=False)
         preprocessing.describe(record)

@@ -25,7 +25,7 @@ NPY = b"\x93NUMPY"
 HINT = "save x_T alone, (C, H, W) or (N, C, H, W), as .npy, .safetensors or .pt"
 
 
-def load(path: Path, model: Model, way: Way, condition: Condition = NOTHING) -> latent.Latent:
+def load(path: Path, model: Model, way: Way, *, condition: Condition = NOTHING) -> latent.Latent:
     """The tensor in a file as a latent of `model`, to be decoded `way`. Raises `FileError` if it cannot be one."""
     import torch
 
@@ -33,7 +33,7 @@ def load(path: Path, model: Model, way: Way, condition: Condition = NOTHING) -> 
     xT = torch.from_numpy(read(read_bytes(path, latent.MAX_BYTES), name))
     records = [{"name": path.name} for _ in xT]
     found = ode.Solution(xT, [0] * len(xT), None, way.used_tolerance)
-    return latent.Latent(xT, latent.provenance(model, Recipe.of(model, way, condition), found, records))
+    return latent.Latent(xT, latent.provenance(model, Recipe.of(model, way, condition), found, records=records))
 
 
 def read(data: bytes, name: str) -> np.ndarray:

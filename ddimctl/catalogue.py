@@ -42,8 +42,8 @@ def bundled() -> list[str]:
 
 def here() -> list[Entry]:
     """The bundled models, then those in the hub's cache."""
-    entries = [_entry(name, bundled_folder() / name, "bundled", DIGESTS.get(name)) for name in bundled()]
-    return entries + [_entry(name, folder, "hub", remembered(folder)) for name, folder in sorted(downloaded())]
+    entries = [_entry(name, bundled_folder() / name, "bundled", digest=DIGESTS.get(name)) for name in bundled()]
+    return entries + [_entry(name, folder, "hub", digest=remembered(folder)) for name, folder in sorted(downloaded())]
 
 
 def downloaded() -> Iterator[tuple[str, Path]]:
@@ -84,7 +84,7 @@ def _key(folder: Path) -> str:
     return cache.name("digest", *((str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files))
 
 
-def _entry(name: str, folder: Path, where: str, digest: str | None) -> Entry:
+def _entry(name: str, folder: Path, where: str, *, digest: str | None) -> Entry:
     settings = folders.settings(folder)
     size, channels = settings.get("sample_size"), settings.get("in_channels", 3)
     sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list) else ()

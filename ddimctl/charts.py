@@ -74,7 +74,7 @@ class Mark:
     dashed: bool = False
 
 
-def marks(chart: Chart, width: float, height: float, measure: Measure) -> list[Mark]:
+def marks(chart: Chart, width: float, height: float, *, measure: Measure) -> list[Mark]:
     """All marks of a chart of that size, in the order in which they are drawn."""
     named = [s for s in chart.series if s.label and s.kind != "bars"]
     numbers = [tick(v) for v in ticks(chart.y)]
@@ -107,7 +107,7 @@ def marks(chart: Chart, width: float, height: float, measure: Measure) -> list[M
     found.append(Mark("text", [(edge, height - 1)], "muted", chart.x.label, "rd"))
     for s in chart.series:
         found += drawn(s, x, y, floor=height - bottom)
-    heights = apart([y(s.points[-1][1]) for s in named], LINE, top, height - bottom)
+    heights = apart([y(s.points[-1][1]) for s in named], LINE, top, high=height - bottom)
     found += [Mark("text", [(edge + TICK, at)], s.colour, s.label) for s, at in zip(named, heights, strict=True)]
     return found
 
@@ -126,7 +126,7 @@ def drawn(series: Series, x: Callable[[float], float], y: Callable[[float], floa
     return line + ([Mark("dot", [p], series.colour) for p in at] if series.kind == "dotted" else [])
 
 
-def apart(wanted: Sequence[float], least: float, low: float, high: float) -> list[float]:
+def apart(wanted: Sequence[float], least: float, low: float, *, high: float) -> list[float]:
     """Places near the wanted ones, at least so far from each other, and between two ends where there is room."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     places = [wanted[i] for i in order]

@@ -118,7 +118,7 @@ def generate(
                 raise DDIMError(f"the model {model.name} gives images that are not finite ({setting.row})")
             made += len(more.x)
             pixels = np.concatenate([pixels, np.moveaxis(to_pixels(more.x), -1, 1)])
-            _write(file, about, pixels, took)
+            _write(file, about, pixels, seconds=took)
         chunks.append(torch.from_numpy(pixels[:wanted].copy()))
         seconds += took * wanted / len(pixels)
     return Generated(torch.cat(chunks), seconds, made)
@@ -139,7 +139,7 @@ def reference_images(path: Path, model: Model) -> tuple[Tensor, str]:
     and what that did to the first of them, if anything."""
     images = load_dataset(path, model.channels, model.size)
     if path.is_dir():
-        record = read(find_images(path)[0], model.channels, model.size, Preprocessing(frame=0))[1]
+        record = read(find_images(path)[0], model.channels, model.size, how=Preprocessing(frame=0))[1]
         return images, describe(record | {"frame": None})
     height, width = read_idx(path).shape[1:]
     done = [f"resampled to {model.size[1]} × {model.size[0]}"] if (height, width) != model.size else []
@@ -151,7 +151,7 @@ def _folder(cache: Path, same: dict[str, Any]) -> Path:
     return cache / "samples" / sha256(json.dumps(same, sort_keys=True).encode())[:24]
 
 
-def _write(path: Path, same: dict[str, Any], pixels: np.ndarray, seconds: float) -> None:
+def _write(path: Path, same: dict[str, Any], pixels: np.ndarray, *, seconds: float) -> None:
     data = np.ascontiguousarray(pixels).tobytes()
     head = {"setting": same, "images": len(pixels), "seconds": seconds, "sha256": sha256(data)}
     with atomic_file(path) as f:

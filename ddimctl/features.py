@@ -77,7 +77,7 @@ class Extractor:
                 yield self.call(part).double().cpu().numpy()
 
 
-def save_classifier(path: Path, network: Classifier, reference: Statistics, about: dict[str, Any]) -> None:
+def save_classifier(path: Path, network: Classifier, reference: Statistics, *, about: dict[str, Any]) -> None:
     """Writes the file of a classifier. `about` must hold what `Classifier` takes and the images' size (H, W)."""
     tensors = {f"network.{k}": v.contiguous() for k, v in network.state_dict().items()}
     tensors["mean"], tensors["cov"] = torch.from_numpy(reference.mean), torch.from_numpy(reference.cov)

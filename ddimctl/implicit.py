@@ -41,7 +41,7 @@ class Solved:
 
 
 def solve(
-    eps: Callable[[Array, float], Array], base: Array, guess: Array, s: float, t: float, tolerance: float
+    eps: Callable[[Array, float], Array], base: Array, guess: Array, *, s: float, t: float, tolerance: float
 ) -> Solved:
     """Solves x = base + (t−s) ε(x, t) from `guess`, until each image's residual is at most `tolerance`.
 
@@ -101,7 +101,7 @@ def solve(
 
 
 def smallest_eigenvalue(
-    eps: Callable[[Array, float], Array], x: Array, s: float, t: float, evaluations: int = 16
+    eps: Callable[[Array, float], Array], x: Array, s: float, *, t: float, evaluations: int = 16
 ) -> float:
     """The smallest real eigenvalue of I − (t−s) ∂ε/∂x at `x`, one image (1, …) at level t, as far as Arnoldi's method sees.
 

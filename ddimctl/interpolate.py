@@ -64,7 +64,7 @@ def along(
 
 
 def keyframes(
-    latents: Sequence[Tensor], frames: int, loop: bool = False, ease: bool = False, interpolant: Interpolant = slerp
+    latents: Sequence[Tensor], frames: int, loop: bool = False, *, ease: bool = False, interpolant: Interpolant = slerp
 ) -> Tensor:
     """`frames` latents (frames, …) along a path through all of `latents`, as evenly spread over its legs as possible.
 
@@ -84,7 +84,7 @@ def legs_of(latents: Sequence[Tensor], loop: bool = False) -> int:
     return len(latents) if loop else len(latents) - 1
 
 
-def grid(corners: Sequence[Tensor], rows: int, columns: int, interpolant: Interpolant = slerp) -> Tensor:
+def grid(corners: Sequence[Tensor], rows: int, columns: int, *, interpolant: Interpolant = slerp) -> Tensor:
     """A slerp of slerps over four corners (appendix D.5): (rows · columns, …), row by row.
 
     The corners are upper left, upper right, lower left, lower right.

@@ -122,7 +122,7 @@ def check_suffix(path: Path) -> None:
         raise UsageError(f"{path} is no name for a latent", hint=f"use a suffix of {' '.join(WRITTEN)}")
 
 
-def provenance(model: Model, recipe: Recipe, solution: Solution, records: list[dict[str, Any]]) -> dict[str, Any]:
+def provenance(model: Model, recipe: Recipe, solution: Solution, *, records: list[dict[str, Any]]) -> dict[str, Any]:
     """What a latent file says about itself, besides x_T: enough to decode it, and to make it again.
 
     `records` holds one of `images.reading.read` for each image.

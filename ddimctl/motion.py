@@ -121,7 +121,8 @@ def even(
         if all(_worst(gaps(leg, best[leg])) <= EVEN for leg in range(legs)):
             break
         chosen = [
-            _straighten(known[leg], gaps(leg, known[leg]), chosen[leg], gaps(leg, chosen[leg])) for leg in range(legs)
+            _straighten(known[leg], gaps(leg, known[leg]), chosen[leg], chords=gaps(leg, chosen[leg]))
+            for leg in range(legs)
         ]
     out = [(leg, w) for leg in range(legs) for w in best[leg][:-1]]
     return out if loop else [*out, (legs - 1, 1.0)]
@@ -156,7 +157,7 @@ def _divide(ws: Sequence[float], gaps: Sequence[float], n: int) -> list[float]:
 
 
 def _straighten(
-    ws: Sequence[float], gaps: Sequence[float], chosen: Sequence[float], chords: Sequence[float]
+    ws: Sequence[float], gaps: Sequence[float], chosen: Sequence[float], *, chords: Sequence[float]
 ) -> list[float]:
     """A new choice, after `chosen` turned out `chords` apart: a bend is shorter across than along it."""
     at = list(accumulate(gaps, initial=0.0))

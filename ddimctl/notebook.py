@@ -44,7 +44,7 @@ def encode(
     `steps`, `solver` and `spacing` are taken instead of those of `way`; name the same to `decode`. Raises `UsageError` for
     images that are not the model's, and where it has no such way or condition.
     """
-    way = _way(way, steps, solver, spacing)
+    way = _way(way, steps, solver, spacing=spacing)
     check_shape(images, model.image_shape, f"the model {model.name} takes images")
     solution = ode.encode(model, _as_taken(images, model), way, condition, batch_size=batch_size)
     return replace(solution, x=_as_given(solution.x, images), origin=Origin(model, way, condition))
@@ -75,7 +75,7 @@ def decode(
         condition = recipe.condition if condition == NOTHING else condition
         dithers, xT = xT.dithers, xT.xT
     check_shape(xT, model.state_shape, f"x_T of the model {model.name} is")
-    way = _way(way, steps, solver, spacing)
+    way = _way(way, steps, solver, spacing=spacing)
     solution = ode.decode(model, _as_taken(xT, model), way, condition, dithers=dithers, batch_size=batch_size)
     return replace(solution, x=_as_given(solution.x, xT))
 
@@ -143,7 +143,7 @@ def check_shape(x: Any, shape: tuple[int, int, int], whose: str) -> None:
         raise UsageError(f"{whose} of numbers in −1 … 1, not of {x.dtype}", hint=PIXELS)
 
 
-def _way(way: Way | None, steps: int | None, solver: str | None, spacing: str | None) -> Way:
+def _way(way: Way | None, steps: int | None, solver: str | None, *, spacing: str | None) -> Way:
     """The way with something else in it. Raises `UsageError` where `levels` say already what is named."""
     way = Way(solver or DEFAULT_SOLVER) if way is None else way
     if way.levels is not None and (steps is not None or spacing is not None):
@@ -165,7 +165,7 @@ def _latent(path: Path, what: Any) -> Latent:
         )
     recipe = Recipe.of(origin.model, origin.way, origin.condition)
     records: list[dict[str, Any]] = [{"name": f"image {i}"} for i in range(len(what.x))]
-    return latent.Latent(float32(what.x), latent.provenance(origin.model, recipe, what, records))
+    return latent.Latent(float32(what.x), latent.provenance(origin.model, recipe, what, records=records))
 
 
 def _shape(x: Any) -> tuple[int, ...] | None:

@@ -163,7 +163,7 @@ def encode(
         spent = [n + m for n, m in zip(solution.evaluations, back.evaluations, strict=True)]
         return replace(solution, evaluations=spent, returned=relative(back.x, xbar))
 
-    solution = _in_batches(one, images, dithers, batch_size)
+    solution = _in_batches(one, images, dithers, size=batch_size)
     return replace(solution, dithers=list(dithers)) if dithers else solution
 
 
@@ -199,13 +199,14 @@ def decode(
         x = solution.x - added(dithers, solution.x) if any(dithers) else solution.x
         return replace(solution, x=model.autoencoder.decode(x))
 
-    return _in_batches(one, xT, at(dithers, path[0]), batch_size)
+    return _in_batches(one, xT, at(dithers, path[0]), size=batch_size)
 
 
 def _in_batches(
     one: Callable[[Array, Sequence[Dither | None]], Solution],
     x: Array,
     dithers: Sequence[Dither | None],
+    *,
     size: int,
 ) -> Solution:
     """The solutions of parts of `x`, together."""

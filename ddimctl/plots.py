@@ -99,7 +99,7 @@ def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> Non
         name: axes.transAxes.inverted().transform(axes.transData.transform(end[:2]))[1] for name, end in ends.items()
     }
     lines = max(name.count("\n") + 1 for name in ends)
-    heights = apart(list(places.values()), 20 * lines / height, 0.02, 0.98)
+    heights = apart(list(places.values()), 20 * lines / height, 0.02, high=0.98)
     for (name, (x, y, colour)), at in zip(ends.items(), heights, strict=True):
         leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.5, "shrinkA": 2, "shrinkB": 5}
         axes.annotate(
@@ -112,6 +112,7 @@ def distance_against_steps(
     path: Path,
     lines: Mapping[str, Mapping[int, float]],
     seconds: Mapping[int, float],
+    *,
     floor: float | None,
     what: str,
     title: str,
@@ -154,6 +155,7 @@ def speed(
     path: Path,
     rates: Mapping[str, Sequence[tuple[float, float]]],
     lines: Mapping[str, tuple[Sequence[tuple[int, float]], float, float]],
+    *,
     title: str,
 ) -> None:
     """Images a second by batch size, a line an engine; and time against S, points with their straight lines (figure 4).

@@ -152,17 +152,17 @@ def karras(schedule: Schedule, steps: int) -> list[float]:
 
     It starts at the lowest noise the network was trained on, invisible at 8 bits, and so has no singular last step.
     """
-    return _even(schedule, steps, lambda sigma: sigma ** (1 / RHO), lambda u: u**RHO)
+    return _even(schedule, steps, lambda sigma: sigma ** (1 / RHO), back=lambda u: u**RHO)
 
 
 def log(schedule: Schedule, steps: int) -> list[float]:
     """log σ evenly spaced from σ(1) to σ(T): no step is much harder than another for the implicit solver `exact`."""
-    return _even(schedule, steps, math.log, math.exp)
+    return _even(schedule, steps, math.log, back=math.exp)
 
 
 def arsinh(schedule: Schedule, steps: int) -> list[float]:
     """arsinh(10 σ) evenly spaced from σ(1) to σ(T): linear where noise is invisible, logarithmic beyond."""
-    return _even(schedule, steps, lambda sigma: math.asinh(10 * sigma), lambda u: math.sinh(u) / 10)
+    return _even(schedule, steps, lambda sigma: math.asinh(10 * sigma), back=lambda u: math.sinh(u) / 10)
 
 
 def trailing(schedule: Schedule, steps: int) -> list[float]:
@@ -174,7 +174,9 @@ def trailing(schedule: Schedule, steps: int) -> list[float]:
     return [schedule.sigma(1 if times[0] > 1 else 0), *map(schedule.sigma, times)]
 
 
-def _even(schedule: Schedule, steps: int, to: Callable[[float], float], back: Callable[[float], float]) -> list[float]:
+def _even(
+    schedule: Schedule, steps: int, to: Callable[[float], float], *, back: Callable[[float], float]
+) -> list[float]:
     """Evenly spaced in to(σ), from σ(1) to σ(T); `back` is its inverse."""
     low, high = to(schedule.sigma(1)), to(schedule.sigma(schedule.T))
     inner = [back(low + (high - low) * i / steps) for i in range(1, steps)]

@@ -72,7 +72,7 @@ def ab2(eps: Eps, xbar: Array, path: Sequence[float]) -> States:
     ε is extrapolated linearly in log σ through the last two levels r and s, and integrated exactly against dσ:
     x̄_t = x̄_s + (t−s) ε_s + (ε_s−ε_r)/log(s/r) · ∫_s^t log(σ/s) dσ. The first step has no r and is DDIM's.
     """
-    return two_step(eps, xbar, path, by_log)
+    return two_step(eps, xbar, path, weight=by_log)
 
 
 def ab2mix(eps: Eps, xbar: Array, path: Sequence[float]) -> States:
@@ -81,10 +81,10 @@ def ab2mix(eps: Eps, xbar: Array, path: Sequence[float]) -> States:
     Along the exact flow of Gaussian data of variance 1, ε is proportional to √(1−α); and ∫ √(1−α) dσ = √(1+σ²). The
     parts are those that lost fewest images at S = 20, with `arsinh` spacing (docs/inversion.md).
     """
-    return two_step(eps, xbar, path, by_mix)
+    return two_step(eps, xbar, path, weight=by_mix)
 
 
-def two_step(eps: Eps, xbar: Array, path: Sequence[float], weight: Callable[[float, float, float], float]) -> States:
+def two_step(eps: Eps, xbar: Array, path: Sequence[float], *, weight: Callable[[float, float, float], float]) -> States:
     """Euler's method, and from the second step on weight(r, s, t) (ε_s − ε_r) for the slope of ε from s to t."""
     r, eps_r = 0.0, None
     for s, t in pairwise(path):
@@ -126,7 +126,7 @@ def integral_log(s: float, t: float) -> float:
     return (t * math.log(t / s) if t > 0 else 0.0) - (t - s)
 
 
-def exact(eps: Eps, xbar: Array, path: Sequence[float], tolerance: float = 1e-5) -> States:
+def exact(eps: Eps, xbar: Array, path: Sequence[float], *, tolerance: float = 1e-5) -> States:
     """The inverse of `ddim`: ε is taken at the noisier end of every step, whichever way the path runs.
 
     On a falling path that is `ddim` itself. On a rising one it is implicit, x̄_t = x̄_s + (t−s) ε(x̄_t, t), and solved for
@@ -143,13 +143,13 @@ def exact(eps: Eps, xbar: Array, path: Sequence[float], tolerance: float = 1e-5)
             spent = [n + 1 for n in spent]
         else:
             guess = xbar + (t - s) * extrapolate(known, t) if known else xbar
-            solved = implicit.solve(eps, xbar, guess, s, t, tolerance)
+            solved = implicit.solve(eps, xbar, guess, s=s, t=t, tolerance=tolerance)
             xbar = solved.x
             spent = [n + m for n, m in zip(spent, solved.evaluations, strict=True)]
             residuals = [max(p, q) for p, q in zip(residuals, solved.residuals, strict=True)]
             for i, residual in enumerate(solved.residuals):
                 if not residual <= tolerance and failures[i] is None:
-                    eigenvalue = implicit.smallest_eigenvalue(eps, xbar[i : i + 1], s, t, LOOK)
+                    eigenvalue = implicit.smallest_eigenvalue(eps, xbar[i : i + 1], s, t=t, evaluations=LOOK)
                     failures[i] = Failure(t, residual, eigenvalue)
                     spent[i] += LOOK
             known = [*known[-1:], (t, solved.eps)]
@@ -168,7 +168,7 @@ def extrapolate(known: Sequence[tuple[float, Array]], t: float) -> Array:
     return eps_s + (math.log(t / s) / math.log(s / r)) * (eps_s - eps_r)
 
 
-def adaptive(eps: Eps, xbar: Array, path: Sequence[float], tolerance: float = 1e-5) -> States:
+def adaptive(eps: Eps, xbar: Array, path: Sequence[float], *, tolerance: float = 1e-5) -> States:
     """Dormand and Prince's pair of orders 5 and 4, with steps of its own for each image; the reference for the others.
 
     Only the ends of `path` matter. Each step's error estimate, as a root mean square relative to √(1+σ²), is at most

@@ -112,7 +112,7 @@ def main() -> None:
         },
     }
     print(f"halves of the training set: {halves:.4f}; test images against it: {about['floor']['test']}")
-    features.save_classifier(args.output, network, reference, about)
+    features.save_classifier(args.output, network, reference, about=about)
     print(f"{args.output}: {args.output.stat().st_size / 2**20:.2f} MiB")
 
 

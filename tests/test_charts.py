@@ -53,7 +53,7 @@ def test_every_axis_has_some_numbers(low: float, extent: float, log: bool) -> No
 
 @given(st.lists(st.floats(0, 100), max_size=8), st.floats(1, 20))
 def test_labels_stay_apart_and_in_order(wanted: list[float], least: float) -> None:
-    places = charts.apart(wanted, least, 0, 100)
+    places = charts.apart(wanted, least, 0, high=100)
     ordered = sorted(places)
     assert all(b - a >= least - 1e-9 for a, b in zip(ordered, ordered[1:], strict=False))
     assert all(places[i] <= places[j] for i in range(len(wanted)) for j in range(len(wanted)) if wanted[i] < wanted[j])
@@ -71,7 +71,7 @@ def example(names: tuple[str, ...] = ("ab2, karras", "ddim, linear", "heun, log"
 
 
 def test_values_stand_where_they_belong() -> None:
-    found = charts.marks(example(), 400, 240, width)
+    found = charts.marks(example(), 400, 240, measure=width)
     lines = [m for m in found if m.kind == "line" and isinstance(m.colour, int)]
     axis = next(m for m in found if m.kind == "line" and m.colour == "muted" and m.points[0][1] == m.points[1][1])
     (left, bottom), (right, _) = axis.points
@@ -87,7 +87,7 @@ def test_values_stand_where_they_belong() -> None:
 )
 def test_no_word_is_cut_or_on_another(chart: Chart) -> None:
     boxes = []
-    for m in charts.marks(chart, 330, 216, width):
+    for m in charts.marks(chart, 330, 216, measure=width):
         if m.kind != "text":
             continue
         (x, y), w, h = m.points[0], width(m.text), charts.LETTER

@@ -29,7 +29,7 @@ def small(path: Path, seed: int = 0) -> features.Extractor:
         pixels = torch.randint(0, 256, (100, 1, 16, 16), dtype=torch.uint8)
     own = features.Extractor("classifier", 6, lambda p: network.features(p.float() / 127.5 - 1), {})
     about = {"channels": 1, "size": [16, 16], "widths": [4, 6], "classes": 3}
-    features.save_classifier(path, network, frechet.statistics(own.parts(pixels)), about)
+    features.save_classifier(path, network, frechet.statistics(own.parts(pixels)), about=about)
     return features.load_classifier(path)
 
 

@@ -32,7 +32,7 @@ def test_an_animation_comes_back_frame_by_frame(suffix: str, tmp_path: Path) -> 
     np.testing.assert_array_equal(film.pixels, FRAMES)
     assert film.times == TIMES
     for i, record in enumerate(film.records):
-        pixels, alone = read(path, 1, (12, 16), Preprocessing(frame=i))
+        pixels, alone = read(path, 1, (12, 16), how=Preprocessing(frame=i))
         np.testing.assert_array_equal(pixels, film.pixels[i])
         assert record == {**alone, "duration": TIMES[i]}
     again = tmp_path / f"b{suffix}"
@@ -51,11 +51,11 @@ def test_an_mp4_comes_back_frame_by_frame(suffix: str, tmp_path: Path) -> None:
     assert film.times[:4] == pytest.approx(TIMES[:4], abs=1)
     assert [r["frame"] for r in film.records] == list(range(5))
     assert {r["format"] for r in film.records} == {"film"}
-    grey = films.read(path, 1, (8, 8), Preprocessing("pad", "black"))
+    grey = films.read(path, 1, (8, 8), how=Preprocessing("pad", "black"))
     assert grey.pixels.shape == (5, 8, 8, 1)
     assert (grey.pixels[:, 0] == 0).all()
     with pytest.raises(FileError, match="too many"):
-        films.read(path, 1, (8, 8), Preprocessing(max_pixels=48 * 64 - 1))
+        films.read(path, 1, (8, 8), how=Preprocessing(max_pixels=48 * 64 - 1))
 
 
 def test_an_image_is_a_film_of_one_frame(tmp_path: Path) -> None:

@@ -66,26 +66,26 @@ def test_the_smallest_eigenvalue_of_a_step(s: float, t: float, g: float) -> None
     problem = Guided(g)
     x = torch.linspace(-0.5, 0.7, 9, dtype=torch.float64).view(1, 1, 3, 3)
     want = float((1 - (t - s) * problem.derivative(x, t)).min())
-    assert implicit.smallest_eigenvalue(problem.eps, x, s, t) == pytest.approx(want, abs=2e-3 * (1 + abs(want)))
+    assert implicit.smallest_eigenvalue(problem.eps, x, s, t=t) == pytest.approx(want, abs=2e-3 * (1 + abs(want)))
 
 
 def test_a_rotation_has_no_real_eigenvalue_and_no_number_none_at_all() -> None:
     turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
     x = torch.ones(1, 2, dtype=torch.float64)
-    assert math.isnan(implicit.smallest_eigenvalue(lambda v, _: v @ turn.T, x, 1.0, 2.0))
-    assert math.isnan(implicit.smallest_eigenvalue(lambda v, _: v * math.nan, x, 1.0, 2.0))
+    assert math.isnan(implicit.smallest_eigenvalue(lambda v, _: v @ turn.T, x, 1.0, t=2.0))
+    assert math.isnan(implicit.smallest_eigenvalue(lambda v, _: v * math.nan, x, 1.0, t=2.0))
 
 
 def test_arrays_of_numpy_have_eigenvalues_too() -> None:
     x = torch.ones(1, 4, dtype=torch.float64).numpy()
-    assert implicit.smallest_eigenvalue(lambda v, _: 3 * v, x, 1.0, 2.0) == pytest.approx(-2.0, abs=1e-6)
+    assert implicit.smallest_eigenvalue(lambda v, _: 3 * v, x, 1.0, t=2.0) == pytest.approx(-2.0, abs=1e-6)
 
 
 def test_without_guidance_a_perfect_networks_steps_never_fold() -> None:
     """σ ∂ε/∂x̄ is 1 less a covariance over σ², so DDIM's step keeps at least s/t of every direction."""
     x = torch.linspace(-2, 2, 16, dtype=torch.float64).view(1, 1, 4, 4)
     for s, t in ((0.05, 0.4), (0.5, 5.0), (20.0, 150.0)):
-        assert implicit.smallest_eigenvalue(Guided(1.0).eps, x, s, t) >= s / t - 1e-3
+        assert implicit.smallest_eigenvalue(Guided(1.0).eps, x, s, t=t) >= s / t - 1e-3
 
 
 def test_what_cannot_be_inverted_is_named_with_its_level_and_why() -> None:
@@ -157,12 +157,12 @@ def test_memory_is_deep_from_the_fourth_iteration_on_but_for_large_states(monkey
     monkeypatch.setattr(implicit, "combine", combine)
     rough = lambda x, _: 1.5 * torch.sin(3 * x)  # noqa: E731
     x = torch.randn((1, 60), generator=G, dtype=torch.float64)
-    implicit.solve(rough, x, x, 1.0, 2.0, 1e-14)
+    implicit.solve(rough, x, x, s=1.0, t=2.0, tolerance=1e-14)
     assert seen[:4] == [0, 1, 2, 3]
     assert max(seen) == implicit.DEPTH_DIFFICULT
     seen.clear()
     monkeypatch.setattr(implicit, "LARGE", 10)
-    implicit.solve(rough, x, x, 1.0, 2.0, 1e-14)
+    implicit.solve(rough, x, x, s=1.0, t=2.0, tolerance=1e-14)
     assert max(seen) == implicit.DEPTH_LARGE
 
 

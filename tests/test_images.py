@@ -49,11 +49,11 @@ def over(rgb: np.ndarray, alpha: np.ndarray, background: tuple[int, int, int]) -
 
 
 def grey_of(data: bytes, **how: object) -> np.ndarray:
-    return read(data, 1, SIZE, Preprocessing(**how))[0][..., 0]
+    return read(data, 1, SIZE, how=Preprocessing(**how))[0][..., 0]
 
 
 def rgb_of(data: bytes, **how: object) -> np.ndarray:
-    return read(data, 3, SIZE, Preprocessing(**how))[0]
+    return read(data, 3, SIZE, how=Preprocessing(**how))[0]
 
 
 @pytest.mark.parametrize("format_", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "GIF"])
@@ -291,11 +291,11 @@ def test_animations_need_a_frame(format_: str) -> None:
         read(data, 1, SIZE)
     assert "--frame" in e.value.hint
     for i, value in enumerate((0, 120, 255)):
-        pixels, record = read(data, 1, SIZE, Preprocessing(frame=i))
+        pixels, record = read(data, 1, SIZE, how=Preprocessing(frame=i))
         assert (pixels == value).all()
         assert f"frame {i}" in describe(record)
     with pytest.raises(UsageError, match="no frame 3"):
-        read(data, 1, SIZE, Preprocessing(frame=3))
+        read(data, 1, SIZE, how=Preprocessing(frame=3))
 
 
 def test_frame_0_of_a_single_image_is_the_image() -> None:
@@ -326,13 +326,13 @@ def test_fits() -> None:
     assert record["box"] == [10, 0, 20, 10]
     assert "cropped to 10 × 10" in describe(record)
 
-    pixels, record = read(data, 1, (30, 30), Preprocessing(fit="pad", background="black"))
+    pixels, record = read(data, 1, (30, 30), how=Preprocessing(fit="pad", background="black"))
     assert pixels[:10].max() == 0
     assert pixels[20:].max() == 0
     assert (pixels[10:20, :, 0] == wide).all()
     assert "padded to 30 × 30" in describe(record)
 
-    pixels, record = read(data, 1, (10, 15), Preprocessing(fit="stretch"))
+    pixels, record = read(data, 1, (10, 15), how=Preprocessing(fit="stretch"))
     assert (pixels[:, 0] == 0).all()
     assert (pixels[:, 7] > 250).all()
     assert record["box"] == [0, 0, 30, 10]
@@ -347,7 +347,7 @@ def test_resampling_does_not_alias() -> None:
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.integers(1, 20), st.sampled_from([*fitting.FITS]))
 def test_any_size_fits_any_size(width: int, height: int, w: int, h: int, fit: str) -> None:
     pixels, record = read(
-        encoded(Image.new("L", (width, height), 77)), 1, (h, w), Preprocessing(fit, background="#4d4d4d")
+        encoded(Image.new("L", (width, height), 77)), 1, (h, w), how=Preprocessing(fit, background="#4d4d4d")
     )
     assert pixels.shape == (h, w, 1)
     assert (pixels == 77).all()

@@ -87,7 +87,7 @@ def test_the_evaluations_counted_are_those_made() -> None:
 def test_the_residual_reported_is_about_the_true_one(tolerance: float) -> None:
     """Also of a solution that was accepted before it was evaluated."""
     problem, s, t = Mixture(), 0.3, 0.9
-    solved = implicit.solve(problem.eps, X0, X0, s, t, tolerance)
+    solved = implicit.solve(problem.eps, X0, X0, s=s, t=t, tolerance=tolerance)
     true = implicit.rms(X0 + (t - s) * problem.eps(solved.x, t) - solved.x)
     for said, is_ in zip(solved.residuals, true, strict=True):
         assert said <= tolerance
@@ -97,9 +97,9 @@ def test_the_residual_reported_is_about_the_true_one(tolerance: float) -> None:
 def test_where_nothing_converges_the_best_is_kept_and_said() -> None:
     """ε = −9x/h turns the iteration into x ← base − 9x, which has a solution; ε = 1 + x/h into one that has none."""
     s, t = 1.0, 2.0
-    easy = implicit.solve(lambda x, _: -9 * x, X0, X0, s, t, 1e-10)
+    easy = implicit.solve(lambda x, _: -9 * x, X0, X0, s=s, t=t, tolerance=1e-10)
     torch.testing.assert_close(easy.x, X0 / 10)
-    none = implicit.solve(lambda x, _: 1 + x - X0, X0, X0, s, t, 1e-3)
+    none = implicit.solve(lambda x, _: 1 + x - X0, X0, X0, s=s, t=t, tolerance=1e-3)
     assert none.evaluations == [implicit.LIMIT] * 4
     assert all(0.4 < r < 0.5 for r in none.residuals)  # 1/√5, whatever x
     assert torch.isfinite(none.x).all()

@@ -171,7 +171,7 @@ def test_keyframes(stops: int, extra: int, loop: bool, ease: bool) -> None:
     """Exactly so many frames; every latent among them, once, in order; legs of even length."""
     keys = latents(stops)
     n = stops + extra
-    frames = keyframes(keys, n, loop, ease)
+    frames = keyframes(keys, n, loop, ease=ease)
     assert frames.shape == (n, *SHAPE)
     found = [where(frames, k) for k in keys]
     assert all(len(f) == 1 for f in found)

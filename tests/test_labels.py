@@ -36,7 +36,7 @@ def test_nothing_is_cut_and_the_pictures_stay(
     above: list[str], left: list[str], below: list[str], caption: str, tile: tuple[int, int]
 ) -> None:
     bare = sheet_of(10, tile, 4, 3)
-    whole = labels.around(bare, tile, 3, labels.Labels(above, left[:3], below, caption))
+    whole = labels.around(bare, tile, 3, labels=labels.Labels(above, left[:3], below, caption))
     most = labels.room(tile)
     assert all(a - b <= m for a, b, m in zip(whole.shape[:2], bare.shape[:2], most, strict=True))
     edges = [whole[:2], whole[-2:], whole[:, :2], whole[:, -2:]]
@@ -48,7 +48,7 @@ def test_nothing_is_cut_and_the_pictures_stay(
 @given(texts, st.integers(1, 6), st.sampled_from([16, 40, 112]))
 def test_no_label_reaches_into_another(above: list[str], columns: int, width: int) -> None:
     font = labels.font_for((width, width))
-    placed = labels.placed(above, columns, width, 2, font)
+    placed = labels.placed(above, columns, width, gap=2, font=font)
     assert len(placed) == sum(bool(t) for t in above[:columns])
     spans = sorted(
         (x - w, x) if side == "r" else (x, x + w) for t, x, side in placed for w in [labels.measure(font, t)[0]]
@@ -76,7 +76,7 @@ def test_every_letter_is_written_in_what_the_font_has() -> None:
 
 def test_the_corners_of_a_grid_share_the_room() -> None:
     font = labels.font_of(12)
-    (a, x, _), (b, end, side) = labels.placed(["a" * 50, "", "", "b" * 50], 4, 40, 2, font)
+    (a, x, _), (b, end, side) = labels.placed(["a" * 50, "", "", "b" * 50], 4, 40, gap=2, font=font)
     assert (x, end, side) == (0, 4 * 42 - 2, "r")
     assert labels.measure(font, a)[0] > 60 < labels.measure(font, b)[0]
 

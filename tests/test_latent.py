@@ -282,7 +282,7 @@ def test_other_files_are_no_latents(tmp_path: Path) -> None:
 def test_provenance_describes_the_model(model_folder: Path) -> None:
     net = load(str(model_folder))
     recipe = Recipe.of(net, Way("exact", steps=3))
-    record = latent.provenance(net, recipe, Solution(None, [5]), [{"name": "a.png"}])
+    record = latent.provenance(net, recipe, Solution(None, [5]), records=[{"name": "a.png"}])
     latent.check_provenance(json.loads(json.dumps(record)), 1)
     assert record["model"]["digest"] == net.digest
     assert record["decoder"] == "ddim"  # exact inverts it

@@ -59,7 +59,7 @@ def test_a_format_by_plugin_is_read(name: str, tmp_path: Path) -> None:
 def test_damaged_files_and_too_many_pixels_are_refused(name: str) -> None:
     data = encoded(name, Image.fromarray(SMOOTH), quality=95)
     with pytest.raises(FileError, match="too many"):
-        read(data, 3, SIZE, Preprocessing(max_pixels=16 * 24 - 1))
+        read(data, 3, SIZE, how=Preprocessing(max_pixels=16 * 24 - 1))
     for end in (12, len(data) // 3, len(data) * 2 // 3):
         with pytest.raises(FileError):
             read(data[:end], 3, SIZE)
@@ -136,7 +136,7 @@ def test_less_common_names_are_read(suffix: str, tmp_path: Path) -> None:
     if suffix in (".pbm", ".pfm"):
         picture = picture.convert("1" if suffix == ".pbm" else "F")
     picture.save(tmp_path / f"x{suffix}", "MPO" if suffix == ".mpo" else formats.READ_ONLY[suffix])
-    pixels, _ = read(tmp_path / f"x{suffix}", 3, SIZE, Preprocessing(value_range=(0, 255)))
+    pixels, _ = read(tmp_path / f"x{suffix}", 3, SIZE, how=Preprocessing(value_range=(0, 255)))
     want = np.asarray(picture.convert("RGB") if suffix != ".pfm" else picture.convert("L").convert("RGB"))
     assert np.abs(pixels.astype(int) - want).max() <= (8 if suffix == ".mpo" else 1)
     assert batch_names(tmp_path) == ["x"]

@@ -38,7 +38,9 @@ def through_json(recipe: Recipe, model: Model, n: int = 1) -> Recipe:
     """The recipe as a file would give it back: by the provenance, as text and checked."""
     checks = [Check(0, [], 0.1, 1e-4)] * n if recipe.lossless else None
     solution = Solution(None, [2] * n, tolerance=recipe.way.tolerance, checks=checks)
-    about = json.loads(json.dumps(latent.provenance(model, recipe, solution, [{"name": f"{i}"} for i in range(n)])))
+    about = json.loads(
+        json.dumps(latent.provenance(model, recipe, solution, records=[{"name": f"{i}"} for i in range(n)]))
+    )
     latent.check_provenance(about, n)
     return Recipe.read(about)
 
@@ -164,7 +166,7 @@ def test_a_file_gives_the_condition_back(condition: Condition, lossless: bool, m
     for m in (model, coded):
         recipe = Recipe.of(m, Way("exact", steps=4), condition, lossless=lossless)
         assert through_json(recipe, m, 3) == recipe
-    about = latent.provenance(model, Recipe.of(model, Way(), condition), Solution(None, [2]), [])
+    about = latent.provenance(model, Recipe.of(model, Way(), condition), Solution(None, [2]), records=[])
     assert about["model"]["class"] == condition.class_label
     assert ("condition" in about) == (replace(condition, class_label=None) != NOTHING)
     assert read_condition(about) == condition

@@ -28,7 +28,7 @@ def sigmoid(T: int, start: float, end: float) -> list[float]:
     return [start + (end - start) / (1 + math.exp(-x)) for x in linear_betas(T, -6.0, 6.0)]
 
 
-def schedule(kind: Any, T: Any = 1000, start: Any = 1e-4, end: Any = 0.02) -> Schedule:
+def schedule(kind: Any, T: Any = 1000, start: Any = 1e-4, *, end: Any = 0.02) -> Schedule:
     """The schedule of that name, from values out of a file. Raises `FileError` if they make no sense."""
     if not isinstance(kind, str) or kind not in BETAS:
         raise FileError(f"the schedule {kind!r} is not implemented", hint=f"known: {', '.join(BETAS)}")

@@ -87,7 +87,7 @@ def read(content: Any, config: Mapping[str, Any] | None = None, name: str = "the
         settings.get("beta_start", 1e-4),
         settings.get("beta_end", 0.02),
     )
-    schedule = betas.schedule(kind, T, start, end)
+    schedule = betas.schedule(kind, T, start, end=end)
     if "beta_schedule" not in settings:
         guesses.append(f"schedule: linear β from {start} to {end}, T = {T}, as for all the authors' networks")
     n = len(fields["block_out_channels"])

@@ -49,7 +49,9 @@ def is_unet(content: Any) -> bool:
     return weights.is_state(content) and {"conv_in.weight", "time_embedding.linear_1.weight"} <= content.keys()
 
 
-def read(folder: Path, config: Mapping[str, Any] | None = None, name: str = "", file: Path | None = None) -> Checkpoint:
+def read(
+    folder: Path, config: Mapping[str, Any] | None = None, name: str = "", *, file: Path | None = None
+) -> Checkpoint:
     """Reads a folder in diffusers' layout, with the weights in `file` if it is given.
 
     Raises `FileError` if it is incomplete or not what we implement.
@@ -211,7 +213,7 @@ def read_scheduler(config: Mapping[str, Any]) -> tuple[Schedule, str]:
         config.get("beta_schedule", "linear"),
         config.get("num_train_timesteps", 1000),
         config.get("beta_start", start),
-        config.get("beta_end", end),
+        end=config.get("beta_end", end),
     ), prediction
 
 

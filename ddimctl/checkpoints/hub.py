@@ -54,10 +54,10 @@ def fetch(repo: str, revision: str | None = None) -> Path:
             f"the hub has no model {repo}", hint="check the name; a private one needs: hf auth login"
         ) from e
     except Exception as e:  # no network raises the errors of whichever library carries it
-        return _cached(hub, repo, revision, e)
+        return _cached(hub, repo, revision, error=e)
     names = {s.rfilename for s in info.siblings or []}
     small = [f + n for f in FOLDERS for n in SETTINGS if f + n in names]
-    folder = _download(hub, repo, info.sha, small)
+    folder = _download(hub, repo, info.sha, files=small)
     if not diffusers.recognises(folder):
         raise diffusers.explain_names(repo, names)
     diffusers.read_settings(folder)
@@ -65,30 +65,30 @@ def fetch(repo: str, revision: str | None = None) -> Path:
     if scheduler is not None:
         diffusers.read_scheduler(diffusers.read_json(scheduler))
     # By branch and not by commit: only so does the cache remember the branch, and find it without a network.
-    return _download(hub, repo, revision, [*small, *_weights(hub, repo, info.sha, names)])
+    return _download(hub, repo, revision, files=[*small, *_weights(hub, repo, info.sha, names=names)])
 
 
-def _weights(hub: Any, repo: str, sha: str, names: Collection[str]) -> list[str]:
+def _weights(hub: Any, repo: str, sha: str, *, names: Collection[str]) -> list[str]:
     """The files of `repo` that hold its weights."""
     prefix = "unet/" if "unet/config.json" in names else ""
     here = {n.removeprefix(prefix) for n in names if n.startswith(prefix) and "/" not in n.removeprefix(prefix)}
     files, index = diffusers.choose_weights(here)
     if index:
-        folder = _download(hub, repo, sha, [prefix + index]) / prefix
+        folder = _download(hub, repo, sha, files=[prefix + index]) / prefix
         files = [index, *diffusers.shards(diffusers.read_json(folder / index, limit=20_000_000), repo)]
     if not files:
         raise diffusers.no_weights(repo, here)
     return [prefix + f for f in files]
 
 
-def _download(hub: Any, repo: str, revision: str | None, files: list[str]) -> Path:
+def _download(hub: Any, repo: str, revision: str | None, *, files: list[str]) -> Path:
     try:
         return Path(hub.snapshot_download(repo, revision=revision, allow_patterns=files))
     except Exception as e:  # network, disk, permissions: each with the exception of another library
         raise DDIMError(f"cannot download {repo} ({', '.join(files[-3:])}): {_reason(e)}", hint="try again") from e
 
 
-def _cached(hub: Any, repo: str, revision: str | None, error: Exception) -> Path:
+def _cached(hub: Any, repo: str, revision: str | None, *, error: Exception) -> Path:
     """The model as an earlier download left it."""
     # Not snapshot_download(local_files_only=True): it wants all files of the repository, also those we left out.
     for name in ("unet/config.json", "config.json"):

@@ -118,14 +118,14 @@ def read(content: Any, config: Mapping[str, Any] | None = None, name: str = "the
     fields["sample_size"] = flags["image_size"]
     renamed: dict[str, Tensor] = {}
     for key, w in state.items():
-        for new, part in layout.convert(key, w, head_dim, flags["use_new_attention_order"]):
+        for new, part in layout.convert(key, w, head_dim, new_order=flags["use_new_attention_order"]):
             renamed[new] = part
     T = flags["diffusion_steps"]
     kind = flags["noise_schedule"]
     if kind not in list(SCHEDULES):  # a list: JSON may hold what cannot be a key
         raise FileError(f"the schedule {kind!r} is not one of OpenAI's", hint=f"known: {', '.join(SCHEDULES)}")
     scale = 1000 / T if isinstance(T, int) and T > 0 else 1.0  # their linear β keep the total noise whatever T is
-    schedule = betas.schedule(SCHEDULES[kind], T, scale * 1e-4, scale * 0.02)
+    schedule = betas.schedule(SCHEDULES[kind], T, scale * 1e-4, end=scale * 0.02)
     rescaled = bool(flags["rescale_timesteps"]) and T != 1000
     notes = [f"schedule: {kind}, T = {T}" + (f", labels scaled by {1000 / T:g}" if rescaled else "")]
     return Checkpoint(
@@ -252,7 +252,7 @@ class Layout:
             "add_attention": "middle_block.1.qkv.weight" in self.state,
         }
 
-    def convert(self, key: str, w: Tensor, head_dim: list[int], new_order: bool) -> list[tuple[str, Tensor]]:
+    def convert(self, key: str, w: Tensor, head_dim: list[int], *, new_order: bool) -> list[tuple[str, Tensor]]:
         """The tensor, or its three parts, under diffusers' names."""
         stem, _, leaf = key.rpartition(".")
         if stem in NAMES:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddimctl.cli import options
 from ddimctl.cli.console import Console
 from ddimctl.cli.inputs import tell_of
 from ddimctl.errors import DDIMError, SomeFailed, UsageError
@@ -25,24 +26,22 @@ MAX_LIST = 1 << 30  # bytes of a list of files
 
 def items_of(
     arguments: Sequence[str],
-    from_file: str | None,
+    files: options.Listed,
     suffixes: Iterable[str],
-    shard: str | None,
+    *,
     writes: bool = True,
     console: Console | None = None,
-    *,
-    null: bool = False,
 ) -> list[Item]:
-    """What a command is to work on: its arguments, and the lines of a list.
+    """What a command is to work on: its arguments, and the lines of a list; the part of them that `files` asks for.
 
-    `console` is told of files that share a name, where the command writes; `null` says that the list ends its names with
-    NUL, and not with lines. Raises `UsageError` if there is nothing to work on, or if two of them would be written to the
-    same name even so.
+    `console` is told of files that share a name, where the command writes. Raises `UsageError` if there is
+    nothing to work on, or if two of them would be written to the same name even so.
     """
     from ddimctl.files import read_bytes, read_stdin
     from ddimctl.runs import plan
 
     items = plan.gather(arguments, tuple(suffixes))
+    from_file, null = files.from_file, files.null
     if from_file is not None:
         data = read_stdin(MAX_LIST) if from_file == "-" else read_bytes(Path(from_file), MAX_LIST)
         if b"\0" in data and not null:
@@ -60,6 +59,7 @@ def items_of(
         if shared and console is not None:
             names = ", ".join(item.name for item in shared[:4]) + (", …" if len(shared) > 4 else "")
             console.notice(f"{len(shared)} files share a name: the suffix becomes a part of it in the output ({names})")
+    shard = shard_of(files)
     return plan.shard(items, shard) if shard else items
 
 
@@ -93,14 +93,18 @@ def say_failures(failures: Sequence[DDIMError], total: int, console: Console) ->
         console.notice(f"{len(failures)} of {total} images cannot be used and are left out")
 
 
-def is_single(arguments: Sequence[str], items: Sequence[Item], from_file: str | None, shard: str | None) -> bool:
+def shard_of(files: options.Listed) -> str | None:
+    return files.shard if isinstance(files, options.Batch) else None
+
+
+def is_single(arguments: Sequence[str], items: Sequence[Item], files: options.Listed) -> bool:
     """Whether the command line names one file, rather than something that happens to hold one."""
-    one = len(arguments) == len(items) == 1 and from_file is None and shard is None
+    one = len(arguments) == len(items) == 1 and files.from_file is None and shard_of(files) is None
     return one and arguments[0] == items[0].source
 
 
 def stacked(
-    group: Sequence[Loaded[Any]], single: bool, console: Console, tell: bool, convert: Callable[[Any], Any]
+    group: Sequence[Loaded[Any]], single: bool, console: Console, *, tell: bool, convert: Callable[[Any], Any]
 ) -> Any:
     """The images of a batch that could be read, (N, C, H, W); the others are told of, or raised if there is but one.
 
@@ -225,6 +229,7 @@ def run(
     work: Callable[[Progress], Iterator[Outcome]],
     total: int,
     steps: int,
+    *,
     manifest: Path,
     about: dict[str, Any],
     verb: str,

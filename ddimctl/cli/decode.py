@@ -55,15 +55,15 @@ def decode(
 
     console = said.console()
     suffixes = latent.SUFFIXES if what.model is None else inputs.BARE_SUFFIXES
-    items = batches.items_of(latents or [], files.from_file, suffixes, files.shard, console=console, null=files.null)
-    single = batches.is_single(latents or [], items, files.from_file, files.shard)
+    items = batches.items_of(latents or [], files, suffixes, console=console)
+    single = batches.is_single(latents or [], items, files)
     models = Opened(what, how, machine=machine, console=console, force=files.force)
     first = models.load(Path(items[0].source)) if single else None
     if first is None and items:
         first = first_whole(items, models)
     one_image = single and first is not None and len(first.xT) == 1
     is_film = single and first is not None and plan_film(items[0], files, len(first.xT))
-    target = plan_target(latents or [], items, files, first if one_image else None, is_film=is_film)
+    target = plan_target(latents or [], items, files, one=first if one_image else None, is_film=is_film)
 
     net: Model | None = None
     if first is not None:
@@ -73,12 +73,11 @@ def decode(
         net = inputs.open_model(what, machine, console)
 
     if is_film and target is not None and first is not None and net is not None and not files.dry_run:
-        decode_film(
-            items[0], first, models.way_back(first, items[0].source), target, size=machine.batch_size, console=console
-        )
+        back = models.way_back(first, items[0].source)
+        decode_film(items[0], first, back, target=target, size=machine.batch_size, console=console)
         return
     if target is not None and first is not None and not files.dry_run:
-        decode_one(items[0], target, models, console)
+        decode_one(items[0], target, models, console=console)
         return
     folder = files.output or Path()
     manifest = batches.manifest_path(folder, files.shard)
@@ -98,7 +97,9 @@ def decode(
     run: dict[str, Any] = {"command": "decode", "model": net.digest if net else None, "tolerance": how.tolerance}
     run |= {"engine": net.network.engine if net else None, "precision": machine.precision}
     steps = 1 if first is None else len(first.xT) * (how.steps or len(first.path) - 1)
-    batches.run(decoded, len(items), steps, manifest, run, "decoded", console, files.dry_run)
+    batches.run(
+        decoded, len(items), steps, manifest=manifest, about=run, verb="decoded", console=console, dry_run=files.dry_run
+    )
 
 
 def plan_film(item: Item, files: options.Batch, n: int) -> bool:
@@ -116,7 +117,7 @@ def plan_film(item: Item, files: options.Batch, n: int) -> bool:
 
 
 def plan_target(
-    latents: list[str], items: Sequence[Item], files: options.Batch, one: Latent | None, *, is_film: bool
+    latents: list[str], items: Sequence[Item], files: options.Batch, *, one: Latent | None, is_film: bool
 ) -> Path | None:
     """The one file that is written, for the `one` image. Raises `UsageError` where it, or what -o names, cannot be."""
     from ddimctl.files import make_folder, refuse_existing, refuse_source
@@ -144,7 +145,7 @@ def plan_target(
     return target if one is not None else None
 
 
-def decode_one(item: Item, target: Path, models: Opened, console: Console) -> None:
+def decode_one(item: Item, target: Path, models: Opened, *, console: Console) -> None:
     """One latent → one image: a run of one. What is wrong with it is the command's own error."""
     from dataclasses import replace
 
@@ -162,13 +163,13 @@ def decode_one(item: Item, target: Path, models: Opened, console: Console) -> No
     console.data(str(target), {"files": [str(target)], "images": 1})
 
 
-def decode_film(item: Item, file: Latent, decoding: Decoding, target: Path, *, size: int, console: Console) -> None:
+def decode_film(item: Item, file: Latent, decoding: Decoding, *, target: Path, size: int, console: Console) -> None:
     """The latents of one file → one film."""
     from ddimctl.runs import films
 
     films.check_size(target, len(file.xT), decoding.model.size)
     with console.bar(-(-len(file.xT) // size) * decoding.way.steps, "decoding") as bar:
-        n = films.decode(item, file, decoding, target, batch_size=size, progress=bar)
+        n = films.decode(item, file, decoding, target=target, batch_size=size, progress=bar)
     if slow := films.slowed(target, file):
         console.notice(slow)
     console.data(str(target), {"files": [str(target)], "images": n})

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ddimctl.ode import Progress, Solution
+    from ddimctl.recipe import Way
     from ddimctl.runs.plan import Item, Outcome
     from ddimctl.runs.work import Encoding
 
@@ -120,7 +121,6 @@ def encode(
     from ddimctl.files import make_folder
     from ddimctl.images import video
     from ddimctl.images.plugins import readable
-    from ddimctl.recipe import Way
     from ddimctl.runs import films, local
     from ddimctl.runs.work import Encoding
 
@@ -130,16 +130,13 @@ def encode(
     if fit.all_frames and fit.frame is not None:
         raise UsageError("--all-frames and --frame contradict each other")
     suffixes = [*readable(), *(video.SUFFIXES if fit.all_frames else ())]
-    items = batches.items_of(images or [], files.from_file, suffixes, files.shard, console=console, null=files.null)
-    single = batches.is_single(images or [], items, files.from_file, files.shard)
+    items = batches.items_of(images or [], files, suffixes, console=console)
+    single = batches.is_single(images or [], items, files)
     target, one_file = plan_target(images or [], items, files, single=single)
     if fit.all_frames and one_file and not single:
         raise UsageError("--all-frames makes a file of each film", hint="name a folder with -o")
     encode_each = films.encode if fit.all_frames else local.encode
-    solver = solver_of(how, machine)
-    way = Way(solver, how.spacing or "", how.steps, how.tolerance)
-    way.check()  # wrong names are found before anything is done
-
+    way = way_of(how, machine.precision)
     quick = None if how.lossless else inputs.recall(what, machine, console)
     net = quick or inputs.open_model(what, machine, console)
     way = replace(way, to=how.level(net.schedule))
@@ -147,31 +144,42 @@ def encode(
     if how.dither is not None:
         dither.check(path)
     if quick is None:
-        net = inputs.start_engine(net, machine, console, work=inputs.evaluations(len(items), way.steps, solver))
+        net = inputs.start_engine(net, machine, console, work=inputs.evaluations(len(items), way.steps, way.solver))
     encoding = Encoding(net, way, preprocessing, what.condition(), how.lossless, how.dither)
-    settings: dict[str, Any] = {"steps": how.steps, "solver": solver, "spacing": way.spacing}
+    settings: dict[str, Any] = {"steps": how.steps, "solver": way.solver, "spacing": way.spacing}
     if single and not files.dry_run:
         if files.output is not None and not one_file:
             make_folder(files.output)
-        encode_one(items[0], target, encoding, settings, encode_each, size=machine.batch_size, console=console)
+        encode_one(
+            items[0],
+            target,
+            encoding,
+            settings=settings,
+            encode_each=encode_each,
+            size=machine.batch_size,
+            console=console,
+        )
         return
     run = {"command": "encode", "model": net.digest, **settings, "tolerance": how.tolerance}
     run |= {"engine": net.network.engine, "precision": machine.precision}
     one = target if one_file or single else None
-    encode_many(items, one, encoding, encode_each, files=files, machine=machine, run=run, said=said)
+    encode_many(items, one, encoding, encode_each=encode_each, files=files, machine=machine, run=run, said=said)
     if how.lossless and not files.dry_run:
         console.notice(f"lossless: every 8-bit value of all {len(items)} images comes back")
 
 
-def solver_of(how: Lossless, machine: options.Machine) -> str:
-    """The solver. Raises `UsageError` where --lossless cannot be had of it, or of the machine."""
-    if not how.lossless:
-        return how.solver
-    if how.solver not in (options.DEFAULT_SOLVER, "exact"):
-        raise UsageError(f"--lossless goes with the solver exact, not {how.solver}")
-    if machine.precision != "float32":
-        raise UsageError("--lossless needs --precision float32", hint="what decodes the file will use that")
-    return "exact"
+def way_of(how: Lossless, precision: str) -> Way:
+    """The way that the options ask for; wrong names are found before anything is done. Raises `UsageError` on those."""
+    from ddimctl.recipe import Way
+
+    if how.lossless:
+        if how.solver not in (options.DEFAULT_SOLVER, "exact"):
+            raise UsageError(f"--lossless goes with the solver exact, not {how.solver}")
+        if precision != "float32":
+            raise UsageError("--lossless needs --precision float32", hint="what decodes the file will use that")
+    way = Way("exact" if how.lossless else how.solver, how.spacing or "", how.steps, how.tolerance)
+    way.check()
+    return way
 
 
 def plan_target(images: list[str], items: Sequence[Item], files: Kind, *, single: bool) -> tuple[Path, bool]:
@@ -200,8 +208,8 @@ def encode_many(
     items: Sequence[Item],
     target: Path | None,
     encoding: Encoding,
-    encode_each: Callable[..., Iterator[Outcome]],
     *,
+    encode_each: Callable[..., Iterator[Outcome]],
     files: Kind,
     machine: options.Machine,
     run: dict[str, Any],
@@ -235,16 +243,25 @@ def encode_many(
             return encode_each(items, targets, encoding, batch_size=size, before=before, progress=progress)
 
     steps = encoding.way.steps * encoding.passes
-    batches.run(work, len(items), steps, manifest, run, "encoded", said.console(), files.dry_run)
+    batches.run(
+        work,
+        len(items),
+        steps,
+        manifest=manifest,
+        about=run,
+        verb="encoded",
+        console=said.console(),
+        dry_run=files.dry_run,
+    )
 
 
 def encode_one(
     item: Item,
     target: Path,
     encoding: Encoding,
+    *,
     settings: dict[str, Any],
     encode_each: Callable[..., Iterator[Outcome]],
-    *,
     size: int,
     console: Console,
 ) -> None:

@@ -129,7 +129,7 @@ def evaluate(
         setting.how.check()
         setting.how.way.path(net.schedule)
     extractor = open_features(against.features, net)
-    known, floor = open_reference(against.reference, extractor, net, console)
+    known, floor = open_reference(against.reference, extractor, net, console=console)
     for count, kind in ((how.n, "generated images"), (known.n, "reference images")):
         if count <= extractor.dimension:
             console.notice(
@@ -163,7 +163,7 @@ def evaluate(
         real = floor.get("test", {}).get(str(how.n))
         title = f"{net.name}, {how.n:,} images a cell"
         with plots.theme(files.dark):
-            plots.distance_against_steps(files.plot, lines, seconds, real, extractor.name, title)
+            plots.distance_against_steps(files.plot, lines, seconds, floor=real, what=extractor.name, title=title)
         console.notice(f"{files.plot}: distance and seconds against S")
 
 
@@ -276,7 +276,7 @@ def has_inception() -> bool:
 
 
 def open_reference(
-    path: Path | None, extractor: Extractor, model: Model, console: Console
+    path: Path | None, extractor: Extractor, model: Model, *, console: Console
 ) -> tuple[Statistics, dict[str, Any]]:
     """The statistics to compare with, and how far real images are apart: what no sampler can be expected to beat."""
     from ddimctl import frechet

@@ -195,7 +195,7 @@ def tolerance_of(way: Way, solver: str, how: options.OtherHow) -> float | None:
     return recorded if how.tolerance is None else how.tolerance
 
 
-def refuse_mixture(first: str, a: tuple[Way, Condition], later: str, b: tuple[Way, Condition]) -> None:
+def refuse_mixture(first: str, a: tuple[Way, Condition], later: str, *, b: tuple[Way, Condition]) -> None:
     """Raises `FileError`, which says in what they differ, unless two latents are decoded alike."""
     (way, condition), (other, other_condition) = a, b
     if other_condition != condition:
@@ -296,7 +296,7 @@ def gather_latents(
         else:
             check_model(file, name, net, console=console, force=force)
             other = way_back(file, net, replace(how, tolerance=None)), condition_of(file, what)
-            refuse_mixture(next(iter(files)), (back, condition), name, other)
+            refuse_mixture(next(iter(files)), (back, condition), name, b=other)
     if net is None:
         net = open_model(what, machine, console)
         s = options.DEFAULT_STEPS if how.steps is None else how.steps

@@ -116,7 +116,7 @@ def interpolate(
 
     console = said.console()
     interpolant = INTERPOLANTS[motion.interpolant]
-    output = target_of(latents, motion, files, console)
+    output = target_of(latents, motion, files, console=console)
     seconds, count = lengths(motion)
     rows, columns = options.parse_size(motion.size, "--size") if motion.grid else (1, count)
     sound = None if files.audio is None else read_bytes(files.audio, MAX_SOUND)
@@ -137,13 +137,15 @@ def interpolate(
     as_files = not motion.grid and not output.suffix
     zoom = motion.zoom or (1 if as_files else sheets.factor_to_see(net.size, 224))
     most = count if motion.grid else (count + len(keys) * motion.held) * (2 if motion.pingpong else 1)
-    check_size(output, most, columns, (zoom * net.size[0], zoom * net.size[1]), files=files, grid=motion.grid)
-    formats.check_memory(most, zoom * net.size[0], zoom * net.size[1], net.channels)
+    check_size(output, most, columns, size=(zoom * net.size[0], zoom * net.size[1]), files=files, grid=motion.grid)
+    formats.check_memory(most, (zoom * net.size[0], zoom * net.size[1]), net.channels)
     stops: list[int] = []
     if motion.grid:
-        xT = make_grid(list(keys), rows, columns, interpolant)
+        xT = make_grid(list(keys), rows, columns, interpolant=interpolant)
     else:
-        xT, stops = frames_of(list(keys), motion, seconds, count, decoding=decoding, machine=machine, console=console)
+        xT, stops = frames_of(
+            list(keys), motion, seconds, count=count, decoding=decoding, machine=machine, console=console
+        )
     batches = -(-len(xT) // machine.batch_size)
     with console.bar(batches * decoding.way.steps, "decoding") as bar:
         images = work.decode(xT, decoding, batch_size=machine.batch_size, progress=bar)
@@ -166,7 +168,7 @@ def interpolate(
     console.data(text, {"file": str(output), "frames": len(xT), "distances": steps_apart})
 
 
-def target_of(latents: list[str], motion: Motion, files: Film, console: Console) -> Path:
+def target_of(latents: list[str], motion: Motion, files: Film, *, console: Console) -> Path:
     """What is written. Raises `UsageError` where it cannot be, or where options contradict each other."""
     from ddimctl.images import animation, formats
 
@@ -227,8 +229,8 @@ def frames_of(
     keys: list[Tensor],
     motion: Motion,
     seconds: Sequence[float],
-    count: int,
     *,
+    count: int,
     decoding: Decoding,
     machine: options.Machine,
     console: Console,
@@ -260,14 +262,14 @@ def frames_of(
     return xT, [i for i, (_, w) in enumerate(places) if w in (0.0, 1.0)]
 
 
-def check_size(output: Path, frames: int, columns: int, size: tuple[int, int], *, files: Film, grid: bool) -> None:
+def check_size(output: Path, frames: int, columns: int, *, size: tuple[int, int], files: Film, grid: bool) -> None:
     """Raises `UsageError` if the output cannot hold so many frames of that size."""
     from ddimctl.images import animation
 
     if grid or output.suffix.lower() in animation.STILL:
         files.check_sheet(output, max(frames, 1), size, columns=columns if grid else max(frames, 1), gap=GAP)
     else:
-        animation.check_frames(output, max(frames, 1), *size)
+        animation.check_frames(output, max(frames, 1), size)
 
 
 def save_sheet(

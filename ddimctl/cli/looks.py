@@ -41,7 +41,7 @@ class Looks:
         from ddimctl.images import formats, labels, sheets
 
         tile = (factor * size[0], factor * size[1])
-        height, width = sheets.sheet_size(n, tile, columns, gap)
+        height, width = sheets.sheet_size(n, tile, columns, gap=gap)
         more = (0, 0) if self.no_labels else labels.room(tile)
         formats.check_side(path, height + more[0], width + more[1])
 
@@ -50,7 +50,7 @@ class Looks:
         from ddimctl.images import labels, sheets
 
         made = sheets.sheet(pixels, columns, gap)
-        return made if self.no_labels else labels.around(made, pixels.shape[1:3], gap, labels.Labels(**words))
+        return made if self.no_labels else labels.around(made, pixels.shape[1:3], gap, labels=labels.Labels(**words))
 
 
 def heads(trips: Sequence[RoundTrip], gains: Sequence[float]) -> list[str]:

@@ -109,7 +109,7 @@ def convert(
     if files.force:
         diffusers.clear(files.output)
     diffusers.write(files.output, found)
-    write_bytes(files.output / "README.md", card(found, name, module.facts.digest, licence).encode())
+    write_bytes(files.output / "README.md", card(found, name, module.facts.digest, licence=licence).encode())
     if found.label_scale != 1:
         console.notice("diffusers cannot scale labels: only ddimctl can use this folder")
     console.data(str(files.output), {"folder": str(files.output), "digest": module.facts.digest})
@@ -219,7 +219,7 @@ def about(checkpoint: Checkpoint, name: str, facts: Facts, *, licence: str | Non
     return "\n".join([plain(name), *(f"  {k:<11} {plain(v)}" for k, v in rows)]), record
 
 
-def card(checkpoint: Checkpoint, name: str, digest: str, licence: str | None) -> str:
+def card(checkpoint: Checkpoint, name: str, digest: str, *, licence: str | None) -> str:
     """The README.md of a converted model."""
     from ddimctl.version import __version__
 

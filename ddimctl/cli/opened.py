@@ -61,7 +61,7 @@ class Opened:
                     f"{path} is a bare tensor, taken for x_T: {steps} steps of {way.solver}, {way.spacing}"
                 )
             self._told.add(path)
-        return bare.load(path, model, way, self._what.condition())
+        return bare.load(path, model, way, condition=self._what.condition())
 
     def of(self, file: Latent, name: str, *, images: int = 1) -> Model:
         """The model that decodes `file`, ready for about so many `images`.

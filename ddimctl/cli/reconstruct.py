@@ -102,7 +102,7 @@ def reconstruct(
     console = said.console()
     preprocessing = fit.preprocessing()
     reports = parse_reports(said.report)
-    check_targets(files, said, how, reports)
+    check_targets(files, said, how, reports=reports)
     quick = None
     if files.output is None and set(reports) <= set(roundtrip.ON_ARRAYS):
         quick = inputs.recall(what, machine, console)
@@ -110,11 +110,9 @@ def reconstruct(
     ways = ways_of(how, net)
     if images or files.from_file:
         batches.tell_left_out(images or [], console)
-        items = batches.items_of(
-            images or [], files.from_file, plugins.readable(), None, writes=False, null=files.null
-        )[: files.limit]
+        items = batches.items_of(images or [], files, plugins.readable(), writes=False)[: files.limit]
     else:
-        items = batches.items_of([str(inputs.held_out_folder(net))], None, formats.SUFFIXES, None)[: files.limit]
+        items = batches.items_of([str(inputs.held_out_folder(net))], options.Listed(), formats.SUFFIXES)[: files.limit]
         console.notice(f"{len(items)} held-out images of {net.name}")
     for target in filter(None, (files.output, files.plot)):
         formats.check_apart(target, (item.source for item in items))
@@ -124,7 +122,7 @@ def reconstruct(
     if files.output is not None:
         shown, factor = min(len(items), files.rows), sheets.factor_to_see(net.size)
         files.check_sheet(files.output, shown, net.size, columns=1 + 2 * len(ways), gap=GAP, factor=factor)
-    single = batches.is_single(images or [], items, files.from_file, None)
+    single = batches.is_single(images or [], items, files)
     pictures = Pictures(
         items,
         net,
@@ -142,7 +140,7 @@ def reconstruct(
         )
     if not pictures.count:
         raise SomeFailed(f"none of {len(items)} images could be read")
-    report(trips, reports, net, pictures, files=files, console=console)
+    report(trips, reports, net, pictures=pictures, files=files, console=console)
     worst = max((t.total("mse") for t in trips), default=0.0) if "mse" in reports else math.nan
     if said.fail_above is not None and not worst <= said.fail_above:
         raise AboveLimit(f"mse {worst:.3g} is above {said.fail_above:.3g}")
@@ -151,7 +149,7 @@ def reconstruct(
         raise SomeFailed(f"{pictures.failed} of {len(items)} images could not be read", hint=hint)
 
 
-def check_targets(files: Sheet, said: Reports, how: Several, reports: Sequence[str]) -> None:
+def check_targets(files: Sheet, said: Reports, how: Several, *, reports: Sequence[str]) -> None:
     """Raises `UsageError` for what cannot be written or measured, before anything is done."""
     from ddimctl import plots
     from ddimctl.files import refuse_existing
@@ -213,9 +211,9 @@ class Pictures:
 
         net = self.model
         for loaded in read_ahead(
-            self.items, lambda item: reading.read(item.source, net.channels, net.size, self.preprocessing), size
+            self.items, lambda item: reading.read(item.source, net.channels, net.size, how=self.preprocessing), size
         ):
-            x0 = batches.stacked(loaded, self.single, self.console, len(self.items) <= SHOWN, self.convert)
+            x0 = batches.stacked(loaded, self.single, self.console, tell=len(self.items) <= SHOWN, convert=self.convert)
             self.failed += sum(b.failure is not None for b in loaded)
             self.count += len(x0)
             self.shown += list(x0[: max(0, self.rows - len(self.shown))])
@@ -227,8 +225,8 @@ def report(
     trips: Sequence[RoundTrip],
     reports: Sequence[str],
     model: Model,
-    pictures: Pictures,
     *,
+    pictures: Pictures,
     files: Sheet,
     console: Console,
 ) -> None:
@@ -244,7 +242,7 @@ def report(
                 f" on {trip.unconverged} of {pictures.count} images (residual at most {max(trip.residuals):.1e})"
                 + (f"; on {folds} of them DDIM's step folds: it is not injective" if folds else "")
             )
-    console.data(as_table(trips, reports), as_record(trips, reports, model, pictures.count))
+    console.data(as_table(trips, reports), as_record(trips, reports, model, n=pictures.count))
     if files.output is not None:
         gains = save_sheet(files, pictures, trips)
         several = len({t.way.spacing for t in trips}) > 1
@@ -288,7 +286,7 @@ def as_table(cells: Sequence[RoundTrip], reports: Sequence[str]) -> str:
     return table(header, rows)
 
 
-def as_record(cells: Sequence[RoundTrip], reports: Sequence[str], model: Model, n: int) -> dict[str, Any]:
+def as_record(cells: Sequence[RoundTrip], reports: Sequence[str], model: Model, *, n: int) -> dict[str, Any]:
     """The same for machines, with each image's values."""
     from ddimctl.paper import TABLE_2
 

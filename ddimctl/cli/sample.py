@@ -130,14 +130,11 @@ def sample(
     apart = make(
         rows, net, what.condition(), how=how, machine=machine, files=pictures if folder else [], console=console
     )
-    for row in rows:
-        if row.unconverged:
-            console.notice(
-                f"warning: {row.unconverged} of {how.n} images did not converge (residual at most {max(row.residuals):.1e})"
-            )
+    tell_unconverged(rows, how.n, console)
     if folder is None:
         origins = {"seed": how.seed, "number": how.n, "all_steps": lengths}
-        save_sheet(pictures[0], rows, columns, factor, files=files, made=made(net, longest, what.condition(), origins))
+        origin = made(net, longest, what.condition(), more=origins)
+        save_sheet(pictures[0], rows, columns, factor=factor, files=files, made=origin)
     if files.noise is not None:
         save_noise(files.noise, net, how.n, seed=how.seed, way=longest.how.way, condition=what.condition())
         if longest.how.is_random:
@@ -161,6 +158,14 @@ def sample(
         "unrelated_mse": sum(apart) / len(apart) if apart else None,
     }
     console.data(text, record)
+
+
+def tell_unconverged(rows: Sequence[Row], n: int, console: Console) -> None:
+    for row in rows:
+        if row.unconverged:
+            console.notice(
+                f"warning: {row.unconverged} of {n} images did not converge (residual at most {max(row.residuals):.1e})"
+            )
 
 
 def ways_of(how: Sampling, lengths: Sequence[int]) -> list[Noising]:
@@ -241,7 +246,9 @@ def make(
                 at = i * how.n + start
                 make_folder(files[at].parent)
                 for k, (file, image) in enumerate(zip(files[at : at + m], pixels, strict=True), start):
-                    writing.save_image(file, image, made=made(model, row, condition, {"seed": how.seed, "number": k}))
+                    writing.save_image(
+                        file, image, made=made(model, row, condition, more={"seed": how.seed, "number": k})
+                    )
             for row in rows:
                 row.mse += mse(xs[row.steps], xs[longest.steps]).tolist()
             apart += mse(xs[longest.steps][1:], xs[longest.steps][:-1]).tolist()
@@ -264,7 +271,7 @@ def targets(output: Path | None, n: int, lengths: Sequence[int]) -> tuple[Path |
     return output, [folder / f"{k:0{width}}.png" for folder in folders for k in range(n)]
 
 
-def made(model: Model, row: Row, condition: Condition, more: dict[str, Any]) -> dict[str, Any]:
+def made(model: Model, row: Row, condition: Condition, *, more: dict[str, Any]) -> dict[str, Any]:
     """How a sample was made, as it says of itself."""
     from ddimctl import origin
 
@@ -273,7 +280,7 @@ def made(model: Model, row: Row, condition: Condition, more: dict[str, Any]) -> 
 
 
 def save_sheet(
-    path: Path, rows: Sequence[Row], columns: int, factor: int, *, files: Samples, made: dict[str, Any]
+    path: Path, rows: Sequence[Row], columns: int, *, factor: int, files: Samples, made: dict[str, Any]
 ) -> None:
     """Writes one sheet: a row for each number of steps, or all images of the only one, enlarged to be seen."""
     import numpy as np
@@ -295,7 +302,7 @@ def save_noise(path: Path, model: Model, n: int, *, seed: int, way: Way, conditi
     xT = seeds.noise(model.state_shape, n, seed)
     records = [{"name": f"noise {k} of seed {seed}", "noise": {"seed": seed, "number": k}} for k in range(n)]
     drawn = ode.Solution(xT, [0] * n, None, way.used_tolerance)
-    about = latent.provenance(model, Recipe.of(model, way, condition), drawn, records)
+    about = latent.provenance(model, Recipe.of(model, way, condition), drawn, records=records)
     latent.save(path, latent.Latent(xT, about))
 
 

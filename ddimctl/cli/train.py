@@ -197,7 +197,7 @@ def train(
     about |= {k: _said(k, ctx.params[p]) for k, p in REMEMBERED.items() if p in given or k not in about}
     if not about["images"]:
         raise UsageError("there are no images to train on", hint="name a folder, or an IDX file")
-    settings = _settings(_kind(kind, before), ctx.params, given, before)
+    settings = _settings(_kind(kind, before), ctx.params, given, before=before)
     data = _load(about, settings, console)
     device = torch.device(pytorch.device(machine.device))
     task = tasks.make(settings, data, device, latent=about["latent"], start=about["start"])
@@ -257,7 +257,7 @@ def _kind(asked: Kind, before: Settings | None) -> type[Settings]:
     return KINDS["autoencoder" if asked.autoencoder else "text" if text else "pixel"]
 
 
-def _settings(kind: type[Settings], values: Mapping[str, Any], given: set[str], before: Settings | None) -> Settings:
+def _settings(kind: type[Settings], values: Mapping[str, Any], given: set[str], *, before: Settings | None) -> Settings:
     """The kind's own defaults, or the run's settings, and over them what was given. Raises `UsageError`."""
     from ddimctl.training.settings import KINDS, from_dict
 
@@ -323,7 +323,7 @@ def _load(about: Mapping[str, str], settings: Settings, console: Console) -> Dat
         return Data(data, others, tuple(texts), tuple(words))
     if not 0 < fraction < 1:
         raise UsageError(f"--held-out {held_out} is neither a path nor a fraction between 0 and 1")
-    return split(data, fraction, settings.seed, texts)
+    return split(data, fraction, settings.seed, captions=texts)
 
 
 def _run(trainer: Trainer, about: About, console: Console, *, sample_every: int, save_every: int) -> None:
@@ -359,4 +359,4 @@ def _run(trainer: Trainer, about: About, console: Console, *, sample_every: int,
     held_out_loss = trainer.validate() if log.held_out_loss is None else log.held_out_loss
     with console.bar(card.round_trip_steps(), "measuring round trips") as bar:
         measured = card.measure(trainer, progress=bar)
-    trainer.export(card.write(trainer, about, held_out_loss, measured))
+    trainer.export(card.write(trainer, about, held_out_loss, measured=measured))

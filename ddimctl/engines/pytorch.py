@@ -21,7 +21,7 @@ def eager(module: Module, precision: str) -> Call:
     """PyTorch, operation by operation; on every device."""
     import torch
 
-    return _call(module, precision, module.torch, torch.inference_mode)
+    return _call(module, precision, module.torch, without_gradients=torch.inference_mode)
 
 
 def compiled(module: Module, precision: str) -> Call:
@@ -41,10 +41,12 @@ def compiled(module: Module, precision: str) -> Call:
             torch._dynamo.mark_dynamic(labels, 0)
         return made(x, labels, **embedded)
 
-    return _call(module, precision, network, torch.no_grad)  # the compiler does not know inference tensors' versions
+    return _call(
+        module, precision, network, without_gradients=torch.no_grad
+    )  # the compiler does not know inference tensors' versions
 
 
-def _call(module: Module, precision: str, network: Callable[..., Any], without_gradients: Any) -> Call:
+def _call(module: Module, precision: str, network: Callable[..., Any], *, without_gradients: Any) -> Call:
     import torch
 
     device, dtype = torch.device(module.device), getattr(torch, module.dtype)

@@ -80,18 +80,18 @@ def load(folder: Path, device: str, kind: str = "AutoencoderKL") -> Latents:
     said = vae.config
     if said.in_channels != said.out_channels:
         raise FileError(f"{folder} maps {said.in_channels} channels to {said.out_channels}: no autoencoder of images")
-    scale = _numbers(said.scaling_factor, folder, "scaling_factor", 1)
-    shift = _numbers(said.get("shift_factor") or 0.0, folder, "shift_factor", 1)
+    scale = _numbers(said.scaling_factor, folder, "scaling_factor", n=1)
+    shift = _numbers(said.get("shift_factor") or 0.0, folder, "shift_factor", n=1)
     if said.get("latents_std") is not None:
-        scale = scale / _numbers(said.latents_std, folder, "latents_std", said.latent_channels)
+        scale = scale / _numbers(said.latents_std, folder, "latents_std", n=said.latent_channels)
     if said.get("latents_mean") is not None:
-        shift = shift + _numbers(said.latents_mean, folder, "latents_mean", said.latent_channels)
+        shift = shift + _numbers(said.latents_mean, folder, "latents_mean", n=said.latent_channels)
     if not ((scale > 0).all() and (scale < 1e6).all()):
         raise FileError(f"{folder}: its scale of {float(scale.min()):g} makes no sense")
     return Latents(vae.to(device), KINDS[kind], scale, shift, 2 ** (len(said.block_out_channels) - 1))
 
 
-def _numbers(value: Any, where: Path, name: str, n: int) -> Tensor:
+def _numbers(value: Any, where: Path, name: str, *, n: int) -> Tensor:
     """n numbers of a configuration, as (1, n, 1, 1). Raises `FileError` where they are none."""
     found = value if isinstance(value, list | tuple) else [value]
     if len(found) != n or not all(isinstance(v, int | float) and math.isfinite(v) for v in found):

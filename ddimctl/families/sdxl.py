@@ -71,7 +71,7 @@ class ListeningXL(nn.Module):
         super().__init__()
         self.unet, self.factor = unet, factor
 
-    def forward(self, x: Tensor, labels: Tensor, encoder_hidden_states: Tensor, text_embeds: Tensor) -> Tensor:
+    def forward(self, x: Tensor, labels: Tensor, encoder_hidden_states: Tensor, *, text_embeds: Tensor) -> Tensor:
         n, size = len(x), [side * self.factor for side in x.shape[2:]]
         ids = torch.tensor([[*size, 0, 0, *size]], dtype=x.dtype, device=x.device)
         more = {"text_embeds": text_embeds.expand(n, -1), "time_ids": ids.expand(n, -1)}

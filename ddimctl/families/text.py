@@ -113,7 +113,7 @@ def load_clip(path: Path, device: str, number: str = "", *, projected: bool = Fa
     folder, words = path / f"text_encoder{number}", path / f"tokenizer{number}"
     config = pipelines.read_config(folder, kind)
     tokenizer = _load_tokenizer(words, "CLIPTokenizer", (("tokenizer.json",), ("vocab.json", "merges.txt")))
-    encoder = _make(kind, "CLIPTextConfig", {k: config[k] for k in CLIP_FIELDS if k in config}, folder)
+    encoder = _make(kind, "CLIPTextConfig", {k: config[k] for k in CLIP_FIELDS if k in config}, where=folder)
     # Their names have begun with text_model. in some versions of transformers, and not in others.
     state = pipelines.read_weights(folder, "model")
     bare = {k.removeprefix("text_model."): w for k, w in state.items()}
@@ -124,23 +124,23 @@ def load_clip(path: Path, device: str, number: str = "", *, projected: bool = Fa
             if buffer.is_meta:  # position_ids, which no file holds
                 part.register_buffer(name, torch.arange(buffer.shape[-1]).expand(buffer.shape), persistent=False)
     length = min(int(tokenizer.model_max_length), encoder.config.max_position_embeddings)
-    _check_tokens(path, tokenizer, encoder, length)
+    _check_tokens(path, tokenizer, encoder, length=length)
     return Encoder(tokenizer, encoder.to(device), CLIP_FIELDS, length, bool(config.get("use_attention_mask")))
 
 
-def load_t5(path: Path, device: str, number: str, length: int) -> Encoder:
+def load_t5(path: Path, device: str, number: str, *, length: int) -> Encoder:
     """T5's encoder and tokenizer, those of that number, to read so many tokens. Raises `FileError` as `load_clip`."""
     folder, words = path / f"text_encoder{number}", path / f"tokenizer{number}"
     config = pipelines.read_config(folder, "T5EncoderModel")
     tokenizer = _load_tokenizer(words, "T5Tokenizer", (("tokenizer.json",), ("spiece.model",)))
-    encoder = _make("T5EncoderModel", "T5Config", {k: config[k] for k in T5_FIELDS if k in config}, folder)
+    encoder = _make("T5EncoderModel", "T5Config", {k: config[k] for k in T5_FIELDS if k in config}, where=folder)
     state = pipelines.read_weights(folder, "model")
     for a, b in (("shared.weight", "encoder.embed_tokens.weight"), ("encoder.embed_tokens.weight", "shared.weight")):
         if a in state:  # one weight of two names, of which files hold one
             state.setdefault(b, state[a])
     pipelines.fill(encoder, state, folder)
     length = min(length, int(tokenizer.model_max_length))
-    _check_tokens(path, tokenizer, encoder, length)
+    _check_tokens(path, tokenizer, encoder, length=length)
     return Encoder(tokenizer, encoder.to(device), T5_FIELDS, length)
 
 
@@ -161,7 +161,7 @@ def _load_tokenizer(folder: Path, kind: str, vocabularies: Sequence[Sequence[str
         raise FileError(f"{folder} has a tokenizer that cannot be read: {_reason(e)}") from e
 
 
-def _make(kind: str, configuration: str, fields: dict[str, Any], where: Path) -> Any:
+def _make(kind: str, configuration: str, fields: dict[str, Any], *, where: Path) -> Any:
     """An encoder of transformers' without memory for its weights."""
     with quiet():
         import transformers
@@ -176,7 +176,7 @@ def _reason(e: Exception) -> str:
     return " ".join(str(e).split())[:120] or type(e).__name__
 
 
-def _check_tokens(path: Path, tokenizer: Any, encoder: Any, length: int) -> None:
+def _check_tokens(path: Path, tokenizer: Any, encoder: Any, *, length: int) -> None:
     if len(tokenizer) > encoder.config.vocab_size or length < 2:
         raise FileError(f"{path}: the tokenizer has {len(tokenizer)} tokens, the encoder {encoder.config.vocab_size}")
 

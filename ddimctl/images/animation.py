@@ -45,10 +45,10 @@ def check_target(path: Path, *, sound: bool = False) -> None:
         raise UsageError(f"{path} has no suffix that frames can be written to", hint=f"{known}, or a folder")
 
 
-def check_frames(path: Path, n: int, height: int, width: int) -> None:
-    """Raises `UsageError` if `path` cannot hold `n` frames of that size."""
+def check_frames(path: Path, n: int, size: tuple[int, int]) -> None:
+    """Raises `UsageError` if `path` cannot hold `n` frames of that size, height and width."""
     strip = path.suffix.lower() in STILL
-    check_side(path, *(sheet_size(n, (height, width), n) if strip else (height, width)))
+    check_side(path, *(sheet_size(n, size, n) if strip else size))
 
 
 def save_frames(
@@ -66,7 +66,7 @@ def save_frames(
     an MP4. `made` is put into every file: see `metadata`.
     """
     check_target(path, sound=sound is not None)
-    check_frames(path, *frames.shape[:3])
+    check_frames(path, len(frames), frames.shape[1:3])
     suffix = path.suffix.lower()
     times = [1000 / fps] * len(frames) if times is None else list(times)
     if not suffix:

@@ -23,13 +23,13 @@ class Raw(NamedTuple):
     white_is_zero: bool
 
 
-def in_srgb(image: Image.Image, raw: Raw, name: str, how: Preprocessing, notes: list[str]) -> Image.Image:
+def in_srgb(image: Image.Image, raw: Raw, name: str, *, how: Preprocessing, notes: list[str]) -> Image.Image:
     """8-bit L, LA, RGB or RGBA, in sRGB."""
     info = image.info
     if not isinstance(info.get("transparency", 0), int | bytes | tuple):  # a text chunk of that name
         del info["transparency"]
     if image.mode[0] in "IF":
-        return _from_range(image, raw, name, how, notes)
+        return _from_range(image, raw, name, how=how, notes=notes)
     if raw.bits > 8:
         notes.append(f"{raw.bits} bits to 8 by the high byte")
         if isinstance(info.get("transparency"), tuple):
@@ -61,7 +61,7 @@ def on_background(image: Image.Image, how: Preprocessing, notes: list[str]) -> I
     return Image.alpha_composite(below, image.convert("RGBA")).convert("RGB")
 
 
-def _from_range(image: Image.Image, raw: Raw, name: str, how: Preprocessing, notes: list[str]) -> Image.Image:
+def _from_range(image: Image.Image, raw: Raw, name: str, *, how: Preprocessing, notes: list[str]) -> Image.Image:
     """Grey integers beyond 8 bits, or floats: black … white → 0 … 255, rounded to nearest, clipped."""
     sixteen = image.mode.startswith("I;16") or (image.mode == "I" and raw.format == "PPM")
     if how.value_range is None and not sixteen:

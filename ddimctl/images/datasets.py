@@ -64,13 +64,13 @@ def load(path: Path, channels: int, size: tuple[int, int], *, how: Preprocessing
     if how.frame is None:
         how = replace(how, frame=0)
     if not path.is_dir():
-        return DataSet(_fit_idx(read_idx(path), channels, size, how), ())
+        return DataSet(_fit_idx(read_idx(path), channels, size, how=how), ())
     arrays: list[Tensor] = []
     sources, failures = [], []
     for file in find_images(path):
         try:
             refuse_special(file)
-            pixels = read(file, channels, size, how)[0]
+            pixels = read(file, channels, size, how=how)[0]
         except (FileError, UsageError) as e:
             failures.append(e)
             continue
@@ -93,7 +93,7 @@ def load_dataset(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
     return found.images
 
 
-def _fit_idx(data: np.ndarray, channels: int, size: tuple[int, int], how: Preprocessing) -> Tensor:
+def _fit_idx(data: np.ndarray, channels: int, size: tuple[int, int], *, how: Preprocessing) -> Tensor:
     """Grey images uint8 (N, H, W) → (N, C, H, W) of that size."""
     import torch
 

@@ -17,10 +17,10 @@ COLOURS = {
 }
 
 
-def chart(what: Chart, width: int, height: int, paper: Paper = LIGHT) -> np.ndarray:
+def chart(what: Chart, width: int, height: int, *, paper: Paper = LIGHT) -> np.ndarray:
     """A chart as uint8 (height, width, 3)."""
     font = font_of(LETTER)
-    found = marks(what, width, height, lambda text: measure(font, text)[0])
+    found = marks(what, width, height, measure=lambda text: measure(font, text)[0])
     large = Image.new("RGB", (FINE * width, FINE * height), (paper.paper,) * 3)
     draw = ImageDraw.Draw(large)
     for mark in found:
@@ -30,7 +30,7 @@ def chart(what: Chart, width: int, height: int, paper: Paper = LIGHT) -> np.ndar
     draw = ImageDraw.Draw(small)
     for mark in found:
         if mark.kind == "text":
-            write(draw, mark.points[0], mark.text, font, anchor=mark.anchor, ink=colour(mark.colour, paper))
+            write(draw, mark.points[0], mark.text, font=font, anchor=mark.anchor, ink=colour(mark.colour, paper))
     return np.asarray(small)
 
 

@@ -38,7 +38,7 @@ class Film:
 
 
 def read(
-    source: str | PathLike[str] | bytes, channels: int, size: tuple[int, int], how: Preprocessing | None = None
+    source: str | PathLike[str] | bytes, channels: int, size: tuple[int, int], *, how: Preprocessing | None = None
 ) -> Film:
     """A film of any kind that is read here; an image is a film of one frame. `how.frame` does not matter.
 
@@ -49,7 +49,7 @@ def read(
     check_channels(name, channels)
     pixels, records = [], []
     frames = _of_video if is_video(data) else _of_image
-    for array, record in frames(name, data, channels, size, how):
+    for array, record in frames(name, data, channels, size=size, how=how):
         pixels.append(array)
         records.append(record)
         if len(pixels) * array.size > MAX_HELD:
@@ -74,18 +74,18 @@ def times_of(records: Sequence[Mapping[str, Any]]) -> list[float] | None:
 
 
 def _of_image(
-    name: str, data: bytes, channels: int, size: tuple[int, int], how: Preprocessing
+    name: str, data: bytes, channels: int, *, size: tuple[int, int], how: Preprocessing
 ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     with reading.opened(name, data, how) as image:
         first = reading.about(name, data, image)
         for i in range(getattr(image, "n_frames", 1) if image.format not in reading.MAIN else 1):
-            pixels, record = reading.take(image, dict(first), channels, size, replace(how, frame=i))
+            pixels, record = reading.take(image, dict(first), channels, size=size, how=replace(how, frame=i))
             shown = float(image.info.get("duration") or 0)
             yield pixels, {**record, "duration": shown if 10 < shown <= LONGEST else DEFAULT_TIME}
 
 
 def _of_video(
-    name: str, data: bytes, channels: int, size: tuple[int, int], how: Preprocessing
+    name: str, data: bytes, channels: int, *, size: tuple[int, int], how: Preprocessing
 ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     """Each frame with the time until the next; the last is shown for as long as the one before."""
     held: list[tuple[np.ndarray, dict[str, Any]]] = []
@@ -95,7 +95,7 @@ def _of_video(
         picture = Image.fromarray(frame)
         picture.format = "film"
         first = first or reading.about(name, data, picture)
-        held.append(reading.take(picture, dict(first), channels, size, replace(how, frame=0)))
+        held.append(reading.take(picture, dict(first), channels, size=size, how=replace(how, frame=0)))
         held[-1][1]["frame"] = i
         starts.append(start)
         if len(held) == 2:

@@ -80,8 +80,9 @@ def check_side(path: Path, height: int, width: int) -> None:
         )
 
 
-def check_memory(n: int, height: int, width: int, channels: int) -> None:
+def check_memory(n: int, size: tuple[int, int], channels: int) -> None:
     """Raises `UsageError` if that many images of that size, which are held at once, are more than `MAX_HELD` bytes."""
+    height, width = size
     held = n * height * width * channels
     if held > MAX_HELD:
         raise UsageError(

@@ -55,15 +55,15 @@ class Paper:
 LIGHT, DARK = Paper(), Paper(ink=232, paper=18)
 
 
-def around(pixels: np.ndarray, tile: tuple[int, int], gap: int, labels: Labels) -> np.ndarray:
+def around(pixels: np.ndarray, tile: tuple[int, int], gap: int, *, labels: Labels) -> np.ndarray:
     """A sheet (H, W, C) of tiles (height, width) with `gap` pixels between → one with `labels` around it, on white."""
     font = font_for(tile)
     height, width, channels = pixels.shape
     columns, apart = (width + gap) // (tile[1] + gap), font.size // 2
     high = (tile[0] + gap) // line_height(font)  # lines beside a row: none where they would run into its neighbours'
     names = ["\n".join(wrapped(t, font, tile[1]).split("\n")[:high]) for t in labels.left]
-    above = placed(labels.above, columns, tile[1], gap, font)
-    below = placed(labels.below, columns, tile[1], gap, font)
+    above = placed(labels.above, columns, tile[1], gap=gap, font=font)
+    below = placed(labels.below, columns, tile[1], gap=gap, font=font)
     left = max((measure(font, t)[0] + apart for t in names if t), default=0) + MARGIN
     top = max((measure(font, t)[1] + apart for t, _, _ in above), default=0) + MARGIN
     bottom = max((measure(font, t)[1] + apart for t, _, _ in below), default=0)
@@ -75,10 +75,10 @@ def around(pixels: np.ndarray, tile: tuple[int, int], gap: int, labels: Labels) 
     draw = ImageDraw.Draw(out)
     for part, y, stands in ((above, top - apart, "d"), (below, top + height + apart, "a")):
         for text, x, side in part:
-            write(draw, (left + x, y), text, font, anchor=f"{side}{stands}")
+            write(draw, (left + x, y), text, font=font, anchor=f"{side}{stands}")
     for i, text in enumerate(names):
-        write(draw, (left - apart, top + i * (tile[0] + gap) + tile[0] / 2), text, font, anchor="rm")
-    write(draw, (MARGIN, top + height + bottom + apart), caption, font)
+        write(draw, (left - apart, top + i * (tile[0] + gap) + tile[0] / 2), text, font=font, anchor="rm")
+    write(draw, (MARGIN, top + height + bottom + apart), caption, font=font)
     array = np.asarray(out)
     return array[..., None] if channels == 1 else array
 
@@ -89,7 +89,7 @@ def room(tile: tuple[int, int]) -> tuple[int, int]:
     return 3 * LINES * line_height(font) + 2 * font.size + 2 * MARGIN, tile[1] + font.size + 2 * MARGIN
 
 
-def placed(texts: Sequence[str], columns: int, width: int, gap: int, font: Any) -> list[tuple[str, int, str]]:
+def placed(texts: Sequence[str], columns: int, width: int, *, gap: int, font: Any) -> list[tuple[str, int, str]]:
     """(text, x, the side of it that stands there) of each text that is not empty.
 
     A text begins at its column's left edge and may go on over empty neighbours. The last column's, where it has such, ends
@@ -145,7 +145,7 @@ def written(text: str) -> str:
 
 
 def write(
-    draw: Any, at: tuple[float, float], text: str, font: Any, *, anchor: str = "la", ink: Any = LIGHT.ink
+    draw: Any, at: tuple[float, float], text: str, *, font: Any, anchor: str = "la", ink: Any = LIGHT.ink
 ) -> None:
     """Draws lines at a point, in a grey level or colour.
 

@@ -51,15 +51,15 @@ def _row(portrait: Portrait, paper: Paper) -> Image.Image:
     high = max(channels.shape[0] + labels.line_height(font), SIDE)
     out = Image.new("RGB", (width, head + high + 8 + labels.measure(font, words)[1] + GAP // 2), (paper.paper,) * 3)
     pen = ImageDraw.Draw(out)
-    labels.write(pen, (GAP, GAP // 2), name, title, ink=paper.ink)
+    labels.write(pen, (GAP, GAP // 2), name, font=title, ink=paper.ink)
     n = len(portrait.channels)
     said = "x_T: black -3, white 3" if n == 1 else f"{n} channels: black -3, white 3"
-    labels.write(pen, (GAP, head), said, font, ink=drawing.colour("muted", paper))
+    labels.write(pen, (GAP, head), said, font=font, ink=drawing.colour("muted", paper))
     out.paste(Image.fromarray(channels), (GAP, head + labels.line_height(font) + 2))
     for i, chart in enumerate(portrait.charts):
-        picture = drawing.chart(chart, WIDE, SIDE, paper)
+        picture = drawing.chart(chart, WIDE, SIDE, paper=paper)
         out.paste(Image.fromarray(picture), (2 * GAP + SIDE + i * (WIDE + GAP), head))
-    labels.write(pen, (GAP, head + high + 8), words, font, ink=paper.ink)
+    labels.write(pen, (GAP, head + high + 8), words, font=font, ink=paper.ink)
     return out
 
 

@@ -39,7 +39,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its complaint
 
 
 def read(
-    source: str | PathLike[str] | bytes, channels: int, size: tuple[int, int], how: Preprocessing | None = None
+    source: str | PathLike[str] | bytes, channels: int, size: tuple[int, int], *, how: Preprocessing | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """An image as a model takes it, uint8 (H, W, C), and the record of what was done to it.
 
@@ -50,7 +50,7 @@ def read(
     name, data = content(source)
     check_channels(name, channels)
     with opened(name, data, how) as image:
-        return take(image, about(name, data, image), channels, size, how)
+        return take(image, about(name, data, image), channels, size=size, how=how)
 
 
 @contextlib.contextmanager
@@ -79,12 +79,12 @@ def about(name: str, data: bytes, image: Image.Image) -> dict[str, Any]:
 
 
 def take(
-    image: Image.Image, record: dict[str, Any], channels: int, size: tuple[int, int], how: Preprocessing
+    image: Image.Image, record: dict[str, Any], channels: int, *, size: tuple[int, int], how: Preprocessing
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """The frame of an opened image that `how` asks for, as a model takes it, and the record that began as `about`."""
     notes: list[str] = []
     name = record["name"]
-    picture = in_srgb(*_frame(image, name, how, record, notes), name, how, notes)
+    picture = in_srgb(*_frame(image, name, how, record=record, notes=notes), name, how=how, notes=notes)
     picture = on_background(picture, how, notes)
     if picture.mode != ("L" if channels == 1 else "RGB"):
         if channels == 1:
@@ -134,7 +134,7 @@ def decoding(name: str) -> Iterator[None]:
 
 
 def _frame(
-    image: Image.Image, name: str, how: Preprocessing, record: dict[str, Any], notes: list[str]
+    image: Image.Image, name: str, how: Preprocessing, *, record: dict[str, Any], notes: list[str]
 ) -> tuple[Image.Image, Raw]:
     """The wanted frame, decoded, upright."""
     several = image.format not in MAIN and getattr(image, "is_animated", False)

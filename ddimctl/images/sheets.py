@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def sheet_size(n: int, size: tuple[int, int], columns: int, gap: int = 2, factor: int = 1) -> tuple[int, int]:
+def sheet_size(n: int, size: tuple[int, int], columns: int, *, gap: int = 2, factor: int = 1) -> tuple[int, int]:
     """(height, width) of the `sheet` of so many images of that size, each enlarged `factor` times."""
     height, width = size
     return math.ceil(n / columns) * (factor * height + gap) - gap, columns * (factor * width + gap) - gap
@@ -24,7 +24,7 @@ def sheet_size(n: int, size: tuple[int, int], columns: int, gap: int = 2, factor
 def sheet(pixels: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
     """uint8 (N, H, W, C) → one contact sheet (H', W', C), row by row on white."""
     n, height, width, channels = pixels.shape
-    out = np.full((*sheet_size(n, (height, width), columns, gap), channels), 255, np.uint8)
+    out = np.full((*sheet_size(n, (height, width), columns, gap=gap), channels), 255, np.uint8)
     for i, image in enumerate(pixels):
         y, x = (i // columns) * (height + gap), (i % columns) * (width + gap)
         out[y : y + height, x : x + width] = image

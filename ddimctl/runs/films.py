@@ -37,7 +37,7 @@ def encode(
     """
     for item in items:
         try:
-            yield _encode(item, targets, encoding, batch_size, before, progress)
+            yield _encode(item, targets, encoding, batch_size=batch_size, before=before, progress=progress)
         except (FileError, UsageError) as e:
             yield Outcome(item, FAILED, failure=e)
 
@@ -46,6 +46,7 @@ def _encode(
     item: Item,
     targets: Targets,
     encoding: Encoding,
+    *,
     batch_size: int,
     before: Mapping[str, Mapping[str, Any]],
     progress: Progress,
@@ -56,10 +57,10 @@ def _encode(
     target, model = targets.of(item.name), encoding.model
     if item.source != "-":
         refuse_special(Path(item.source))
-    film = films.read(item.source, model.channels, model.size, encoding.how)
+    film = films.read(item.source, model.channels, model.size, how=encoding.how)
     if not targets.single and os.path.lexists(target):
         refuse_link(target)
-        if is_there(item, target, film.records, encoding, before):
+        if is_there(item, target, film.records, encoding=encoding, before=before):
             return Outcome(item, SKIPPED, (target,))
         if not targets.force:
             raise differs(target)
@@ -81,7 +82,7 @@ def _encode(
 
 
 def decode(
-    item: Item, file: Latent, decoding: Decoding, target: Path, *, batch_size: int, progress: Progress = iter
+    item: Item, file: Latent, decoding: Decoding, *, target: Path, batch_size: int, progress: Progress = iter
 ) -> int:
     """Decodes all latents of a file into one film, each shown for as long as its frame was; how many there are.
 
@@ -110,5 +111,5 @@ def check_size(target: Path, n: int, size: tuple[int, int]) -> None:
     """Raises `UsageError` if `target` cannot hold a film of `n` frames of that size, before any work."""
     from ddimctl.images import animation, formats
 
-    animation.check_frames(target, n, *size)
-    formats.check_memory(n, *size, 3)
+    animation.check_frames(target, n, size)
+    formats.check_memory(n, size, 3)

@@ -75,7 +75,9 @@ def encode(
         image = _Image(targets.of(item.name))
         if not targets.single and os.path.lexists(image.target):
             refuse_link(image.target)
-            image.ready = is_there(item, image.target, [source_record(item.source, encoding)], encoding, before)
+            image.ready = is_there(
+                item, image.target, [source_record(item.source, encoding)], encoding=encoding, before=before
+            )
             if not image.ready and not targets.force:
                 raise differs(image.target)
         if not image.ready:
@@ -126,7 +128,7 @@ def read(item: Item, encoding: Encoding) -> tuple[np.ndarray, dict[str, Any]]:
     from ddimctl.images import reading
 
     model = encoding.model
-    return reading.read(item.source, model.channels, model.size, encoding.how)
+    return reading.read(item.source, model.channels, model.size, how=encoding.how)
 
 
 def notes(record: Mapping[str, Any], solution: Solution) -> dict[str, Any]:
@@ -154,6 +156,7 @@ def is_there(
     item: Item,
     target: Path,
     records: Sequence[Mapping[str, Any]],
+    *,
     encoding: Encoding,
     before: Mapping[str, Mapping[str, Any]],
 ) -> bool:
@@ -315,7 +318,7 @@ def _decode_alike(
                 continue
             try:
                 target, sources = files[len(digests)]
-                digests.append(_write(target, data, targets, sources))
+                digests.append(_write(target, data, targets, sources=sources))
             except UsageError as e:
                 failures[len(digests)] = e
                 digests.append("")
@@ -346,7 +349,7 @@ def made(item: Item, file: Latent, decoding: Decoding) -> list[dict[str, Any]]:
     return out
 
 
-def _write(target: Path, data: bytes, targets: Targets, sources: Collection[str]) -> str:
+def _write(target: Path, data: bytes, targets: Targets, *, sources: Collection[str]) -> str:
     """The digest of an output that now holds `data`. Raises `UsageError` where something else is there, or a source."""
     found, wanted = digest(target), sha256(data)
     if found != wanted:

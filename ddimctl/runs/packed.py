@@ -60,7 +60,7 @@ def encode(
             if is_whole_and_same(part, [_record(b) for b in good], encoding):
                 status = SKIPPED
             else:
-                said |= _save_part(part, good, encoding, progress)
+                said |= _save_part(part, good, encoding, progress=progress)
             if any(b.failure is None for b in good):
                 parts.append(part)
         for b in batch:
@@ -89,7 +89,7 @@ def _held(target: Path, encoding: Encoding) -> deque[Mapping[str, Any]]:
 
 
 def _save_part(
-    part: Path, good: Sequence[Loaded[tuple[np.ndarray, dict[str, Any]]]], encoding: Encoding, progress: Progress
+    part: Path, good: Sequence[Loaded[tuple[np.ndarray, dict[str, Any]]]], encoding: Encoding, *, progress: Progress
 ) -> dict[int, dict[str, Any]]:
     """Encodes a batch into a file of its own. An image that is not lossless fails and is left out.
 

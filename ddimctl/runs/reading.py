@@ -30,7 +30,7 @@ class Loaded(Generic[T]):
 
 
 def read_ahead(
-    items: Iterable[Item], load: Callable[[Item], T], size: int, readers: int = READERS
+    items: Iterable[Item], load: Callable[[Item], T], size: int, *, readers: int = READERS
 ) -> Iterator[list[Loaded[T]]]:
     """Batches of loaded items, in order, the next batch being read by threads meanwhile.
 

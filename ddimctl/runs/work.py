@@ -81,7 +81,7 @@ def latent_of(solution: Solution, encoding: Encoding, records: Sequence[dict[str
     """The latents of a solution, as a file holds them; `records` say what was done to each image."""
     from ddimctl.latent import Latent, provenance
 
-    about = provenance(encoding.model, encoding.recipe, solution, list(records))
+    about = provenance(encoding.model, encoding.recipe, solution, records=list(records))
     return Latent(float32(solution.x), about)
 
 

@@ -31,7 +31,11 @@ class Autoencoder:
         self.settings, self.data, self.device = settings, data, device
         torch.manual_seed(settings.seed)
         self.network: Any = make(
-            settings.channels, settings.latent_channels, settings.block_channels, settings.layers, settings.groups
+            settings.channels,
+            settings.latent_channels,
+            settings.block_channels,
+            layers=settings.layers,
+            groups=settings.groups,
         ).to(device)
         self.network.to(memory_format=torch.channels_last)
 
@@ -68,7 +72,7 @@ class Autoencoder:
 
     @torch.no_grad()
     def write(self, folder: Path, network: nn.Module) -> None:
-        published: Any = make(*_shape(network))
+        published: Any = make(**_shape(network))
         published.load_state_dict(network.state_dict())
         z = torch.cat([network.encode(signed(x).to(self.device)).latent_dist.mean.cpu()  # type: ignore[operator]
                        for x in self.data.images[:1024].split(64)])  # fmt: skip
@@ -87,7 +91,7 @@ class Autoencoder:
         return torch.autocast(self.device.type, torch.bfloat16) if self.settings.bf16 else contextlib.nullcontext()
 
 
-def make(channels: int, latent: int, blocks: tuple[int, ...], layers: int, groups: int) -> Any:
+def make(channels: int, latent: int, blocks: tuple[int, ...], *, layers: int, groups: int) -> Any:
     """diffusers' own class, without attention."""
     from diffusers import AutoencoderKL
 
@@ -106,9 +110,15 @@ def make(channels: int, latent: int, blocks: tuple[int, ...], layers: int, group
     )
 
 
-def _shape(network: Any) -> tuple[Any, ...]:
+def _shape(network: Any) -> dict[str, Any]:
     c = network.config
-    return c.in_channels, c.latent_channels, tuple(c.block_out_channels), c.layers_per_block, c.norm_num_groups
+    return {
+        "channels": c.in_channels,
+        "latent": c.latent_channels,
+        "blocks": tuple(c.block_out_channels),
+        "layers": c.layers_per_block,
+        "groups": c.norm_num_groups,
+    }
 
 
 @torch.no_grad()
@@ -127,7 +137,7 @@ def of_pixels(channels: int) -> Any:
     silu(v) − silu(−v) = v.
     """
     width = 2 * channels + 2
-    network = make(channels, channels, (width,), 1, 1)
+    network = make(channels, channels, (width,), layers=1, groups=1)
     for p in network.parameters():
         p.zero_()
     for half in (network.encoder, network.decoder):

@@ -73,7 +73,7 @@ def round_trip_steps() -> int:
     return roundtrip.steps(ROUND_TRIPS, ())
 
 
-def write(trainer: Trainer, about: About, held_out_loss: float | None, measured: Sequence[RoundTrip] = ()) -> str:
+def write(trainer: Trainer, about: About, held_out_loss: float | None, *, measured: Sequence[RoundTrip] = ()) -> str:
     """The card, in Markdown. What has not been measured is left out; sections that were added to the last one are kept."""
     s = trainer.settings
     name = trainer.folder.resolve().name

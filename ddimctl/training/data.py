@@ -35,7 +35,7 @@ class Data:
         return sum(bytes(x) in known for x in self.held_out.flatten(1).numpy())
 
 
-def split(images: Tensor, fraction: float, seed: int, captions: Sequence[str] = ()) -> Data:
+def split(images: Tensor, fraction: float, seed: int, *, captions: Sequence[str] = ()) -> Data:
     """A random `fraction` of the images, at least one, is never trained on.
 
     Those held out stay in the order they were drawn in, so that the first of them stand for all.
@@ -47,7 +47,7 @@ def split(images: Tensor, fraction: float, seed: int, captions: Sequence[str] = 
     return Data(images[kept], images[out], *texts)
 
 
-def batch(step: int, size: int, n: int, seed: int) -> Tensor:
+def batch(step: int, size: int, n: int, *, seed: int) -> Tensor:
     """The rows of batch `step` of an endless sequence of shuffled passes over n images."""
     wanted = torch.arange(step * size, (step + 1) * size)
     out = torch.empty(size, dtype=torch.long)

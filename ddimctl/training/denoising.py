@@ -34,9 +34,9 @@ class Denoising:
         """The mean over a batch, at random labels and with random noise, both from `g`."""
         label = torch.randint(0, self.schedule.T, (len(x0),), generator=g)
         eps = torch.randn(x0.shape, generator=g)
-        return self.errors(predict, x0, label.to(self.device), eps.to(self.device)).mean()
+        return self.errors(predict, x0, label.to(self.device), eps=eps.to(self.device)).mean()
 
-    def errors(self, predict: Predict, x0: Tensor, label: Tensor, eps: Tensor) -> Tensor:
+    def errors(self, predict: Predict, x0: Tensor, label: Tensor, *, eps: Tensor) -> Tensor:
         """γ_t |ε − ε_θ|² for each image, a mean over its dimensions."""
         alpha = self.alpha[label].view(-1, 1, 1, 1)
         xt = (alpha.sqrt() * x0 + (1 - alpha).sqrt() * eps).to(memory_format=torch.channels_last)
@@ -56,5 +56,5 @@ class Denoising:
         total = 0.0
         for some, t, noise in zip(rows.split(64), label.split(64), eps.split(64), strict=True):
             x0 = held_out[some].to(self.device)
-            total += self.errors(predict(some), x0, t.to(self.device), noise.to(self.device)).sum().item()
+            total += self.errors(predict(some), x0, t.to(self.device), eps=noise.to(self.device)).sum().item()
         return total / n

@@ -26,7 +26,7 @@ class LossLog:
 
     columns = ("step", "images", "loss", "images_per_second", "held_out_loss")
 
-    def __init__(self, path: Path, start: int, batch: int, every: int = 50):
+    def __init__(self, path: Path, start: int, batch: int, *, every: int = 50):
         self.path, self.batch, self.every = path, batch, every
         self.losses: list[float] = []
         self.held_out_loss: float | None = None  # the last one measured

@@ -112,7 +112,7 @@ class Trainer:
             group["lr"] = s.lr * learning_rate_factor(self.step, s.steps, s.warmup)
         torch.manual_seed(seeds.mix(s.seed + 1, self.step))  # for dropout
         g = torch.Generator().manual_seed(seeds.mix(s.seed, self.step))
-        loss = self.task.loss(batch(self.step, s.batch, len(self.task.data.images), s.seed + 2), g)
+        loss = self.task.loss(batch(self.step, s.batch, len(self.task.data.images), seed=s.seed + 2), g)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), s.clip)
         self.optimizer.step()

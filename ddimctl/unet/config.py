@@ -124,17 +124,20 @@ class UNetConfig:
         """
 
         def block(
-            name: str, level: int, table: Mapping[str, BlockKind], kind: str | None, padding: str
+            name: str, level: int, table: Mapping[str, BlockKind], *, kind: str | None, padding: str
         ) -> tuple[object, ...]:
             how = table[name].resample or kind or "conv"
             return (self.head_dim(level) if table[name].attention else 0, how + padding if how == "conv" else how)
 
         n = len(self.block_out_channels)
         down = [
-            block(b, i, DOWN_BLOCKS, self.downsample_type, str(self.downsample_padding))
+            block(b, i, DOWN_BLOCKS, kind=self.downsample_type, padding=str(self.downsample_padding))
             for i, b in enumerate(self.down_block_types)
         ]
-        up = [block(b, n - 1 - i, UP_BLOCKS, self.upsample_type, "") for i, b in enumerate(self.up_block_types)]
+        up = [
+            block(b, n - 1 - i, UP_BLOCKS, kind=self.upsample_type, padding="")
+            for i, b in enumerate(self.up_block_types)
+        ]
         down[-1], up[-1] = down[-1][:1], up[-1][:1]  # the last ones do not resample
         attention = (self.head_dim(n - 1), self.mid_groups) if self.add_attention else ()
         middle = (float(self.mid_block_scale_factor), *attention) if self.mid_block_type else ()

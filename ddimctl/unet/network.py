@@ -70,7 +70,9 @@ def _activated(act: Callable[..., Tensor], h: Tensor) -> Tensor:
 class ResnetBlock2D(nn.Module):
     """norm, act, conv, + time, norm, act, conv, + input; with `resample` it halves ("down") or doubles ("up")."""
 
-    def __init__(self, config: UNetConfig, in_channels: int, out_channels: int, resample: str = "", scale: float = 1):
+    def __init__(
+        self, config: UNetConfig, in_channels: int, out_channels: int, *, resample: str = "", scale: float = 1
+    ):
         super().__init__()
         groups, eps = config.norm_num_groups, config.norm_eps
         width = config.time_embedding_dim or config.block_out_channels[0] * 4
@@ -109,7 +111,7 @@ class ResnetBlock2D(nn.Module):
 class Attention(nn.Module):
     """Self-attention over the pixels of a feature map, with a residual connection."""
 
-    def __init__(self, config: UNetConfig, channels: int, head_dim: int, groups: int | None, scale: float = 1):
+    def __init__(self, config: UNetConfig, channels: int, head_dim: int, *, groups: int | None, scale: float = 1):
         super().__init__()
         self.heads, self.scale = channels // head_dim, scale
         inner = self.heads * head_dim
@@ -133,12 +135,16 @@ class Attention(nn.Module):
 class UNetBlock2D(nn.Module):
     """Residual blocks at one resolution, attention after each where the kind has it, then perhaps a resampling."""
 
-    def __init__(self, config: UNetConfig, kind: BlockKind, level: int, widths: list[tuple[int, int]], resample: str):
+    def __init__(
+        self, config: UNetConfig, kind: BlockKind, level: int, *, widths: list[tuple[int, int]], resample: str
+    ):
         super().__init__()
         channels = widths[-1][1]
         self.resnets = nn.ModuleList([ResnetBlock2D(config, i, o) for i, o in widths])
         self.attentions = (
-            nn.ModuleList([Attention(config, channels, config.head_dim(level), config.norm_num_groups) for _ in widths])
+            nn.ModuleList(
+                [Attention(config, channels, config.head_dim(level), groups=config.norm_num_groups) for _ in widths]
+            )
             if kind.attention
             else None
         )
@@ -148,11 +154,11 @@ class UNetBlock2D(nn.Module):
             sampler = (
                 Resample(channels, up=resample == "up", padding=config.downsample_padding if resample == "down" else 1)
                 if how == "conv"
-                else ResnetBlock2D(config, channels, channels, resample)
+                else ResnetBlock2D(config, channels, channels, resample=resample)
             )
             self.add_module(self.resamplers, nn.ModuleList([sampler]))
 
-    def layer(self, i: int, x: Tensor, temb: Tensor, careful: bool) -> Tensor:
+    def layer(self, i: int, x: Tensor, temb: Tensor, *, careful: bool) -> Tensor:
         out: Tensor = self.resnets[i](x, temb, careful)
         if self.attentions is not None:
             out = self.attentions[i](out, careful)
@@ -178,7 +184,11 @@ class UNetMidBlock2D(nn.Module):
         super().__init__()
         channels, scale = config.block_out_channels[-1], config.mid_block_scale_factor
         head_dim = config.head_dim(len(config.block_out_channels) - 1)
-        attention = [Attention(config, channels, head_dim, config.mid_groups, scale)] if config.add_attention else []
+        attention = (
+            [Attention(config, channels, head_dim, groups=config.mid_groups, scale=scale)]
+            if config.add_attention
+            else []
+        )
         self.attentions = nn.ModuleList(attention)
         self.resnets = nn.ModuleList([ResnetBlock2D(config, channels, channels, scale=scale) for _ in range(2)])
 
@@ -207,7 +217,9 @@ class UNet2DModel(nn.Module):
             widths = [(c[i], c[i])] * config.layers_per_block
             widths[0] = (c[max(i - 1, 0)], c[i])
             last = i == len(c) - 1
-            self.down_blocks.append(UNetBlock2D(config, DOWN_BLOCKS[name], i, widths, "" if last else "down"))
+            self.down_blocks.append(
+                UNetBlock2D(config, DOWN_BLOCKS[name], i, widths=widths, resample="" if last else "down")
+            )
         self.mid_block = UNetMidBlock2D(config) if config.mid_block_type else None
         r = c[::-1]
         for i, name in enumerate(config.up_block_types):
@@ -217,7 +229,9 @@ class UNet2DModel(nn.Module):
             widths[0] = (below + r[i], r[i])
             widths[-1] = (widths[-1][0] - r[i] + above, r[i])
             last = i == len(c) - 1
-            self.up_blocks.append(UNetBlock2D(config, UP_BLOCKS[name], len(c) - 1 - i, widths, "" if last else "up"))
+            self.up_blocks.append(
+                UNetBlock2D(config, UP_BLOCKS[name], len(c) - 1 - i, widths=widths, resample="" if last else "up")
+            )
 
         self.conv_norm_out = GroupNorm(config.norm_num_groups, c[0], eps=config.norm_eps)
         self.conv_out = nn.Conv2d(c[0], config.out_channels, 3, padding=1)
@@ -267,7 +281,7 @@ class UNet2DModel(nn.Module):
         skips = [x]
         for block in cast(list[UNetBlock2D], self.down_blocks):
             for i in range(block.layers):
-                x = block.layer(i, x, temb, careful)
+                x = block.layer(i, x, temb, careful=careful)
                 skips.append(x)
             if block.resamples:
                 x = block.resample(x, temb, careful)
@@ -276,7 +290,7 @@ class UNet2DModel(nn.Module):
             x = self.mid_block(x, temb, careful)
         for block in cast(list[UNetBlock2D], self.up_blocks):
             for i in range(block.layers):
-                x = block.layer(i, torch.cat((x, skips.pop()), dim=1), temb, careful)
+                x = block.layer(i, torch.cat((x, skips.pop()), dim=1), temb, careful=careful)
             if block.resamples:
                 x = block.resample(x, temb, careful)
         out: Tensor = self.conv_out(_activated(F.silu, self.conv_norm_out(x, careful)))
