@@ -391,8 +391,9 @@ def test_interpolate_grid(tiny: Invoke, latents: list[str], tmp_path: Path) -> N
 
 def test_interpolate_from_images_directly(tiny: Invoke, pictures: list[str], tmp_path: Path) -> None:
     tiny(
-        "interpolate", "a.png", "b.png", "--steps", 4, "-o", "direct.png", "--frames", 4, "--zoom", 1, "--no-labels"
-    ).ok()
+        "interpolate", "a.png", "b.png", "--steps", 4, "-o", "direct.png", "--frames", 4, "--zoom", 1, "--no-labels",
+        "--dither", "none",
+    ).ok()  # fmt: skip
     for name in "ab":
         tiny("encode", f"{name}.png", "-o", f"{name}.pt", "--steps", 4).ok()
     tiny("interpolate", "a.pt", "b.pt", "-o", "by-latents.png", "--frames", 4, "--zoom", 1, "--no-labels").ok()
@@ -822,7 +823,7 @@ def test_interpolate_tells_of_weak_latents_and_renorm_is_the_cure(
     images = [str(model_folder / "held-out" / f"{i:03}.png") for i in range(2)]
     flat = tmp_path / "flat.png"
     Image.new("L", (16, 16), 128).save(flat)  # its x_T is next to nothing
-    common = ("--frames", 3, "--steps", 3, "-m", model_folder, "--force")
+    common = ("--frames", 3, "--steps", 3, "-m", model_folder, "--force", "--dither", "none")
     told = invoke("interpolate", flat, images[1], "-o", "x.gif", *common).ok().err
     assert "unlike noise, too weak" in told
     assert "--renorm" in told
@@ -830,3 +831,29 @@ def test_interpolate_tells_of_weak_latents_and_renorm_is_the_cure(
     assert "too weak" not in cured
     assert (tmp_path / "x.gif").read_bytes() != (tmp_path / "y.gif").read_bytes()
     invoke("interpolate", *images, "-o", "z.gif", *common, "--renorm", "--lerp").failed(2)
+
+
+def test_images_are_dithered_before_what_lies_between_and_the_ends_are_themselves(
+    invoke: Callable[..., Result], tame_folder: Path, tmp_path: Path
+) -> None:
+    """As `encode --dither` makes latents, byte for byte; the first and last frames are what their latents decode to."""
+    a, b = (str(tame_folder / "held-out" / f"{i:03}.png") for i in range(2))
+    common = ("-m", tame_folder, "--steps", 10, "--solver", "exact")
+    invoke("interpolate", a, b, "-o", "frames", "--frames", 3, "--dither", 5, *common).ok()
+    invoke("encode", a, b, "-o", "ab.pt", "--dither", 5, *common).ok()
+    invoke("interpolate", "ab.pt", "-o", "again", "--frames", 3).ok()
+    invoke("interpolate", a, b, "-o", "without", "--frames", 3, "--dither", "none", *common).ok()
+    invoke("interpolate", a, b, "-o", "default", "--frames", 3, *common).ok()
+
+    def frames(folder: str) -> list[np.ndarray]:
+        return [np.asarray(Image.open(f)).astype(int) for f in sorted((tmp_path / folder).iterdir())]
+
+    assert all(np.abs(x - y).max() <= 1 for x, y in zip(frames("frames"), frames("again"), strict=True))
+    for i, original in ((0, a), (2, b)):
+        for folder in ("frames", "without", "default"):
+            assert np.abs(frames(folder)[i] - np.asarray(Image.open(original))).max() <= 1
+    assert (frames("frames")[1] != frames("without")[1]).any()
+    assert (frames("frames")[1] != frames("default")[1]).any()  # another seed
+    assert "a number from 0" in invoke("interpolate", a, b, "-o", "no.gif", "--dither", "x").failed(2)
+    plain = ("-m", tame_folder, "--steps", 3, "--spacing", "linear")
+    assert "without --dither" in invoke("interpolate", a, b, "-o", "linear.gif", *plain).ok().err

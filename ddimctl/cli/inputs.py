@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from ddimctl.errors import FileError, UsageError, choose
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ddimctl.dither import Dither
     from ddimctl.latent import Latent
     from ddimctl.model import Condition, Model
     from ddimctl.recipe import Way
@@ -253,6 +254,28 @@ def is_latent(path: str) -> bool:
     return path.lower().endswith(LATENT_SUFFIXES)
 
 
+@dataclass(frozen=True)
+class Keys:
+    """Latents to interpolate between, how they are decoded, what was added to their images, and what those were."""
+
+    decoding: Decoding
+    xT: Tensor
+    dithers: list[Dither | None]
+    sources: set[str]
+
+
+def seed_for(dither: str, files: Sequence[Latent]) -> int | None:
+    """The seed of the noise that images get: a number, none, or auto: what the latent beside them got, and 0 alone.
+
+    Raises `UsageError` for anything else.
+    """
+    if dither == "auto":
+        return files[0].recipe.dither if files else 0
+    if dither != "none" and not dither.isdecimal():
+        raise UsageError(f"--dither takes a seed, a number from 0, or none, not {dither!r}")
+    return None if dither == "none" else int(dither)
+
+
 def gather_latents(
     names: list[str],
     what: options.OtherWhat,
@@ -262,15 +285,18 @@ def gather_latents(
     console: Console,
     force: bool,
     outputs: int,
-) -> tuple[Decoding, Tensor, set[str]]:
-    """How to decode the latents of latent files and images (which are encoded), all of them in order, and their sources.
+    dither: str = "none",
+) -> Keys:
+    """The latents of latent files and images (which are encoded), all of them in order.
 
     They must be of one model and one way, unless another is asked for: frames between latents of two ways would belong to
-    neither. Images are encoded as the first latent file was. `outputs` is how many images will be decoded.
+    neither. Images are encoded as the first latent file was, with the noise that `dither` says, see `seed_for`. `outputs`
+    is how many images will be decoded.
     """
     import torch
 
     from ddimctl import latent, ode
+    from ddimctl.dither import dithers_of
     from ddimctl.files import refuse_special
     from ddimctl.recipe import Way
     from ddimctl.runs.work import Decoding
@@ -280,6 +306,7 @@ def gather_latents(
         if name != "-":
             refuse_special(Path(name))
     files = {n: latent.load(Path(n)) for n in names if is_latent(n)}
+    seed = seed_for(dither, list(files.values()))
     if how.solver is not None:
         choose(SOLVERS, how.solver, "solver")
     net: Model | None = None
@@ -310,10 +337,20 @@ def gather_latents(
     work = evaluations(outputs + len(images), up.steps, up.solver)
     net = start_engine(net, machine, console, work=work)
     encoded: dict[str, Tensor] = {}
+    added: dict[str, Dither | None] = {}
     if images:
         x0, _ = read_images(images, net, console)
+        levels = up.path(net.schedule)
+        if seed is not None and not levels[0] > 0:
+            console.notice(f"images are encoded without --dither: {up.spacing} starts at the clean image")
+        marks = [] if seed is None or not levels[0] > 0 else dithers_of(x0, seed, levels)
+        added = dict(zip(images, marks, strict=False))
         with console.bar(up.steps * -(-len(x0) // machine.batch_size), "encoding") as bar:
-            xT = ode.encode(net, x0, up, condition, batch_size=machine.batch_size, progress=bar).x.float()
+            size = machine.batch_size
+            xT = ode.encode(net, x0, up, condition, dithers=marks, batch_size=size, progress=bar).x.float()
         encoded = dict(zip(images, xT.split(1), strict=True))
     xTs = torch.cat([files[n].xT if n in files else encoded[n] for n in names])
-    return Decoding(net, back, condition), xTs, set().union(*(file.sources for file in files.values()))
+    dithers: list[Dither | None] = []
+    for n in names:
+        dithers += (files[n].dithers or [None] * len(files[n].xT)) if n in files else [added.get(n)]
+    return Keys(Decoding(net, back, condition), xTs, dithers, set().union(*(file.sources for file in files.values())))

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from ddimctl.runs.work import Decoding
-
 MAX_SOUND = 1 << 30  # bytes of a sound file
 GAP = 2  # pixels between the images of a strip or grid
 
@@ -65,6 +63,10 @@ class Motion:
     loop: Annotated[bool, typer.Option("--loop", help="Go on from the last latent to the first.")] = False
     ease: Annotated[bool, typer.Option("--ease", help="Slow down at every latent.")] = False
     lerp: Annotated[bool, typer.Option("--lerp", help="Straight lines instead of slerp, to see why not.")] = False
+    dither: Annotated[
+        str,
+        typer.Option("--dither", metavar="SEED|none", help="Noise of σ(1) that is added to images first: see encode."),
+    ] = "auto"
     renorm: Annotated[bool, typer.Option("--renorm", help="Between weak latents as strong as noise: see info.")] = False
     grid: Annotated[bool, typer.Option("--grid", help="A 2-D grid over four corners instead of an animation.")] = False
     size: Annotated[str, typer.Option(metavar="RxC", help="Rows and columns of the grid.")] = "8x8"
@@ -102,6 +104,9 @@ def interpolate(
     Without -o it writes interpolation.gif (interpolation.png for a grid). A file with several latents counts as that
     many, in order.
 
+    Images get noise of σ(1) before they are encoded, as of encode --dither 0, or as a latent beside them did: what lies
+    between is as rough as they are. --dither none leaves it away.
+
     --even looks at some five times as many frames as it writes, to place them where neighbours are equally far apart.
 
     Example: ddimctl interpolate a.pt b.pt --frames 10
@@ -109,53 +114,47 @@ def interpolate(
     from ddimctl import origin
     from ddimctl.files import refuse_source
     from ddimctl.images import animation, formats, levels, sheets
-    from ddimctl.interpolate import INTERPOLANTS
-    from ddimctl.interpolate import grid as make_grid
     from ddimctl.motion import order
     from ddimctl.runs import work
 
     console = said.console()
-    interpolant = INTERPOLANTS[motion.interpolant]
     output = target_of(latents, motion, files, console=console)
     seconds, count = lengths(motion)
     rows, columns = options.parse_size(motion.size, "--size") if motion.grid else (1, count)
     sound = None if files.audio is None else read_bytes(files.audio, MAX_SOUND)
     try:
-        decoding, keys, sources = inputs.gather_latents(
-            latents, what, how, machine=machine, console=console, force=files.force, outputs=count
+        keys = inputs.gather_latents(
+            latents, what, how, machine=machine, console=console, force=files.force, outputs=count, dither=motion.dither
         )
     except DDIMError as e:
         for option in OF_ENCODE:
             if option in e.hint:
                 raise type(e)(str(e), hint=f"encode it first, with {option}") from None
         raise
-    refuse_source(output, sources)
-    if decoding.way.to is None:
-        tell_of_weak(keys, motion, console)
-    net = decoding.model
+    refuse_source(output, keys.sources)
+    tell_of_weak(keys, motion, console)
+    decoding, net = keys.decoding, keys.decoding.model
     formats.check_channels(f"an image of the model {net.name}", net.channels)
     as_files = not motion.grid and not output.suffix
     zoom = motion.zoom or (1 if as_files else sheets.factor_to_see(net.size, 224))
-    most = count if motion.grid else (count + len(keys) * motion.held) * (2 if motion.pingpong else 1)
+    most = count if motion.grid else (count + len(keys.xT) * motion.held) * (2 if motion.pingpong else 1)
     check_size(output, most, columns, size=(zoom * net.size[0], zoom * net.size[1]), files=files, grid=motion.grid)
     formats.check_memory(most, (zoom * net.size[0], zoom * net.size[1]), net.channels)
-    stops: list[int] = []
     if motion.grid:
-        xT = make_grid(list(keys), rows, columns, interpolant=interpolant)
+        xT, stops = grid_of(keys, motion, rows, columns=columns)
     else:
-        xT, stops = frames_of(
-            list(keys), motion, seconds, count=count, decoding=decoding, machine=machine, console=console
-        )
+        xT, stops = frames_of(keys, motion, seconds, count=count, machine=machine, console=console)
+    added = [keys.dithers[stops[i]] if i in stops else None for i in range(len(xT))]
     batches = -(-len(xT) // machine.batch_size)
     with console.bar(batches * decoding.way.steps, "decoding") as bar:
-        images = work.decode(xT, decoding, batch_size=machine.batch_size, progress=bar)
+        images = work.decode(xT, decoding, dithers=added, batch_size=machine.batch_size, progress=bar)
     levels.check_finite(images, net.name)
     pixels = sheets.enlarge(levels.to_pixels(images), zoom)
     made = origin.of(
         "interpolate", net, decoding.way, decoding.condition, parents=[origin.parent(n) for n in latents],
-        more={"frames": len(xT), "interpolant": motion.interpolant, "even": motion.even},
+        more={"frames": len(xT), "interpolant": motion.interpolant, "even": motion.even, "dithered": any(keys.dithers)},
     )  # fmt: skip
-    shown = order(len(xT), stops, pingpong=motion.pingpong, hold=motion.held)
+    shown = order(len(xT), [] if motion.grid else list(stops), pingpong=motion.pingpong, hold=motion.held)
     if motion.grid or output.suffix.lower() in animation.STILL:
         save_sheet(output, pixels, shown, columns=columns, motion=motion, files=files, made=made)
     else:
@@ -196,16 +195,25 @@ def target_of(latents: list[str], motion: Motion, files: Film, *, console: Conso
     return output
 
 
-def tell_of_weak(keys: Tensor, motion: Motion, console: Console) -> None:
+def tell_of_weak(keys: inputs.Keys, motion: Motion, console: Console) -> None:
     """Says which latents are weaker than noise ever is, unless what lies between them is made up for."""
     from ddimctl.health import too_weak
 
-    weak = too_weak(keys)
-    if any(weak) and motion.interpolant == "slerp":
+    weak = too_weak(keys.xT)
+    if any(weak) and motion.interpolant == "slerp" and keys.decoding.way.to is None:
         console.notice(
             f"{sum(weak)} of {len(weak)} latents are unlike noise, too weak: what lies between may be smooth;"
-            " --renorm helps"
+            " encode with --dither, or try --renorm here"
         )
+
+
+def grid_of(keys: inputs.Keys, motion: Motion, rows: int, *, columns: int) -> tuple[Tensor, dict[int, int]]:
+    """(x_T of the grid, row by row; which of them are the latents themselves, by their number)."""
+    from ddimctl.interpolate import INTERPOLANTS, grid
+
+    corners = (0, columns - 1, (rows - 1) * columns, rows * columns - 1)
+    xT = grid(list(keys.xT), rows, columns, interpolant=INTERPOLANTS[motion.interpolant])
+    return xT, {place: key for key, place in enumerate(corners)}
 
 
 def lengths(motion: Motion) -> tuple[list[float], int]:
@@ -226,29 +234,29 @@ def lengths(motion: Motion) -> tuple[list[float], int]:
 
 
 def frames_of(
-    keys: list[Tensor],
+    keys: inputs.Keys,
     motion: Motion,
     seconds: Sequence[float],
     *,
     count: int,
-    decoding: Decoding,
     machine: options.Machine,
     console: Console,
-) -> tuple[Tensor, list[int]]:
-    """(x_T of every frame, which of them are the latents themselves)."""
+) -> tuple[Tensor, dict[int, int]]:
+    """(x_T of every frame; which of them are the latents themselves, by their number)."""
     from ddimctl import motion as moving
     from ddimctl.arrays import on
     from ddimctl.interpolate import INTERPOLANTS, along, legs_of
     from ddimctl.runs import work
 
     interpolant = INTERPOLANTS[motion.interpolant]
-    legs = legs_of(keys, motion.loop)
+    xTs, decoding = list(keys.xT), keys.decoding
+    legs = legs_of(xTs, motion.loop)
     if seconds and len(seconds) != legs:
         raise UsageError(f"{len(seconds)} durations do not fit {legs} ways from one latent to the next")
     if motion.even:
 
         def seen(places: Sequence[moving.Place]) -> list[Any]:
-            xT = along(keys, places, loop=motion.loop, interpolant=interpolant)
+            xT = along(xTs, places, loop=motion.loop, interpolant=interpolant)
             images = work.decode(xT, decoding, batch_size=machine.batch_size, progress=bar)
             return list(on("cpu", images).half().float())
 
@@ -258,8 +266,8 @@ def frames_of(
     else:
         per_leg = [max(1, round(s * motion.fps)) for s in seconds] or moving.counts(count, legs, loop=motion.loop)
         places = moving.places(per_leg, loop=motion.loop, ease=motion.ease)
-    xT = along(keys, places, loop=motion.loop, interpolant=interpolant)
-    return xT, [i for i, (_, w) in enumerate(places) if w in (0.0, 1.0)]
+    xT = along(xTs, places, loop=motion.loop, interpolant=interpolant)
+    return xT, {i: (key + int(w)) % len(xTs) for i, (key, w) in enumerate(places) if w in (0.0, 1.0)}
 
 
 def check_size(output: Path, frames: int, columns: int, *, size: tuple[int, int], files: Film, grid: bool) -> None:
