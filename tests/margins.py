@@ -3,7 +3,8 @@
 A test that passes here fails on another processor where its tolerance is near rounding: instruction sets and thread counts
 add in another order. As a pytest plugin (`pytest -p margins`) this notes, for each comparison with a tolerance that a test
 makes, the largest part of what is allowed that was seen: of `assert error < limit`, `pytest.approx`, `assert_close`,
-`assert_allclose` and `np.allclose`. Alone it runs the suite so, again and again, and prints the worst of each.
+`assert_allclose` and `np.allclose`. Alone it runs the suite so, again and again, prints the worst of each, and fails where
+the suite does.
 """
 
 from __future__ import annotations
@@ -103,27 +104,31 @@ def pytest_unconfigure() -> None:
         json.dump(worst, file)
 
 
-def measure(setting: dict[str, str], args: list[str], folder: Path) -> None:
+def measure(setting: dict[str, str], args: list[str], folder: Path) -> int:
+    """Runs the suite so; pytest's exit code."""
     print(" ".join(f"{k}={v}" for k, v in setting.items()), flush=True)
     names = {k for s in SETTINGS for k in s}
     env = {k: v for k, v in os.environ.items() if k not in names} | setting
     # pytest keeps rewritten asserts beside the tests: these, which say when they pass, are kept elsewhere
     env |= {"MARGINS": str(folder), "PYTHONPYCACHEPREFIX": str(folder / "pycache"), "PYTHONPATH": str(TESTS)}
     command = [sys.executable, "-m", "pytest", "-p", "margins", "-o", "enable_assertion_pass_hook=true", *args]
-    subprocess.run(command, env=env, check=False)
+    return subprocess.run(command, env=env, check=False).returncode
 
 
-def main(args: list[str]) -> None:
+def main(args: list[str]) -> int:
     found: dict[str, tuple[float, float]] = {}
+    failed = 0
     with tempfile.TemporaryDirectory() as folder:
         for setting in SETTINGS:
-            measure(setting, args, Path(folder))
+            failed += measure(setting, args, Path(folder)) != 0
         for file in Path(folder).glob("*.json"):
             for where, (part, allowed) in json.loads(file.read_text()).items():
                 found[where] = max(found.get(where, (-1.0, 0.0)), (part, allowed))
     for where, (part, allowed) in sorted(found.items(), key=lambda kv: -kv[1][0]):
         print(f"{part:9.2g} of {allowed:8.1e}  {where}")
+    print(f"green under {len(SETTINGS) - failed} of {len(SETTINGS)} settings")
+    return int(failed > 0)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

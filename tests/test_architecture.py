@@ -172,8 +172,7 @@ def test_what_follows_the_third_is_given_by_name(path: Path) -> None:
 def test_a_command_tells_its_story_on_a_page(path: Path) -> None:
     for f in functions(path):
         assert f.end_lineno is not None
-        allowed = 110 if f.name == "train" else 80
-        assert f.end_lineno - f.lineno < allowed, f"{f.name} takes {f.end_lineno - f.lineno + 1} lines"
+        assert f.end_lineno - f.lineno < 80, f"{f.name} takes {f.end_lineno - f.lineno + 1} lines"
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=name_of)

@@ -162,7 +162,7 @@ def test_each_line_of_a_sheet_has_its_own_gain(image: Path, invoke: Invoke, mode
     gains = {}
     for part, result in zip(line.split(", "), json.loads(done.out)["results"], strict=True):
         name, gain = part.split(" × ")
-        assert name == f"{result['solver']} {result['steps']}"
+        assert name == f"{result['solver']} {result['spacing']} {result['steps']}"
         gains[name] = float(gain.replace(",", ""))
         assert 0.99 < gains[name] * result["max_abs"] / 127.5 < 1 + 2e-9  # the range is filled, and not left
     assert gains["exact 20"] > gains["ddim 2"]
@@ -236,7 +236,7 @@ def test_a_sheet_says_how_many_images_it_shows(invoke: Invoke, model_folder: Pat
     words = ("reconstruct", *files, "-m", model_folder, "--steps", 2, "-o", "s.png", "--force")
     assert invoke(*words).ok().err.splitlines()[-1].endswith("; 8 of 10 shown")
     assert "shown" not in invoke(*words, "-n", 8).ok().err
-    assert "shown" not in invoke(*words, "--rows", 10).ok().err
+    assert "shown" not in invoke(*words, "--rows", 10, "--no-labels").ok().err
     with Image.open(tmp_path / "s.png") as sheet:
         assert sheet.height == 10 * 112 + 9 * 4
 
