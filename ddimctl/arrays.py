@@ -37,6 +37,21 @@ def float32(x: Array) -> Array:
     return x.float() if is_tensor(x) else x.astype("float32")
 
 
+def cast(x: Array, name: str) -> Array:
+    """`x` as numbers of that name: float16, float32, float64."""
+    if is_tensor(x):
+        return x.to(getattr(sys.modules["torch"], name))
+    with np.errstate(over="ignore"):
+        return x.astype(name)
+
+
+def stacked(parts: Sequence[Array]) -> Array:
+    """(B, …) each → (B, K, …)."""
+    if is_tensor(parts[0]):
+        return sys.modules["torch"].stack(list(parts), 1)
+    return np.stack(parts, 1)
+
+
 def on(device: str, x: Array) -> Array:
     """`x` on a device of torch's; a numpy array stays where it is."""
     return x.to(device) if is_tensor(x) else x

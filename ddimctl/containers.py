@@ -1,6 +1,6 @@
 """The two containers of latent files, as bytes: torch's zip and safetensors, both without torch, read without trust.
 
-Both hold a tensor of float32 and texts by name. Neither notices a flipped byte by itself: `latent` adds a digest.
+Both hold tensors of float32 or float16 and texts by name. Neither notices a flipped byte by itself: `latent` adds a digest.
 """
 
 from __future__ import annotations
@@ -39,32 +39,29 @@ def check_head(head: bytes, size: int, name: str) -> None:
         raise FileError(f"{name} is not a latent, or damaged", hint=NO_HINT)
 
 
-def array(xT: Any) -> np.ndarray:
-    """x_T, a tensor or an array, as float32 in the order of memory."""
-    return np.ascontiguousarray(to_numpy(xT), "<f4")
+def array(x: Any, kind: str = "<f4") -> np.ndarray:
+    """A tensor or an array as float32, or as `kind`, in the order of memory."""
+    return np.ascontiguousarray(to_numpy(x), kind)
 
 
-def values(xT: Any) -> memoryview:
-    return array(xT).reshape(-1).view(np.uint8).data
+def values(x: np.ndarray) -> memoryview:
+    """The bytes of an array that `array` made."""
+    return x.reshape(-1).view(np.uint8).data
 
 
-def to_zip(text: dict[str, str], xT: np.ndarray) -> bytes:
-    """What ``torch.save({**text, "xT": xT})`` makes: a zip of a pickle and the values; without its unchecked padding."""
+def to_zip(text: dict[str, str], tensors: Mapping[str, np.ndarray]) -> bytes:
+    """What ``torch.save({**text, **tensors})`` makes: a zip of a pickle and the values; without its unchecked padding."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as z:
-        members = {
-            "data.pkl": _pickle(text, xT.shape),
-            "byteorder": b"little",
-            "data/0": values(xT),
-            "version": b"3\n",
-        }
-        for name, content in members.items():
+        members: dict[str, Any] = {"data.pkl": _pickle(text, tensors), "byteorder": b"little"}
+        members |= {f"data/{i}": values(x) for i, x in enumerate(tensors.values())}
+        for name, content in {**members, "version": b"3\n"}.items():
             z.writestr(zipfile.ZipInfo(LAYOUT + name), bytes(content))  # a ZipInfo of its own has no date of today
     return out.getvalue()
 
 
-def _pickle(text: dict[str, str], shape: tuple[int, ...]) -> bytes:
-    """The dictionary of `text` and of "xT", a tensor of that shape whose values are in ``data/0``: pickle protocol 2."""
+def _pickle(text: dict[str, str], tensors: Mapping[str, np.ndarray]) -> bytes:
+    """The dictionary of `text` and of tensors whose values are in ``data/0``, ``data/1``, …: pickle protocol 2."""
 
     def string(value: str) -> bytes:
         data = value.encode("utf-8", "surrogatepass")
@@ -76,16 +73,18 @@ def _pickle(text: dict[str, str], shape: tuple[int, ...]) -> bytes:
     def several(*parts: bytes) -> bytes:
         return b"(" + b"".join(parts) + b"t"
 
-    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-    storage = several(
-        string("storage"), b"ctorch\nFloatStorage\n", string("0"), string("cpu"), integer(math.prod(shape))
-    )
-    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n" + several(
-        storage + b"Q", integer(0), several(*map(integer, shape)), several(*map(integer, strides)),
-        b"\x89", b"ccollections\nOrderedDict\n)R",
-    )  # fmt: skip
+    def tensor(key: int, x: np.ndarray) -> bytes:
+        strides = [math.prod(x.shape[i + 1 :]) for i in range(x.ndim)]
+        kind = f"ctorch\n{STORAGES[x.dtype.str]}\n".encode()
+        storage = several(string("storage"), kind, string(str(key)), string("cpu"), integer(x.size))
+        return b"ctorch._utils\n_rebuild_tensor_v2\n" + several(
+            storage + b"Q", integer(0), several(*map(integer, x.shape)), several(*map(integer, strides)),
+            b"\x89", b"ccollections\nOrderedDict\n)R",
+        ) + b"R"  # fmt: skip
+
     items = b"".join(string(k) + string(v) for k, v in text.items())
-    return b"\x80\x02}(" + items + string("xT") + tensor + b"Ru."
+    items += b"".join(string(k) + tensor(i, x) for i, (k, x) in enumerate(tensors.items()))
+    return b"\x80\x02}(" + items + b"u."
 
 
 def to_npy(xT: np.ndarray) -> bytes:
@@ -95,10 +94,17 @@ def to_npy(xT: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def safetensors_header(text: dict[str, str], shape: tuple[int, ...]) -> bytes:
-    """Length and header of a safetensors file. (Its own library writes the metadata in an order of the day.)"""
-    entry = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, 4 * math.prod(shape)]}
-    header = json.dumps({"__metadata__": text, "xT": entry}, separators=(",", ":")).encode()
+def safetensors_header(text: dict[str, str], tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
+    """Length and header of a safetensors file of tensors, (kind, shape) each, whose values follow one after the other.
+
+    (Its own library writes the metadata in an order of the day.)
+    """
+    entries: dict[str, Any] = {"__metadata__": text}
+    end = 0
+    for name, (kind, shape) in tensors.items():
+        start, end = end, end + np.dtype(kind).itemsize * math.prod(shape)
+        entries[name] = {"dtype": SAFETENSORS[kind], "shape": list(shape), "data_offsets": [start, end]}
+    header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     if len(header) > MAX_HEADER:
         raise UsageError("a safetensors file cannot name so many images", hint="split the run with --shard")
@@ -196,6 +202,8 @@ KINDS: dict[str, np.dtype[Any]] = {  # of numbers, as safetensors calls them
     "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"),
     "U8": np.dtype("<u1"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8"),
 }  # fmt: skip
+STORAGES = {"<f4": "FloatStorage", "<f2": "HalfStorage"}  # of what is written
+SAFETENSORS = {"<f4": "F32", "<f2": "F16"}
 STANDS_FOR: dict[str, Any] = {  # all that a tensor needs
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch HalfStorage": "F16",

@@ -3,8 +3,8 @@
 Two containers with the same content, chosen by suffix: ``.pt`` (torch's zip, loadable with ``weights_only=True``) and
 ``.safetensors``; and for other programs x_T alone, ``.npy``, which `bare` reads. The two are written without torch,
 which takes longer to import than encoding an image does. The content is a format name and version, the float32 tensor
-x_T (N, C, H, W), a provenance as one JSON text, and a SHA-256 over all of these, since neither container notices a
-flipped byte itself.
+x_T (N, C, H, W), where its path was kept the corrections, a provenance as one JSON text, and a SHA-256 over all of
+these, since neither container notices a flipped byte itself.
 
 A file may come from anybody. Nothing in it is run, nothing is allocated that it does not hold, and what it says about
 itself is checked field by field, so that a command may rely on it.
@@ -15,10 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +43,13 @@ from ddimctl.errors import FileError, UsageError
 from ddimctl.files import atomic_file, read_bytes, refuse_special, write_bytes
 from ddimctl.model import Model
 from ddimctl.ode import Solution
+from ddimctl.provenance import EACH, check_corrections, check_provenance, is_unicode
 from ddimctl.recipe import Recipe
 from ddimctl.version import __version__
 
 FORMAT = "ddimctl-latent"
 VERSION = 1
+KEPT = 2  # the version of files with corrections, which those that know only 1 would not see
 SUFFIXES = (".pt", ".safetensors")
 BARE = ".npy"  # x_T alone, for other programs
 WRITTEN = (*SUFFIXES, BARE)
@@ -60,11 +60,13 @@ MAX_BYTES = 1 << 32  # a latent file larger than this is refused
 class Latent:
     """x_T, float32 (N, C, H, W), and its provenance: what made it, from what, and how to decode it.
 
-    x_T is a tensor, or a numpy array where torch is not needed.
+    x_T is a tensor, or a numpy array where torch is not needed; so are the corrections of a path that was kept, float32 or
+    float16 (N, K + 1, C, H, W): see `keeping`.
     """
 
     xT: Array
     provenance: dict[str, Any] = field(default_factory=dict)
+    corrections: Array | None = None
 
     def __repr__(self) -> str:
         about = self.provenance
@@ -104,16 +106,27 @@ class Latent:
         return records
 
 
-def digest(xT: Any, provenance: str) -> str:
-    """SHA-256 of format, shape, values and provenance."""
-    h = _hash(tuple(xT.shape))
-    h.update(values(xT))
+def digest(xT: Any, provenance: str, corrections: Any = None) -> str:
+    """SHA-256 of format, shapes, values and provenance."""
+    tensors = _tensors(xT, corrections)
+    h = _hash({name: (x.dtype.str, x.shape) for name, x in tensors.items()})
+    for x in tensors.values():
+        h.update(values(x))
     h.update(provenance.encode())
     return h.hexdigest()
 
 
-def _hash(shape: tuple[int, ...]) -> hashlib._Hash:
-    return hashlib.sha256(f"{FORMAT} {VERSION} {shape} ".encode())
+def _tensors(xT: Any, corrections: Any) -> dict[str, np.ndarray]:
+    """What a file holds, as arrays in this order."""
+    out = {"xT": array(xT)}
+    if corrections is not None:
+        out["corrections"] = array(corrections, "<f2" if "float16" in str(corrections.dtype) else "<f4")
+    return out
+
+
+def _hash(shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> hashlib._Hash:
+    first = f"{FORMAT} {VERSION} {shapes['xT'][1]} "
+    return hashlib.sha256((first + "".join(f"{k} {shapes[k]} " for k in shapes if k != "xT")).encode())
 
 
 def check_suffix(path: Path) -> None:
@@ -156,16 +169,25 @@ def to_bytes(latent: Latent, suffix: str) -> bytes:
 
     Raises `FileError` for NaN and infinities, and for a provenance that `load` would refuse.
     """
-    xT = array(latent.xT)
+    tensors = _tensors(latent.xT, latent.corrections)
+    xT, corrections = tensors["xT"], tensors.get("corrections")
     text = _text(latent.provenance, len(xT))
-    text["sha256"] = digest(xT, text["provenance"])
+    try:
+        check_corrections(latent.provenance, xT, corrections)
+    except ValueError as e:
+        raise FileError(f"the latent was not written: {e}") from e
+    text["sha256"] = digest(xT, text["provenance"], corrections)
     if not np.isfinite(xT).all():
         raise FileError("the latent holds NaN or infinity and was not written")
+    if corrections is not None and not np.isfinite(corrections).all():
+        hint = "keep them as float32" if corrections.dtype.itemsize == 2 else "encode with less --guidance"
+        raise FileError("the path's corrections are too large for their precision: nothing was written", hint=hint)
     if suffix.lower() == BARE:
         return to_npy(xT)
     if suffix.lower() == ".safetensors":
-        return safetensors_header(text, xT.shape) + values(xT)
-    return to_zip(text, xT)
+        head = safetensors_header(text, {name: (x.dtype.str, x.shape) for name, x in tensors.items()})
+        return head + b"".join(values(x) for x in tensors.values())
+    return to_zip(text, tensors)
 
 
 def save(path: Path, latent: Latent) -> None:
@@ -181,27 +203,33 @@ def merge(parts: Sequence[Path], path: Path) -> None:
     """
     check_suffix(path)
     if path.suffix.lower() != ".safetensors":
-        latents = [load(p) for p in parts]
-        whole: Any = np.concatenate([array(x.xT) for x in latents])
-        save(path, Latent(whole, _joined([x.provenance for x in latents])))
+        latents = [load(p, tensors=False) for p in parts]
+        kept = [x.corrections for x in latents if x.corrections is not None]
+        whole: Any = np.concatenate([x.xT for x in latents])
+        provenance = _joined([x.provenance for x in latents])
+        save(path, Latent(whole, provenance, np.concatenate(kept) if kept else None))
         return
     provenances, n = [], 0
-    shape: tuple[int, ...] = ()
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
     for part in parts:
-        latent = load(part)
+        latent = load(part, tensors=False)
         provenances.append(latent.provenance)
-        n, shape = n + len(latent.xT), tuple(latent.xT.shape[1:])
+        n += len(latent.xT)
+        found = _tensors(latent.xT, latent.corrections)
+        shapes = {name: (x.dtype.str, (n, *x.shape[1:])) for name, x in found.items()}
     text = _text(_joined(provenances), n)
     with atomic_file(path) as f:
-        f.write(safetensors_header({**text, "sha256": "0" * 64}, (n, *shape)))
-        h = _hash((n, *shape))
-        for part in parts:
-            part_values = values(load(part).xT)
-            h.update(part_values)
-            f.write(part_values)
+        f.write(safetensors_header({**text, "sha256": "0" * 64}, shapes))
+        h = _hash(shapes)
+        for name in shapes:
+            for part in parts:
+                latent = load(part, tensors=False)
+                part_values = values(_tensors(latent.xT, latent.corrections)[name])
+                h.update(part_values)
+                f.write(part_values)
         h.update(text["provenance"].encode())
         f.seek(0)
-        f.write(safetensors_header({**text, "sha256": h.hexdigest()}, (n, *shape)))
+        f.write(safetensors_header({**text, "sha256": h.hexdigest()}, shapes))
 
 
 def load(path: Path, *, tensors: bool = True) -> Latent:
@@ -223,148 +251,41 @@ def from_bytes(data: bytes, name: str, *, tensors: bool = True) -> Latent:
     """The latent in `data`; `name` is for messages. Raises `FileError` if it is not whole or not a latent."""
     check_head(data[:8], len(data), name)
     if data[:2] == b"PK":
-        text = read_zip(data, name)
-        xT = text.get("xT")
+        text = held = read_zip(data, name)
     else:
         text, held = read_safetensors(data, name)
-        xT = held.get("xT")
+    xT, corrections = held.get("xT"), None
     if text.get("format") != FORMAT:
         raise NotOurs(f"{name} is not a ddimctl latent", hint=BARE_HINT)
-    if text.get("version") != str(VERSION):
-        raise FileError(f"{name} has format version {text.get('version')!r}; this ddimctl knows {VERSION}")
+    if text.get("version") not in (str(VERSION), str(KEPT)):
+        raise FileError(f"{name} has format version {text.get('version')!r}; this ddimctl knows {VERSION} and {KEPT}")
     about = text.get("provenance")
     if not isinstance(xT, np.ndarray) or xT.dtype != np.float32 or xT.ndim != 4 or not isinstance(about, str):
         raise FileError(f"{name} is damaged: its tensor is not float32 (N, C, H, W)", hint=NO_HINT)
     if not xT.size:
         raise FileError(f"{name} is damaged: its tensor has the shape {tuple(xT.shape)}", hint=NO_HINT)
     xT = np.array(xT, np.float32, order="C")  # its own memory, and this machine's order of bytes
-    if not _is_unicode(about) or digest(xT, about) != text.get("sha256"):
+    if text["version"] == str(KEPT):
+        corrections = held.get("corrections")
+        if not isinstance(corrections, np.ndarray) or corrections.dtype not in (np.float32, np.float16):
+            raise FileError(f"{name} is damaged: the corrections of its path are missing", hint=NO_HINT)
+        corrections = np.array(corrections, corrections.dtype.newbyteorder("="), order="C")
+    if not is_unicode(about) or digest(xT, about, corrections) != text.get("sha256"):
         raise FileError(f"{name} is damaged: its checksum does not match", hint=NO_HINT)
-    if not np.isfinite(xT).all():
+    if not np.isfinite(xT).all() or not (corrections is None or np.isfinite(corrections).all()):
         raise FileError(f"{name} holds NaN or infinity", hint=NO_HINT)
     try:
         record = json.loads(about, parse_constant=_no_constant)
         check_provenance(record, len(xT))
+        check_corrections(record, xT, corrections)
     except (ValueError, RecursionError) as e:
         raise FileError(f"{name} makes no sense: {e}", hint=NO_HINT) from e
     if tensors:
         import torch
 
-        return Latent(torch.from_numpy(xT), record)
-    return Latent(xT, record)
-
-
-def check_provenance(record: Any, n: int) -> None:
-    """Raises `ValueError` unless `record` is a whole provenance of `n` images."""
-    if not isinstance(record, dict):
-        raise ValueError("its provenance is not an object")  # noqa: TRY004
-    for name, is_right in FIELDS.items():
-        if name not in record:
-            raise ValueError(f"its provenance has no {name}")
-        if not is_right(record[name]):
-            raise ValueError(f"its provenance has a wrong {name}")
-    for name, is_right in LATER.items():
-        if name in record and not is_right(record[name]):
-            raise ValueError(f"its provenance has a wrong {name}")
-    if record["steps"] != len(record["path"]) - 1:
-        raise ValueError("its provenance has another number of steps than levels")
-    for name in EACH:
-        if record.get(name) is not None and len(record[name]) != n:
-            raise ValueError(f"its provenance has {name} for {len(record[name])} images, not {n}")
-
-
-def _is_name(value: Any) -> bool:
-    """A text that may be shown: not long, no control characters."""
-    return isinstance(value, str) and len(value) < 4096 and value.isprintable()
-
-
-def _is_text(value: Any) -> bool:
-    """A prompt: it may have several lines."""
-    return isinstance(value, str) and len(value) < 1 << 16 and _is_unicode(value)
-
-
-def _is_unicode(text: str) -> bool:
-    """Half a surrogate pair, which a pickle can hold, is no text that could be hashed."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _is_number(value: Any) -> bool:
-    """A finite float, or an integer that can become one."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
-
-
-def _all(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda values: isinstance(values, list) and all(map(check, values))
-
-
-def _is_dither(value: Any) -> bool:
-    whole = isinstance(value, dict) and value.keys() == {"seed", "draw", "sigma"}
-    return value is None or (
-        whole
-        and _is_count(value["seed"])
-        and _is_count(value["draw"])
-        and _is_number(value["sigma"])
-        and value["sigma"] > 0
-    )
-
-
-def _is_path(value: Any) -> bool:
-    return _all(_is_number)(value) and len(value) > 1 and value[0] >= 0 and all(s < t for s, t in pairwise(value))
-
-
-FIELDS: dict[str, Callable[[Any], bool]] = {  # of a provenance, and what each must be
-    "ddimctl": _is_name,
-    "model": lambda v: (
-        isinstance(v, dict)
-        and all(_is_name(v.get(k)) for k in ("name", "reference", "digest"))
-        and (v.get("config") is None or _is_name(v["config"]))
-        and (v.get("class") is None or _is_count(v["class"]))
-    ),
-    "schedule": _is_name,
-    "solver": _is_name,
-    "decoder": _is_name,
-    "spacing": _is_name,
-    "steps": _is_count,
-    "path": _is_path,
-    "tolerance": lambda v: v is None or _is_number(v),
-    "evaluations": _all(_is_count),
-    "residuals": lambda v: v is None or _all(_is_number)(v),
-    "unconverged": _all(_is_count),
-    "lossless": lambda v: v is None or _all(lambda c: isinstance(c, dict))(v),
-    "images": _all(lambda v: isinstance(v, dict) and isinstance(v.get("name"), str)),
-    "dtype": _is_name,
-    "device": _is_name,
-}
-
-LATER: dict[str, Callable[[Any], bool]] = {  # fields that not every file has
-    "engine": _is_name,
-    "returned": _all(_is_number),  # how far off each state was that x_T was decoded to, relative
-    "autoencoder": _is_name,
-    "dither": _all(_is_dither),
-    "to_level": lambda v: _is_number(v) and v > 0,
-    "condition": lambda v: (
-        isinstance(v, dict)
-        and v.keys() == {"prompt", "negative", "guidance"}
-        and all(v[k] is None or _is_text(v[k]) for k in ("prompt", "negative"))
-        and _is_number(v["guidance"])
-    ),
-}
-EACH = (
-    "images",
-    "evaluations",
-    "residuals",
-    "lossless",
-    "returned",
-    "dither",
-)  # hold one entry for each image, where they hold any
+        kept = None if corrections is None else torch.from_numpy(corrections)
+        return Latent(torch.from_numpy(xT), record, kept)
+    return Latent(xT, record, corrections)
 
 
 def _text(about: dict[str, Any], n: int) -> dict[str, str]:
@@ -374,7 +295,8 @@ def _text(about: dict[str, Any], n: int) -> dict[str, str]:
         check_provenance(json.loads(text), n)
     except ValueError as e:
         raise FileError(f"the latent was not written: {e}") from e
-    return {"format": FORMAT, "version": str(VERSION), "provenance": text}
+    version = VERSION if about.get("keep_path") is None else KEPT
+    return {"format": FORMAT, "version": str(version), "provenance": text}
 
 
 def _joined(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -63,20 +63,28 @@ def decode(
 ) -> Solution:
     """x_T (N, C, H, W) → images in about [−1, 1], in `.x`, never clipped.
 
-    A `Latent`, as `open` gives it, brings its way and condition with it, where no other are named. Raises `UsageError` for
-    latents that are not the model's, and where it has no such way.
+    A `Latent`, as `open` gives it, brings its way, the path that it keeps and its condition with it, where no other are
+    named. Raises `UsageError` for latents that are not the model's, and where it has no such way.
     """
     dithers: Sequence[Dither | None] = ()
+    corrections = None
     if hasattr(xT, "provenance"):
         recipe, about = xT.recipe, xT.provenance
         if recipe.model != model.digest:
             raise UsageError(f"the latent was encoded with another model ({about['model']['name']})")
+        if way is steps is solver is spacing is None:
+            corrections = xT.corrections
         way = replace(recipe.way, solver=about["decoder"], tolerance=None) if way is None else way
         condition = recipe.condition if condition == NOTHING else condition
         dithers, xT = xT.dithers, xT.xT
     check_shape(xT, model.state_shape, f"x_T of the model {model.name} is")
     way = _way(way, steps, solver, spacing=spacing)
-    solution = ode.decode(model, _as_taken(xT, model), way, condition, dithers=dithers, batch_size=batch_size)
+    if corrections is not None:
+        corrections = _as_taken(corrections, model)
+    solution = ode.decode(
+        model, _as_taken(xT, model), way, condition,
+        dithers=dithers, corrections=corrections, batch_size=batch_size,
+    )  # fmt: skip
     return replace(solution, x=_as_given(solution.x, xT))
 
 
@@ -165,7 +173,8 @@ def _latent(path: Path, what: Any) -> Latent:
         )
     recipe = Recipe.of(origin.model, origin.way, origin.condition)
     records: list[dict[str, Any]] = [{"name": f"image {i}"} for i in range(len(what.x))]
-    return latent.Latent(float32(what.x), latent.provenance(origin.model, recipe, what, records=records))
+    about = latent.provenance(origin.model, recipe, what, records=records)
+    return latent.Latent(float32(what.x), about, what.corrections)
 
 
 def _shape(x: Any) -> tuple[int, ...] | None:

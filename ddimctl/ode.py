@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ddimctl import shown
+from ddimctl import keeping, shown
 from ddimctl.arrays import Array, concatenate, float32, float64, on
 from ddimctl.dither import Dither, added, at
+from ddimctl.errors import UsageError
 from ddimctl.implicit import rms
+from ddimctl.keeping import Keep, take
 from ddimctl.model import NOTHING, Condition, Model
 from ddimctl.recipe import Way
 from ddimctl.solvers import DEFAULT_SOLVER, Convergence, Eps, Failure, bind, decoder
@@ -55,6 +57,7 @@ class Solution:
     returned: list[float] | None = (
         None  # how far off the state was that x_T was decoded to, relative, where that was tried
     )
+    corrections: Array | None = None  # (B, K + 1, …) of the path down, where that was kept: see `keeping`
     origin: Origin | None = None  # from `notebook.encode`
     dithers: list[Dither | None] | None = None  # what was added to the images before
 
@@ -92,6 +95,7 @@ class Solution:
             None if self.checks is None else [self.checks[i] for i in images],
             None if self.failures is None else [self.failures[i] for i in images],
             None if self.returned is None else [self.returned[i] for i in images],
+            None if self.corrections is None else self.corrections[list(images)],
             self.origin,
             None if self.dithers is None else [self.dithers[i] for i in images],
         )
@@ -145,26 +149,64 @@ def encode(
 
     The lowest level of the way counts as clean; `dithers` is noise of that level, added before, for each image. With
     `exact` and guidance, unless not to `check`, x_T is decoded again to see that the states return: a small residual does
-    not promise that where decoding magnifies it. Raises `UsageError` where the model has no such way or condition.
+    not promise that where decoding magnifies it. Where `way` keeps its path, the corrections come with it. Raises
+    `UsageError` where the model has no such way or condition.
     """
     path, eps = way.path(model.schedule), model.eps(condition)
     scale = model.schedule.scale(path[-1])
+    if way.keep is not None and way.solver == "adaptive":
+        raise UsageError("adaptive takes steps of its own, and has no path to keep", hint="choose another solver")
 
     def one(part: Array, dithers: Sequence[Dither | None]) -> Solution:
         xbar = _state(model.autoencoder.encode(part), model)
         if dithers:
             xbar = xbar + added(dithers, xbar)
-        solution = integrate(eps, xbar, path, way.solver, tolerance=way.tolerance, progress=progress)
+        states = [xbar]
+
+        def watched(new: Iterable[Array]) -> Generator[Array, None, None]:
+            for state in progress(new):
+                if way.keep is not None:
+                    states.append(state)
+                yield state
+
+        solution = integrate(eps, xbar, path, way.solver, tolerance=way.tolerance, progress=watched)
         solution = replace(solution, x=solution.x * (1 / scale))
+        held = float64(float32(solution.x)) * scale  # what a file holds
+        if way.keep is not None:
+            return _kept(solution, eps, states, path=path, held=held, keep=way.keep, progress=progress)
         if not (check and is_checked(way, condition)):
             return solution
-        held = float64(float32(solution.x)) * scale  # what a file holds
         back = integrate(eps, held, path[::-1], decoder(way.solver), progress=progress)
         spent = [n + m for n, m in zip(solution.evaluations, back.evaluations, strict=True)]
         return replace(solution, evaluations=spent, returned=relative(back.x, xbar))
 
     solution = _in_batches(one, images, dithers, size=batch_size)
     return replace(solution, dithers=list(dithers)) if dithers else solution
+
+
+def _kept(
+    solution: Solution,
+    eps: Eps,
+    states: Sequence[Array],
+    *,
+    path: Sequence[float],
+    held: Array,
+    keep: Keep,
+    progress: Progress,
+) -> Solution:
+    """`solution` with the corrections that bring x_T, which is held as `held`, back along the states visited."""
+    corrections: Array = None
+
+    def steps() -> Generator[Array, None, None]:
+        nonlocal corrections
+        corrections = yield from take(eps, states, path, xbar=held, keep=keep)
+
+    back = held
+    for state in progress(steps()):
+        back = state
+    spent = [n + len(path) - 1 for n in solution.evaluations]
+    returned = relative(back, states[0])
+    return replace(solution, evaluations=spent, returned=returned, corrections=corrections)
 
 
 def is_checked(way: Way, condition: Condition) -> bool:
@@ -184,18 +226,32 @@ def decode(
     condition: Condition = NOTHING,
     *,
     dithers: Sequence[Dither | None] = (),
+    corrections: Array | None = None,
     batch_size: int = DEFAULT_BATCH,
     progress: Progress = iter,
 ) -> Solution:
     """x_T (N, C, H, W) → images in about [−1, 1], never clipped. `way` is the one that encodes.
 
-    `dithers` is what was added before encoding, for each image, and is taken away where the way ends at its level.
+    `dithers` is what was added before encoding, for each image, and is taken away where the way ends at its level. With
+    `corrections` (N, K + 1, C, H, W), which encoding has given where `way` keeps its path, the way down is DDIM's,
+    corrected; see `keeping`. Raises `UsageError` where they do not belong to it.
     """
     path, eps = way.path(model.schedule), model.eps(condition)
+    if corrections is not None:
+        keeping.check(corrections, len(path) - 1, tuple(xT.shape))
+    done = 0
 
     def one(part: Array, dithers: Sequence[Dither | None]) -> Solution:
+        nonlocal done
         xbar = _state(part, model) * model.schedule.scale(path[-1])
-        solution = integrate(eps, xbar, path[::-1], way.solver, tolerance=way.tolerance, progress=progress)
+        if corrections is None:
+            solution = integrate(eps, xbar, path[::-1], way.solver, tolerance=way.tolerance, progress=progress)
+        else:
+            mine = corrections[done : done + len(part)]
+            for state in progress(keeping.corrected(eps, xbar, path[::-1], corrections=mine)):
+                xbar = state
+            solution = Solution(xbar, [len(path) - 1] * len(part))
+        done += len(part)
         x = solution.x - added(dithers, solution.x) if any(dithers) else solution.x
         return replace(solution, x=model.autoencoder.decode(x))
 
@@ -218,6 +274,7 @@ def _in_batches(
         parts[0].tolerance,
         failures=[f for part in parts for f in part.failures or []] or None,
         returned=[e for part in parts for e in part.returned or []] or None,
+        corrections=None if parts[0].corrections is None else concatenate([part.corrections for part in parts]),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ddimctl.dither import read as read_dithers
 from ddimctl.dither import seed_of
+from ddimctl.keeping import Keep
 from ddimctl.model import NOTHING, Condition, Model
 from ddimctl.schedule import Schedule, default_spacing
 from ddimctl.solvers import DEFAULT_SOLVER, bind, decoder
@@ -27,7 +28,8 @@ class Way:
     """How the ODE is integrated, up and down alike.
 
     `levels`, a rising path of noise levels, stands for what `spacing` and `steps` would give. Where no spacing is named it
-    is the solver's own. `to` is the noise level where the way ends, if it leads only a part of it.
+    is the solver's own. `to` is the noise level where the way ends, if it leads only a part of it. `keep` is for encoding,
+    and says of what decodes that it goes by the corrections.
     """
 
     solver: str = DEFAULT_SOLVER
@@ -36,6 +38,7 @@ class Way:
     tolerance: float | None = None  # of solvers that iterate; None is the solver's own
     levels: tuple[float, ...] | None = None
     to: float | None = None
+    keep: Keep | None = None  # how much of the path is kept, so that decoding returns; nothing by default
 
     def __post_init__(self) -> None:
         if not self.spacing:
@@ -87,6 +90,8 @@ class Recipe:
     ) -> Recipe:
         """What `model` makes that way. The tolerance is spelled out."""
         way = replace(way.along(way.path(model.schedule)), tolerance=way.used_tolerance)
+        if way.keep is not None:
+            way = replace(way, keep=way.keep.of(way.steps))
         return cls(
             model.digest,
             model.schedule.digest,
@@ -110,6 +115,8 @@ class Recipe:
             levels,
             provenance.get("to_level"),
         )
+        if (kept := provenance.get("keep_path")) is not None:
+            way = replace(way, keep=Keep(kept["precision"], kept["steps"]))
         return cls(
             made_by["digest"],
             provenance["schedule"],
@@ -126,13 +133,15 @@ class Recipe:
         out: dict[str, Any] = {
             "schedule": self.schedule,
             "solver": self.way.solver,
-            "decoder": decoder(self.way.solver),
+            "decoder": decoder(self.way.solver) if self.way.keep is None else "ddim",
             "spacing": self.way.spacing,
             "steps": self.way.steps,
             "path": list(self.way.levels or ()),
             "tolerance": self.way.tolerance,
             "dtype": self.dtype,
         }
+        if self.way.keep is not None:
+            out["keep_path"] = asdict(self.way.keep)
         if self.autoencoder is not None:
             out["autoencoder"] = self.autoencoder
         if self.way.to is not None:

@@ -88,7 +88,9 @@ def measure(
 
 def steps(ways: Sequence[Way], reports: Sequence[str]) -> int:
     """How many steps `measure` takes for a batch, so that a progress bar knows."""
-    return sum((3 if "xT_error" in reports else 2) * way.steps for way in ways)  # up, down, and up again
+    return sum(
+        ((3 if "xT_error" in reports else 2) + (way.keep is not None)) * way.steps for way in ways
+    )  # up, down, and up again
 
 
 def _measure(
@@ -110,7 +112,9 @@ def _measure(
     begin = time.perf_counter()
     encoded = up(x0)
     xT = float32(encoded.x)
-    decoded = ode.decode(model, xT, trip.way, condition, batch_size=len(x0), progress=progress)
+    decoded = ode.decode(
+        model, xT, trip.way, condition, corrections=encoded.corrections, batch_size=len(x0), progress=progress
+    )
     check_finite(decoded.x, model.name)
     trip.seconds += time.perf_counter() - begin
     trip.encode_evaluations += encoded.evaluations

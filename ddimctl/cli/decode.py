@@ -44,6 +44,9 @@ def decode(
     are called as they were; they make a film where -o names one (.gif, .webp, .apng, .mp4): the frames of encode
     --all-frames, in time.
 
+    A file that keeps its path (encode --keep-path) returns exactly; under another --prompt that is direct inversion.
+    Another way, such as --solver ddim, leaves the path out.
+
     With several files, the same command again does only what is not done yet, a bad file does not stop the others (exit
     code 4), and a manifest in the folder says what became of each.
 
@@ -69,6 +72,7 @@ def decode(
     if first is not None:
         name = items[0].source if single else "the first latent"
         net = models.of(first, name, images=len(items) * len(first.xT))
+        inputs.tell_of_path(first, models.way_back(first, name), name, console=console)
     elif what.model is not None:
         net = inputs.open_model(what, machine, console)
 

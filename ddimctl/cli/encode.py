@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -42,11 +43,49 @@ class Exact:
             help="Add noise of σ(1) first, for latents like noise; decode takes it away.",
         ),
     ] = None
+    keep_path: Annotated[
+        bool,
+        typer.Option("--keep-path", help="Keep what decoding needs to return exactly, at any guidance; larger files."),
+    ] = False
+    path_precision: Annotated[
+        str,
+        typer.Option(
+            "--path-precision",
+            metavar="NAME",
+            help="Of what is kept: float32, or float16 for half the size.",
+            autocompletion=names.one_of(*names.KEPT),
+        ),
+    ] = "float32"
+    path_steps: Annotated[
+        int | None,
+        typer.Option("--path-steps", metavar="K", help="Keep so many steps next to the image, not all of them."),
+    ] = None
 
 
 @group
 class Lossless(options.How, Exact, Part):
     """The way, or a part of it, which may have to be without loss."""
+
+    def way(self, machine: options.Machine) -> Way:
+        """What is asked for, without its part. Raises `UsageError` for what contradicts itself, or that there is not."""
+        from ddimctl.keeping import Keep
+        from ddimctl.recipe import Way
+
+        if self.lossless and self.keep_path:
+            raise UsageError("--lossless and --keep-path are two ways to get everything back", hint="choose one")
+        if not self.keep_path and (self.path_steps is not None or self.path_precision != "float32"):
+            raise UsageError("--path-steps and --path-precision are about a path that is kept", hint="add --keep-path")
+        if self.lossless and self.solver not in (options.DEFAULT_SOLVER, "exact"):
+            raise UsageError(f"--lossless goes with the solver exact, not {self.solver}")
+        if self.lossless and machine.precision != "float32":
+            raise UsageError("--lossless needs --precision float32", hint="what decodes the file will use that")
+        keep = Keep(self.path_precision, self.path_steps).of(self.steps) if self.keep_path and self.steps > 0 else None
+        solver = "exact" if self.lossless else self.solver
+        if keep is not None and solver == "adaptive":
+            raise UsageError("adaptive takes steps of its own, and has no path to keep", hint="choose another --solver")
+        way = Way(solver, self.spacing or "", self.steps, self.tolerance, keep=keep)
+        way.check()  # wrong names are found before anything is done
+        return way
 
 
 @group
@@ -110,6 +149,9 @@ def encode(
     --to-level or --strength go only a part of the way: decode goes back from there, under another --prompt, --class or
     --model if it is asked to.
 
+    --keep-path keeps beside x_T what DDIM's steps miss of the way up: decode returns exactly, at any guidance, and under
+    another prompt it is direct inversion. --path-precision and --path-steps make the file smaller.
+
     --all-frames makes one file of all frames of an animation or a film, which decode -o FILM.gif makes a film of again.
 
     With several images, the same command again does only what is not done yet, a bad image does not stop the others
@@ -136,7 +178,10 @@ def encode(
     if fit.all_frames and one_file and not single:
         raise UsageError("--all-frames makes a file of each film", hint="name a folder with -o")
     encode_each = films.encode if fit.all_frames else local.encode
-    way = way_of(how, machine.precision)
+    way = how.way(machine)
+    if way.keep is not None and files.suffix == ".npy":
+        raise UsageError("a .npy holds x_T alone, and no path", hint="choose .pt or .safetensors")
+
     quick = None if how.lossless else inputs.recall(what, machine, console)
     net = quick or inputs.open_model(what, machine, console)
     way = replace(way, to=how.level(net.schedule))
@@ -147,6 +192,8 @@ def encode(
         net = inputs.start_engine(net, machine, console, work=inputs.evaluations(len(items), way.steps, way.solver))
     encoding = Encoding(net, way, preprocessing, what.condition(), how.lossless, how.dither)
     settings: dict[str, Any] = {"steps": how.steps, "solver": way.solver, "spacing": way.spacing}
+    if way.keep is not None:
+        settings["keep_path"] = {"precision": way.keep.precision, "steps": way.keep.steps}
     if single and not files.dry_run:
         if files.output is not None and not one_file:
             make_folder(files.output)
@@ -166,20 +213,6 @@ def encode(
     encode_many(items, one, encoding, encode_each=encode_each, files=files, machine=machine, run=run, said=said)
     if how.lossless and not files.dry_run:
         console.notice(f"lossless: every 8-bit value of all {len(items)} images comes back")
-
-
-def way_of(how: Lossless, precision: str) -> Way:
-    """The way that the options ask for; wrong names are found before anything is done. Raises `UsageError` on those."""
-    from ddimctl.recipe import Way
-
-    if how.lossless:
-        if how.solver not in (options.DEFAULT_SOLVER, "exact"):
-            raise UsageError(f"--lossless goes with the solver exact, not {how.solver}")
-        if precision != "float32":
-            raise UsageError("--lossless needs --precision float32", hint="what decodes the file will use that")
-    way = Way("exact" if how.lossless else how.solver, how.spacing or "", how.steps, how.tolerance)
-    way.check()
-    return way
 
 
 def plan_target(images: list[str], items: Sequence[Item], files: Kind, *, single: bool) -> tuple[Path, bool]:
@@ -303,6 +336,8 @@ def encode_one(
 
 def tell_of_failures(source: str, solution: Solution, console: Console) -> None:
     """What did not converge, where and why; and whether states come back where that was looked at."""
+    from ddimctl.keeping import PRECISIONS
+
     if solution.unconverged and solution.residuals:
         residual = max(solution.residuals)
         failure = next((f for f in solution.failures or [] if f is not None), None)
@@ -311,6 +346,11 @@ def tell_of_failures(source: str, solution: Solution, console: Console) -> None:
     if solution.returned is None:
         return
     worst = max(solution.returned)
+    if solution.corrections is not None:
+        steps, precision = solution.corrections.shape[1] - 1, str(solution.corrections.dtype).removeprefix("torch.")
+        size = math.prod(solution.corrections.shape) * PRECISIONS[precision] / 1e6
+        console.notice(f"kept: {steps} steps of {source}, {precision}, {size:.2g} MB; it returns within {worst:.1e}")
+        return
     if not solution.lost:
         console.notice(f"checked: {source} comes back within {worst:.1e} of itself, before any autoencoder")
         return
@@ -319,4 +359,4 @@ def tell_of_failures(source: str, solution: Solution, console: Console) -> None:
     console.notice(f"hint: {KEEPS}")
 
 
-KEEPS = "more --steps, or less --guidance; decode may ask for more of it than encode did"
+KEEPS = "more --steps, less --guidance, or --keep-path, which always returns"

@@ -104,6 +104,7 @@ def about_picture(file: str, made: dict[str, Any]) -> tuple[str, dict[str, Any]]
 
 def about_latent(found: Latent) -> tuple[str, dict[str, Any]]:
     from ddimctl import health
+    from ddimctl.keeping import PRECISIONS
 
     about = found.provenance
     examined = health.examine(found.xT)
@@ -130,6 +131,12 @@ def about_latent(found: Latent) -> tuple[str, dict[str, Any]]:
         lines.append(f"  residual    at most {figure(max(about['residuals']))}; {said}")
     if added := [d for d in found.dithers if d is not None]:
         lines.append(f"  dither      noise of σ = {figure(added[0].sigma)}, seed {added[0].seed}; decode takes it away")
+    if found.corrections is not None:
+        kept = about["keep_path"]
+        size = math.prod(found.corrections.shape) * PRECISIONS[kept["precision"]] / 1e6
+        lines.append(f"  path kept   the last {kept['steps']} steps, {kept['precision']}, {size:.2g} MB")
+    if about.get("returned"):
+        lines.append(f"  comes back  within {figure(max(about['returned']))} of the state, relative")
     worst = [check.get("worst") for check in about.get("lossless") or []]
     if worst and all(isinstance(w, float) for w in worst):
         said = "yes" if max(worst) < 0.5 else "no"

@@ -185,7 +185,9 @@ def way_back(latent: Latent, model: Model, how: options.OtherHow) -> Way:
     if about["decoder"] not in SOLVERS and how.solver is None:
         raise FileError(f"the latent was made for a solver that is not known, {about['decoder']!r}")
     solver = how.solver or about["decoder"]
-    return replace(way, solver=solver, tolerance=tolerance_of(way, solver, how)).along(levels)
+    asked = any(v is not None for v in (how.steps, how.spacing, how.solver, how.tolerance))
+    keep = None if asked or latent.recipe.model != model.digest else way.keep
+    return replace(way, solver=solver, tolerance=tolerance_of(way, solver, how), keep=keep).along(levels)
 
 
 def tolerance_of(way: Way, solver: str, how: options.OtherHow) -> float | None:
@@ -194,6 +196,18 @@ def tolerance_of(way: Way, solver: str, how: options.OtherHow) -> float | None:
 
     recorded = way.tolerance if solver == way.solver and solver in TOLERANCES else None
     return recorded if how.tolerance is None else how.tolerance
+
+
+def tell_of_path(latent: Latent, decoding: Decoding, name: str, *, console: Console) -> None:
+    """Whether the path that a file keeps is used, and for what."""
+    if latent.corrections is None:
+        return
+    if decoding.way.keep is None:
+        console.notice(f"{name} keeps its path, which belongs to another way or model than the one asked for: not used")
+    elif decoding.condition != latent.recipe.condition:
+        console.notice(f"{name} keeps its path: added under another prompt, that is direct inversion")
+    else:
+        console.notice(f"{name} keeps its path: decoded with it, it returns exactly")
 
 
 def refuse_mixture(first: str, a: tuple[Way, Condition], later: str, *, b: tuple[Way, Condition]) -> None:
@@ -314,7 +328,7 @@ def gather_latents(
     for name, file in files.items():
         if net is None:
             net = model_of(file, name, what, machine=machine, console=console, force=force)
-            back = way_back(file, net, replace(how, tolerance=None))
+            back = replace(way_back(file, net, replace(how, tolerance=None)), keep=None)
             way = file.recipe.way
             solver = how.solver or (way.solver if way.solver in SOLVERS else back.solver)
             up = replace(back, solver=solver, tolerance=tolerance_of(way, solver, how))
@@ -322,7 +336,7 @@ def gather_latents(
             condition = condition_of(file, what)
         else:
             check_model(file, name, net, console=console, force=force)
-            other = way_back(file, net, replace(how, tolerance=None)), condition_of(file, what)
+            other = replace(way_back(file, net, replace(how, tolerance=None)), keep=None), condition_of(file, what)
             refuse_mixture(next(iter(files)), (back, condition), name, b=other)
     if net is None:
         net = open_model(what, machine, console)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 SOLVERS = ("ab2", "ab2mix", "ddim", "heun", "exact", "adaptive")
 SPACINGS = ("karras", "linear", "quadratic", "log", "arsinh", "trailing")
+KEPT = ("float32", "float16")
 ENGINES = ("torch", "compile", "openvino")
 PRECISIONS = ("float32", "bf16")
 DEVICES = ("auto", "cpu", "cuda", "mps")

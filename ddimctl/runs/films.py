@@ -90,7 +90,9 @@ def decode(
     """
     from ddimctl.images import animation, films, levels
 
-    images = work.decode(file.xT, decoding, dithers=file.dithers, batch_size=batch_size, progress=progress)
+    images = work.decode(
+        file.xT, decoding, dithers=file.dithers, corrections=file.corrections, batch_size=batch_size, progress=progress
+    )
     levels.check_finite(images, decoding.model.name)
     origin = made(item, file, decoding)[0]
     origin = {k: v for k, v in origin.items() if k != "latent"} | {"frames": len(file.xT)}

@@ -277,10 +277,11 @@ def decoding_key(file: Latent, decoding: Decoding, suffix: str) -> str:
 
     model, way = decoding.model, decoding.way
     levels = way.path(model.schedule)
-    made = [file.provenance, model.digest, levels, way.solver, way.tolerance, suffix, model.network.dtype]
+    made: list[Any] = [file.provenance, model.digest, levels, way.solver, way.tolerance, suffix, model.network.dtype]
     if decoding.condition != read_condition(file.provenance):
         made.append(repr(decoding.condition))
-    return sha256((latent.digest(file.xT, "") + json.dumps(made, sort_keys=True)).encode())
+    kept = file.corrections if way.keep is not None else None
+    return sha256((latent.digest(file.xT, "", kept) + json.dumps(made, sort_keys=True)).encode())
 
 
 def _decode_alike(
@@ -306,9 +307,13 @@ def _decode_alike(
     files = [(t, v.file.sources) for _, v in group for t in v.targets]
     origins = [m for item, v in group for m in made(item, v.file, v.decoding)]
     noise = [d for _, v in group for d in v.file.dithers or [None] * len(v.file.xT)]
-    for part in torch.cat([v.file.xT for _, v in group]).split(batch_size):
-        first = len(digests)
-        for x0 in work.decode(part, decoding, dithers=noise[first : first + len(part)], progress=progress):
+    xT, kept = torch.cat([v.file.xT for _, v in group]), None
+    if decoding.way.keep is not None:
+        kept = torch.cat([v.file.corrections for _, v in group])
+    for start in range(0, len(xT), batch_size):
+        rows = slice(start, start + batch_size)
+        mine = None if kept is None else kept[rows]
+        for x0 in work.decode(xT[rows], decoding, dithers=noise[rows], corrections=mine, progress=progress):
             try:
                 levels.check_finite(x0, decoding.model.name)
                 data = writing.to_bytes(levels.to_pixels(x0), targets.suffix, made=origins[len(digests)])

@@ -42,7 +42,8 @@ class Encoding:
     @property
     def passes(self) -> int:
         """How many times an image goes along the levels, as far as that is known before."""
-        return 2 if self.lossless or ode.is_checked(self.way, self.condition) else 1
+        again = self.lossless or self.way.keep is not None or ode.is_checked(self.way, self.condition)
+        return 2 if again else 1
 
     @property
     def tensors(self) -> bool:
@@ -82,7 +83,7 @@ def latent_of(solution: Solution, encoding: Encoding, records: Sequence[dict[str
     from ddimctl.latent import Latent, provenance
 
     about = provenance(encoding.model, encoding.recipe, solution, records=list(records))
-    return Latent(float32(solution.x), about)
+    return Latent(float32(solution.x), about, solution.corrections)
 
 
 def decode(
@@ -90,11 +91,16 @@ def decode(
     decoding: Decoding,
     *,
     dithers: Sequence[Dither | None] = (),
+    corrections: Any = None,
     batch_size: int | None = None,
     progress: Progress = iter,
 ) -> Any:
-    """Images (N, C, H, W) of latents, without what was added before; in one batch, unless another size is given."""
+    """Images (N, C, H, W) of latents, without what was added before; in one batch, unless another size is given.
+
+    `corrections` are of a file that kept its path, and used where the way says so.
+    """
     size, model = len(xT) if batch_size is None else batch_size, decoding.model
     return ode.decode(
-        model, xT, decoding.way, decoding.condition, dithers=dithers, batch_size=size, progress=progress
-    ).x
+        model, xT, decoding.way, decoding.condition, dithers=dithers,
+        corrections=corrections if decoding.way.keep is not None else None, batch_size=size, progress=progress,
+    ).x  # fmt: skip
