@@ -179,9 +179,6 @@ def encode(
         raise UsageError("--all-frames makes a file of each film", hint="name a folder with -o")
     encode_each = films.encode if fit.all_frames else local.encode
     way = how.way(machine)
-    if way.keep is not None and files.suffix == ".npy":
-        raise UsageError("a .npy holds x_T alone, and no path", hint="choose .pt or .safetensors")
-
     quick = None if how.lossless else inputs.recall(what, machine, console)
     net = quick or inputs.open_model(what, machine, console)
     way = replace(way, to=how.level(net.schedule))
