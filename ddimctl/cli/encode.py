@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -66,7 +66,7 @@ class Exact:
 class Lossless(options.How, Exact, Part):
     """The way, or a part of it, which may have to be without loss."""
 
-    def way(self, machine: options.Machine) -> Way:
+    def way(self, machine: options.Machine, suffix: str) -> Way:
         """What is asked for, without its part. Raises `UsageError` for what contradicts itself, or that there is not."""
         from ddimctl.keeping import Keep
         from ddimctl.recipe import Way
@@ -79,6 +79,8 @@ class Lossless(options.How, Exact, Part):
             raise UsageError(f"--lossless goes with the solver exact, not {self.solver}")
         if self.lossless and machine.precision != "float32":
             raise UsageError("--lossless needs --precision float32", hint="what decodes the file will use that")
+        if self.keep_path and suffix == ".npy":
+            raise UsageError("a .npy holds x_T alone, and no path", hint="choose .pt or .safetensors")
         keep = Keep(self.path_precision, self.path_steps).of(self.steps) if self.keep_path and self.steps > 0 else None
         solver = "exact" if self.lossless else self.solver
         if keep is not None and solver == "adaptive":
@@ -98,6 +100,15 @@ class Frames(options.Fit):
             "--all-frames", metavar="", help="Every frame of an animation or a film (.gif, .mp4, …), in one file."
         ),
     ] = False
+
+    def suffixes(self) -> list[str]:
+        """Of the files that are taken. Raises `UsageError` where one frame and all of them are asked for."""
+        from ddimctl.images import video
+        from ddimctl.images.plugins import readable
+
+        if self.all_frames and self.frame is not None:
+            raise UsageError("--all-frames and --frame contradict each other")
+        return [*readable(), *(video.SUFFIXES if self.all_frames else ())]
 
 
 @group
@@ -161,24 +172,19 @@ def encode(
     """
     from ddimctl import dither
     from ddimctl.files import make_folder
-    from ddimctl.images import video
-    from ddimctl.images.plugins import readable
     from ddimctl.runs import films, local
     from ddimctl.runs.work import Encoding
 
     console = said.console()
     preprocessing = fit.preprocessing()
     batches.tell_left_out(images or [], console)
-    if fit.all_frames and fit.frame is not None:
-        raise UsageError("--all-frames and --frame contradict each other")
-    suffixes = [*readable(), *(video.SUFFIXES if fit.all_frames else ())]
-    items = batches.items_of(images or [], files, suffixes, console=console)
+    items = batches.items_of(images or [], files, fit.suffixes(), console=console)
     single = batches.is_single(images or [], items, files)
     target, one_file = plan_target(images or [], items, files, single=single)
     if fit.all_frames and one_file and not single:
         raise UsageError("--all-frames makes a file of each film", hint="name a folder with -o")
     encode_each = films.encode if fit.all_frames else local.encode
-    way = how.way(machine)
+    way = how.way(machine, files.suffix)
     quick = None if how.lossless else inputs.recall(what, machine, console)
     net = quick or inputs.open_model(what, machine, console)
     way = replace(way, to=how.level(net.schedule))
@@ -189,20 +195,14 @@ def encode(
         net = inputs.start_engine(net, machine, console, work=inputs.evaluations(len(items), way.steps, way.solver))
     encoding = Encoding(net, way, preprocessing, what.condition(), how.lossless, how.dither)
     settings: dict[str, Any] = {"steps": how.steps, "solver": way.solver, "spacing": way.spacing}
-    if way.keep is not None:
-        settings["keep_path"] = {"precision": way.keep.precision, "steps": way.keep.steps}
+    settings |= {"keep_path": asdict(way.keep)} if way.keep is not None else {}
     if single and not files.dry_run:
         if files.output is not None and not one_file:
             make_folder(files.output)
         encode_one(
-            items[0],
-            target,
-            encoding,
-            settings=settings,
-            encode_each=encode_each,
-            size=machine.batch_size,
-            console=console,
-        )
+            items[0], target, encoding,
+            settings=settings, encode_each=encode_each, size=machine.batch_size, console=console,
+        )  # fmt: skip
         return
     run = {"command": "encode", "model": net.digest, **settings, "tolerance": how.tolerance}
     run |= {"engine": net.network.engine, "precision": machine.precision}

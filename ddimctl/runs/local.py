@@ -309,11 +309,11 @@ def _decode_alike(
     noise = [d for _, v in group for d in v.file.dithers or [None] * len(v.file.xT)]
     xT, kept = torch.cat([v.file.xT for _, v in group]), None
     if decoding.way.keep is not None:
-        kept = torch.cat([v.file.corrections for _, v in group])
+        kept = torch.cat([v.file.corrections for _, v in group if v.file.corrections is not None])
     for start in range(0, len(xT), batch_size):
         rows = slice(start, start + batch_size)
-        mine = None if kept is None else kept[rows]
-        for x0 in work.decode(xT[rows], decoding, dithers=noise[rows], corrections=mine, progress=progress):
+        part = None if kept is None else kept[rows]
+        for x0 in work.decode(xT[rows], decoding, dithers=noise[rows], corrections=part, progress=progress):
             try:
                 levels.check_finite(x0, decoding.model.name)
                 data = writing.to_bytes(levels.to_pixels(x0), targets.suffix, made=origins[len(digests)])
