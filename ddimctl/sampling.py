@@ -75,12 +75,13 @@ def sample(
     how: Noising = DDIM,
     condition: Condition = NOTHING,
     *,
-    seed: int = 0,
-    first: int = 0,
+    seed: int | Sequence[int] = 0,
+    first: int | Sequence[int] = 0,
     batch_size: int = DEFAULT_BATCH,
     progress: Progress = iter,
 ) -> Solution:
-    """Images number first … first+n−1 of a seed: (n, C, H, W) float64 in about [−1, 1], never clipped.
+    """Images number first … first+n−1 of a seed, or of a seed and a number for each: (n, C, H, W) float64 in about [−1, 1],
+    never clipped.
 
     The way's lowest level counts as clean. Image k of a seed is the same, to float32 rounding, whatever n, batch or
     device: each has its own generator, on the CPU, whose first draw is x_T and whose later ones are the noise of the
@@ -98,9 +99,9 @@ def sample(
     path, eps = how.way.path(model.schedule), model.eps(condition)
     spread = hat(model.schedule.sigma(1)) if how.sigma_hat else dial(how.eta)
     images = [torch.empty(0, *model.image_shape, dtype=torch.float64, device=model.network.module.state_device)]
-    for start in range(first, first + n, batch_size):
-        generators = seeds.generators(min(batch_size, first + n - start), seed, first=start)
-        draw = partial(_draw, model, generators)
+    draws = seeds.draws(n, seed, first)
+    for start in range(0, n, batch_size):
+        draw = partial(_draw, model, seeds.generators(draws[start : start + batch_size]))
         xbar = draw() * model.schedule.scale(path[-1])
         for state in progress(eq_12(eps, xbar, path[::-1], spread=spread, draw=draw)):
             xbar = state

@@ -7,7 +7,7 @@ what it would be loaded for: a Mersenne twister, and Box and Muller's transform 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,9 +16,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def noise(shape: Sequence[int], n: int, seed: int, *, first: int = 0) -> Tensor:
-    """Draws number first … first+n−1 of x_T ~ N(0, I), (n, *shape) float32."""
-    return draw(shape, generators(n, seed, first=first))
+def noise(shape: Sequence[int], n: int, seed: int | Sequence[int], *, first: int | Sequence[int] = 0) -> Tensor:
+    """Draws number first … first+n−1 of x_T ~ N(0, I), (n, *shape) float32; or as `draws` says."""
+    return draw(shape, generators(draws(n, seed, first)))
+
+
+def draws(n: int, seed: int | Sequence[int], first: int | Sequence[int] = 0) -> list[tuple[int, int]]:
+    """(seed, number) of each of n images: one seed or one for each, numbers from `first` on or one for each."""
+    numbers = range(first, first + n) if isinstance(first, int) else first
+    return list(zip([seed] * n if isinstance(seed, int) else seed, numbers, strict=True))
 
 
 def noise_array(shape: Sequence[int], n: int, seed: int, *, first: int = 0) -> np.ndarray:
@@ -52,11 +58,11 @@ def noise_array(shape: Sequence[int], n: int, seed: int, *, first: int = 0) -> n
     return out.reshape(n, *shape)
 
 
-def generators(n: int, seed: int, *, first: int = 0) -> list[torch.Generator]:
-    """One random generator an image, on the CPU, for the images first … first+n−1 of a seed."""
+def generators(draws: Iterable[tuple[int, int]]) -> list[torch.Generator]:
+    """One random generator an image, on the CPU, for (seed, number) of each."""
     import torch
 
-    return [torch.Generator().manual_seed(mix(seed, k)) for k in range(first, first + n)]
+    return [torch.Generator().manual_seed(mix(seed, k)) for seed, k in draws]
 
 
 def draw(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:

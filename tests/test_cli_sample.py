@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ import torch
 from conftest import Result, write_tiny_model
 from PIL import Image
 
-from ddimctl import latent, seeds
+from ddimctl import latent, sampling, seeds
 from ddimctl.families import load
-from ddimctl.images import levels, sheets
+from ddimctl.images import levels, sheets, writing
 from ddimctl.metrics import mse
 from ddimctl.recipe import Way
 from ddimctl.sampling import Noising, sample
@@ -116,6 +117,93 @@ def test_the_same_command_twice_makes_the_same_bytes(tiny: Invoke, tmp_path: Pat
     assert {n: (tmp_path / n).read_bytes() for n in names(tmp_path)} == before
 
 
+# A folder is resumed
+
+
+def test_the_same_command_again_makes_what_is_not_there(
+    tiny: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted by Ctrl-C in the middle, then again; then longer."""
+    command = ("sample", "--steps", "2,4", "-o", "out", "--batch-size", 2)
+    whole = tiny("sample", "-n", 6, "--steps", "2,4", "-o", "whole", "--batch-size", 2, "--json").ok()
+    calls, sampled = [], sampling.sample
+
+    def stopped(*args: Any, **kwargs: Any) -> Any:
+        calls.append(kwargs["first"])
+        if len(calls) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return sampled(*args, **kwargs)
+
+    monkeypatch.setattr(sampling, "sample", stopped)
+    assert tiny(*command, "-n", 6).code == 130
+    done = tiny(*command, "-n", 6, "--json").ok()
+    assert calls[4:] == [(2, 3), (2, 3), (4, 5), (4, 5)]  # the first two were whole
+    assert "sampled: 8, there already: 4" in done.err
+    found, wanted = json.loads(done.out), json.loads(whole.out)
+    assert found["results"] == wanted["results"]
+    assert found["unrelated_mse"] == wanted["unrelated_mse"]
+    for n in names(tmp_path / "whole"):
+        if n.endswith(".png"):
+            assert (tmp_path / "out" / n).read_bytes() == (tmp_path / "whole" / n).read_bytes()
+    del calls[4:]
+    assert "there already: 12" in tiny(*command, "-n", 6).ok().err
+    assert calls[4:] == []
+    (tmp_path / "out/steps-2/003.png").unlink()
+    (tmp_path / "out/steps-4/005.png").write_bytes((tmp_path / "out/steps-4/000.png").read_bytes())
+    assert "out/steps-4/005.png" in tiny(*command, "-n", 6).failed(2)  # number 0's picture is not number 5's
+    (tmp_path / "out/steps-4/005.png").unlink()
+    tiny(*command, "-n", 8).ok()
+    assert calls[4:] == [(3, 5), (3, 5), (6, 7), (6, 7)]
+
+
+def test_without_a_manifest_the_pictures_speak(tiny: Invoke, tmp_path: Path) -> None:
+    """As after kill -9, or of a version that wrote none: what is there is made again to see, and is the same."""
+    command = ("sample", "-n", 3, "--steps", 2, "-o", "out")
+    tiny(*command).ok()
+    before = (tmp_path / "out/001.png").stat()
+    (tmp_path / "out/manifest.jsonl").unlink()
+    tiny(*command).ok()
+    assert (tmp_path / "out/001.png").stat().st_mtime_ns == before.st_mtime_ns
+    assert "there already: 3" in tiny(*command).ok().err
+    with (tmp_path / "out/manifest.jsonl").open("a") as f:  # which anybody may have written
+        f.write(json.dumps({"name": "000", "key": 1, "sha256": None}) + "\n")
+    assert "there already: 2" in tiny(*command).ok().err
+
+
+def test_no_older_runs_pictures_are_left_among_new_ones(tiny: Invoke, tmp_path: Path) -> None:
+    tiny("sample", "-n", 5, "--steps", 2, "-o", "out").ok()
+    writing.save_image(tmp_path / "out" / "100.png", np.zeros((4, 4, 1), np.uint8))  # somebody's own
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    tiny("sample", "-n", 3, "--steps", 2, "-o", "out").ok()  # of the same run: they are what they would be
+    assert len(names(tmp_path / "out")) == 8
+    other = ("sample", "-n", 2, "--steps", 2, "-o", "out", "--seed", 9)
+    refused = tiny(*other)
+    assert "out/000.png and 4 more exist already and are not what this would make" in refused.failed(2)
+    assert "--force writes over 2 and removes 3" in refused.err
+    assert len(names(tmp_path / "out")) == 8
+    tiny(*other, "--force").ok()
+    assert names(tmp_path / "out") == ["000.png", "001.png", "100.png", "manifest.jsonl", "notes.txt"]
+
+
+# Several seeds
+
+
+def test_seeds_are_lists_and_ranges(tiny: Invoke, model_folder: Path, tmp_path: Path) -> None:
+    done = tiny("sample", "--seed", "1,4,10-12", "--steps", 2, "-o", "out", "--batch-size", 2, "--json").ok()
+    record = json.loads(done.out)
+    assert record["seed"] == [1, 4, 10, 11, 12]
+    assert record["files"] == [f"out/seed-{s}-000.png" for s in record["seed"]]
+    wanted = [expected(model_folder, 1, 2, seed=s)[0] for s in record["seed"]]
+    assert np.abs(np.array(folder_of(tmp_path / "out")).astype(int)[[0, 4, 1, 2, 3]] - np.array(wanted)).max() <= 1
+    tiny("sample", "--seed", "4,1", "-n", 2, "--steps", 2, "-o", "s.png", "--no-labels", "--save-noise", "x.pt").ok()
+    drawn = [i["noise"] for i in latent.load(tmp_path / "x.pt").images]
+    assert drawn == [{"seed": s, "number": k} for s in (4, 1) for k in (0, 1)]
+    assert pixels(tmp_path / "s.png").shape == (2 * 116 - 4, 2 * 116 - 4)  # a row for each seed
+    assert "sample" in tiny("info", "s.png").ok().out
+    for wrong in ("", "a", "3-", "-3", "5-2", "0-99999999", "1,,x", "1.5"):
+        assert tiny("sample", f"--seed={wrong}", "-o", "w.png").code == 2, wrong
+
+
 # Several numbers of steps
 
 
@@ -143,7 +231,7 @@ def test_several_steps_into_a_folder_each(tiny: Invoke, tmp_path: Path) -> None:
     done = tiny("sample", "-n", 3, "--steps", "2,4,2", "-o", "out", "--batch-size", 2).ok()
     wanted = [f"out/steps-{s}/{k:03}.png" for s in (2, 4) for k in range(3)]
     assert done.out.splitlines()[-6:] == wanted
-    assert names(tmp_path) == sorted(wanted)
+    assert names(tmp_path) == sorted([*wanted, "out/manifest.jsonl"])
     tiny("sample", "-n", 3, "--steps", 4, "-o", "alone", "--batch-size", 2).ok()
     np.testing.assert_array_equal(folder_of(tmp_path / "alone"), folder_of(tmp_path / "out" / "steps-4"))
 

@@ -265,7 +265,7 @@ def test_noise_from_any_number_on(n: int, first: int, seed: int) -> None:
 @pytest.mark.parametrize("shape", [(1,), (15,), (16,), (3, 5, 7), (3, 32, 32)])
 def test_noise_is_what_torch_draws(shape: tuple[int, ...]) -> None:
     """Also where an image's numbers do not fill torch's vectors of 16."""
-    got = seeds.draw(shape, generators := seeds.generators(2, 9))
+    got = seeds.draw(shape, generators := seeds.generators(seeds.draws(2, 9)))
     again = seeds.draw(shape, generators)
     for k in range(2):
         first, second = draws(9, k, 2, shape)

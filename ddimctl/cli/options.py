@@ -26,6 +26,7 @@ DEFAULT_STEPS = 20
 DEFAULT_SOLVER = "ab2"
 DEFAULT_SPACING = "karras"
 DEFAULT_BATCH = 64
+MAX_SEEDS = 1_000_000  # in one list
 DEFAULT_MAX_PIXELS = 100_000_000
 
 MODEL_HELP = "A bundled model's name, a model folder, a checkpoint file, or a hub id (OWNER/NAME)."
@@ -369,6 +370,18 @@ def parse_integers(text: str, option: str) -> tuple[int, ...]:
         return tuple(int(p) for p in text.split(","))
     except ValueError:
         raise UsageError(f"{option} takes whole numbers with commas between, not {text!r}") from None
+
+
+def parse_seeds(text: str) -> list[int]:
+    """ "1,4,10-20" → [1, 4, 10, …, 20], each once. Raises `UsageError` for what is no list of seeds."""
+    found: list[int] = []
+    for part in parse_list(text):
+        low, dash, high = part.partition("-")
+        ends = [end for end in (low, high if dash else low) if end.isdecimal() and len(end) < 19]
+        if len(ends) < 2 or not int(low) <= int(ends[1]) < int(low) + MAX_SEEDS - len(found):
+            raise UsageError(f"--seed {text!r} makes no sense", hint="such as 7, or 1,4,10-20")
+        found += range(int(low), int(ends[1]) + 1)
+    return list(dict.fromkeys(found))
 
 
 def parse_size(text: str, option: str) -> tuple[int, int]:

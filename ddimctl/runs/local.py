@@ -323,7 +323,7 @@ def _decode_alike(
                 continue
             try:
                 target, sources = files[len(digests)]
-                digests.append(_write(target, data, targets, sources=sources))
+                digests.append(put(target, data, targets, sources=sources))
             except UsageError as e:
                 failures[len(digests)] = e
                 digests.append("")
@@ -354,7 +354,7 @@ def made(item: Item, file: Latent, decoding: Decoding) -> list[dict[str, Any]]:
     return out
 
 
-def _write(target: Path, data: bytes, targets: Targets, *, sources: Collection[str]) -> str:
+def put(target: Path, data: bytes, targets: Targets, *, sources: Collection[str] = ()) -> str:
     """The digest of an output that now holds `data`. Raises `UsageError` where something else is there, or a source."""
     found, wanted = digest(target), sha256(data)
     if found != wanted:
