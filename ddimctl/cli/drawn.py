@@ -102,8 +102,9 @@ class Batch:
             for start in range(0, len(left), self.size):
                 part = left[start : start + self.size]
                 self.sample(part, folder, bar)
-                for row, draw in product(self.rows, part) if folder is not None else ():
-                    write(folder.outcome(row, draw))
+                if folder is not None:
+                    for row, draw in product(self.rows, part):
+                        write(folder.outcome(row, draw))
         return (len(self.draws) - len(left)) * len(self.rows)
 
     def sample(self, part: Sequence[Draw], folder: Folder | None, progress: Progress) -> None:
