@@ -18,6 +18,7 @@ Measure = Callable[[str], float]  # how wide a text is
 LETTER = 12  # pixels: the size of letters
 LINE = 15  # pixels from one line of text to the next
 TICK = 5  # pixels between an axis and its numbers
+LONGEST = 24  # letters of a line's label that are shown
 MUTED = -1  # the colour of what is only compared with
 
 
@@ -79,7 +80,7 @@ def marks(chart: Chart, width: float, height: float, *, measure: Measure) -> lis
     named = [s for s in chart.series if s.label and s.kind != "bars"]
     numbers = [tick(v) for v in ticks(chart.y)]
     left = max(map(measure, numbers)) + 2 * TICK
-    right = max((measure(s.label) for s in named), default=0) + 2 * TICK
+    right = max((measure(shortened(s.label)) for s in named), default=0) + 2 * TICK
     right = max(right, measure(tick(chart.x.high)) / 2 + 2)
     top, bottom = 2 * LINE + 6.0, 2 * LINE + 2.0 * TICK
     edge = width - right
@@ -108,8 +109,15 @@ def marks(chart: Chart, width: float, height: float, *, measure: Measure) -> lis
     for s in chart.series:
         found += drawn(s, x, y, floor=height - bottom)
     heights = apart([y(s.points[-1][1]) for s in named], LINE, top, high=height - bottom)
-    found += [Mark("text", [(edge + TICK, at)], s.colour, s.label) for s, at in zip(named, heights, strict=True)]
+    found += [
+        Mark("text", [(edge + TICK, at)], s.colour, shortened(s.label)) for s, at in zip(named, heights, strict=True)
+    ]
     return found
+
+
+def shortened(label: str) -> str:
+    """A label that leaves room for its line."""
+    return label if len(label) <= LONGEST else label[: LONGEST - 1] + "…"
 
 
 def drawn(series: Series, x: Callable[[float], float], y: Callable[[float], float], *, floor: float) -> list[Mark]:

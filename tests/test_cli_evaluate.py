@@ -284,6 +284,15 @@ def test_too_few_images_for_the_features_are_warned_about(run: Run) -> None:
     assert "warning" not in run(*few, "-n", 7).ok().err
 
 
+def test_the_page(run: Run, tmp_path: Path) -> None:
+    done = run(*FEW, "--eta", "0,0.7", "--html", "p.html", "--json").ok()
+    text = (tmp_path / "p.html").read_text(encoding="utf-8")
+    begin = text.index('id="record">') + len('id="record">')
+    assert json.loads(text[begin : text.index("</script>", begin)]) == json.loads(done.out)
+    assert text.count("<svg ") == 2
+    assert "exists already" in run(*FEW, "--html", "p.html").failed(2)
+
+
 def test_the_plot(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     run(*FEW, "--eta", "0,0.7", "--sigma-hat", "--plot", "p.png").ok()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from ddimctl.cli import batches, inputs, names, options
+from ddimctl.cli import batches, inputs, names, options, pages
 from ddimctl.cli.console import Console, figure, table
 from ddimctl.cli.groups import flat, group, like
 from ddimctl.errors import FileError, UsageError
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from ddimctl.features import Extractor
     from ddimctl.frechet import Statistics
     from ddimctl.model import Condition, Model
+    from ddimctl.report.html import Section
 
 
 @group
-class Kept(options.Plotted):
+class Kept(options.Plotted, pages.Page):
     """Where the images are kept, and the plot goes."""
 
     cache: Annotated[
@@ -120,6 +121,7 @@ def evaluate(
     console = said.console()
     engines.check(machine.engine, machine.precision)
     settings = plan_cells(how, what.condition())
+    files.check_page([files.plot, against.reference], force=files.force)
     if files.plot is not None:
         plots.check_target(files.plot)
         refuse_existing(files.plot, files.force)
@@ -155,12 +157,15 @@ def evaluate(
         "results": [c.record(how.n) for c in cells],
         "seconds_per_image": {str(s): t for s, t in seconds.items()},
     }
-    console.data(as_table(cells, seconds), record)
+    console.data(table(*as_lines(cells, seconds)), record)
+    lines: dict[str, dict[int, float]] = {}
+    for c in cells:
+        lines.setdefault(c.setting.row, {})[c.setting.steps] = c.distance
+    real = floor.get("test", {}).get(str(how.n))
+    if files.html is not None:
+        sections = pages.of_cells(*as_lines(cells, seconds), lines, floor=real, what=extractor.name)
+        save_page(net, settings[-1], sections, files=files, record=record, console=console)
     if files.plot is not None:
-        lines: dict[str, dict[int, float]] = {}
-        for c in cells:
-            lines.setdefault(c.setting.row, {})[c.setting.steps] = c.distance
-        real = floor.get("test", {}).get(str(how.n))
         title = f"{net.name}, {how.n:,} images a cell"
         with plots.theme(files.dark):
             plots.distance_against_steps(files.plot, lines, seconds, floor=real, what=extractor.name, title=title)
@@ -316,10 +321,30 @@ def seconds_per_image(cells: Sequence[Cell], n: int) -> dict[int, float]:
     return {s: sum(t) / len(t) for s, t in by_steps.items()}
 
 
-def as_table(cells: Sequence[Cell], seconds: dict[int, float]) -> str:
+def save_page(
+    model: Model,
+    setting: Setting,
+    sections: Sequence[Section],
+    *,
+    files: Kept,
+    record: dict[str, Any],
+    console: Console,
+) -> None:
+    """Writes the page of --html."""
+    from ddimctl import origin
+
+    of = {"reference": record["reference"]["source"], "features": record["features"]["name"], "seed": record["seed"]}
+    files.write_page(
+        f"Quality of {model.name}", f"{record['images']:,} images a cell, against {of['reference']}.", sections,
+        made=origin.of("evaluate", model, setting.how.way, setting.condition, more=of),
+        record=record, side=model.size[1], console=console,
+    )  # fmt: skip
+
+
+def as_lines(cells: Sequence[Cell], seconds: dict[int, float]) -> tuple[list[str], list[list[str]]]:
     """The paper's table 1, and below it the seconds that an image takes."""
     rows: dict[str, list[str]] = {}
     for c in cells:
         rows.setdefault(c.setting.row, []).append(figure(c.distance))
     lines = [[name, *values] for name, values in rows.items()]
-    return table(["S", *map(str, seconds)], [*lines, ["seconds an image", *map(figure, seconds.values())]])
+    return ["S", *map(str, seconds)], [*lines, ["seconds an image", *map(figure, seconds.values())]]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddimctl.cli import inputs, looks, models, names, options
+from ddimctl.cli import inputs, looks, models, names, options, pages
 from ddimctl.cli.console import figure, plain, table
 from ddimctl.cli.groups import flat, group, like
 from ddimctl.errors import DDIMError, FileError
@@ -73,7 +73,15 @@ def info(
         formats.check_suffix(files.output)
         refuse_existing(files.output, files.force)
         formats.check_apart(files.output, [file])
-    console.data(*about_latent(found))
+    files.check_page([files.output, file], force=files.force)
+    said_text, record = about_latent(found)
+    console.data(said_text, record)
+    if files.html is not None:
+        about = {k: v for k, v in found.provenance.items() if isinstance(v, str | int | float) or k == "model"}
+        files.write_page(
+            f"Latent {Path(file).name}", said_text.split("\n")[0], pages.of_latent(found, MANY),
+            made=about, record=record, side=found.xT.shape[-1], console=console,
+        )  # fmt: skip
     if files.output is not None:
         drawn = draw(files.output, found) if files.no_labels else draw_portraits(files.output, found, files.dark)
         console.notice(f"{files.output}: {drawn}, black at -3 and white at 3")

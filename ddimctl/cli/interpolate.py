@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from ddimctl.cli import inputs, looks, options
-from ddimctl.cli.console import Console, figure, table
+from ddimctl.cli import inputs, looks, options, pages
+from ddimctl.cli.console import Console, table
 from ddimctl.cli.groups import flat, group, like
 from ddimctl.errors import DDIMError, UsageError
 from ddimctl.files import read_bytes, refuse_existing
@@ -132,6 +132,7 @@ def interpolate(
                 raise type(e)(str(e), hint=f"encode it first, with {option}") from None
         raise
     refuse_source(output, keys.sources)
+    files.check_page([output, *latents], force=files.force)
     tell_of_weak(keys, motion, console)
     decoding, net = keys.decoding, keys.decoding.model
     formats.check_channels(f"an image of the model {net.name}", net.channels)
@@ -160,11 +161,11 @@ def interpolate(
     else:
         save_film(output, pixels, shown, motion=motion, sound=sound, made=made, console=console)
     steps_apart = ((images[1:] - images[:-1]) / 2).flatten(1).square().mean(1).sqrt().tolist()
-    text = str(output)
-    if motion.distances:
-        rows_ = [[f"{i} to {i + 1}", figure(d)] for i, d in enumerate(steps_apart)]
-        text = table(["frames", "rms distance"], rows_) + "\n" + text
-    console.data(text, {"file": str(output), "frames": len(xT), "distances": steps_apart})
+    text = (table(*pages.distances(steps_apart)) + "\n" if motion.distances else "") + str(output)
+    record = {"file": str(output), "frames": len(xT), "distances": steps_apart}
+    console.data(text, record)
+    if files.html is not None:
+        save_page(levels.to_pixels(images), shown, motion, files=files, made=made, record=record, console=console)
 
 
 def target_of(latents: list[str], motion: Motion, files: Film, *, console: Console) -> Path:
@@ -305,6 +306,26 @@ def save_sheet(
         pixels, columns = pixels[list(shown)], len(shown)
         words = {"above": [str(i) for i in shown]}
     writing.save_image(output, files.sheet(pixels, columns, GAP, caption=caption, **words), made=made)
+
+
+def save_page(
+    pixels: np.ndarray,
+    shown: Sequence[int],
+    motion: Motion,
+    *,
+    files: Film,
+    made: dict[str, Any],
+    record: dict[str, Any],
+    console: Console,
+) -> None:
+    """Writes the page of --html."""
+    columns = options.parse_size(motion.size, "--size")[1] if motion.grid else 1
+    sections = pages.of_frames(pixels, shown, record["distances"], fps=motion.fps, columns=columns)
+    names = " and ".join(p["name"] for p in made["parents"])
+    files.write_page(
+        f"Between {names}", looks.way_of(made), sections, made=made, record=record, side=pixels.shape[2],
+        console=console,
+    )  # fmt: skip
 
 
 def save_film(

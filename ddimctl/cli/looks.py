@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from typer import Option
 
 from ddimctl.cli.groups import group
+from ddimctl.cli.pages import Page
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ class Dark:
 
 
 @group
-class Looks:
+class Looks(Page):
     """How pictures look."""
 
     PANEL: ClassVar[str] = "Files"

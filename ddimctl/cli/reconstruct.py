@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddimctl.cli import batches, inputs, looks, names, options
+from ddimctl.cli import batches, inputs, looks, names, options, pages
 from ddimctl.cli.console import Console, figure, table
 from ddimctl.cli.groups import flat, group, like
 from ddimctl.cli.part import Part
@@ -39,6 +39,11 @@ class Sheet(options.Output, options.Listed, options.Plotted, looks.Looks):
     plot: Annotated[
         Path | None, like(options.Plotted, "plot", help="Draw error against evaluations (.png, .svg, .pdf).")
     ] = None
+
+    @property
+    def kept(self) -> int:
+        """How many images are kept, to be shown."""
+        return max(self.rows if self.output is not None else 0, pages.SHOWN if self.html is not None else 0)
 
 
 @group
@@ -104,7 +109,7 @@ def reconstruct(
     reports = parse_reports(said.report)
     check_targets(files, said, how, reports=reports)
     quick = None
-    if files.output is None and set(reports) <= set(roundtrip.ON_ARRAYS):
+    if not files.kept and set(reports) <= set(roundtrip.ON_ARRAYS):
         quick = inputs.recall(what, machine, console)
     net = quick or inputs.open_model(what, machine, console)
     ways = ways_of(how, net)
@@ -114,7 +119,7 @@ def reconstruct(
     else:
         items = batches.items_of([str(inputs.held_out_folder(net))], options.Listed(), formats.SUFFIXES)[: files.limit]
         console.notice(f"{len(items)} held-out images of {net.name}")
-    for target in filter(None, (files.output, files.plot)):
+    for target in filter(None, (files.output, files.plot, files.html)):
         formats.check_apart(target, (item.source for item in items))
     if quick is None:
         work = sum(2 * inputs.evaluations(len(items), way.steps, way.solver) for way in ways)
@@ -130,13 +135,13 @@ def reconstruct(
         levels.to_array if quick is not None else levels.to_tensor,
         console,
         single,
-        files.rows,
+        files.kept,
     )
     parts = pictures.batches(machine.batch_size)
     steps = roundtrip.steps(ways, reports) * -(-len(items) // machine.batch_size)
     with console.bar(steps, "reconstructing") as bar:
         trips = roundtrip.measure(
-            net, parts, ways, reports=reports, condition=what.condition(), keep=files.rows, progress=bar
+            net, parts, ways, reports=reports, condition=what.condition(), keep=files.kept, progress=bar
         )
     if not pictures.count:
         raise SomeFailed(f"none of {len(items)} images could be read")
@@ -159,6 +164,7 @@ def check_targets(files: Sheet, said: Reports, how: Several, *, reports: Sequenc
     if files.output is not None:
         formats.check_suffix(files.output)
         refuse_existing(files.output, files.force)
+    files.check_page([files.output, files.plot], force=files.force)
     if files.plot is not None:
         plots.check_target(files.plot)
         refuse_existing(files.plot, files.force)
@@ -199,10 +205,11 @@ class Pictures:
     convert: Callable[[Any], Any]
     console: Console
     single: bool
-    rows: int  # images to keep for the sheet
+    rows: int  # images to keep, for the sheet and the page
     count: int = 0
     failed: int = 0
-    shown: list[Any] = field(default_factory=list)  # the first few, for the sheet
+    shown: list[Any] = field(default_factory=list)  # the first few
+    names: list[str] = field(default_factory=list)  # of all that could be read
 
     def batches(self, size: int) -> Iterator[Any]:
         """(B, C, H, W) in [−1, 1]; those that cannot be read are told of, and left out."""
@@ -216,6 +223,7 @@ class Pictures:
             x0 = batches.stacked(loaded, self.single, self.console, tell=len(self.items) <= SHOWN, convert=self.convert)
             self.failed += sum(b.failure is not None for b in loaded)
             self.count += len(x0)
+            self.names += [Path(b.item.source).name for b in loaded if b.failure is None]
             self.shown += list(x0[: max(0, self.rows - len(self.shown))])
             if len(x0):
                 yield x0
@@ -252,8 +260,10 @@ def report(
         ]
         console.notice(
             f"{files.output}: original, then for each line its reconstruction and the difference: {', '.join(gained)}"
-            + (f"; {len(pictures.shown)} of {pictures.count} shown" if len(pictures.shown) < pictures.count else "")
+            + (f"; {files.rows} of {pictures.count} shown" if files.rows < pictures.count else "")
         )
+    if files.html is not None:
+        save_page(trips, reports, model, pictures=pictures, files=files, console=console)
     if files.plot is not None:
         lines: dict[str, list[tuple[float, float]]] = {}
         for t in trips:
@@ -271,8 +281,40 @@ def parse_reports(text: str) -> list[str]:
     return list(known) if text == "all" else [choose(known, n, "report") for n in options.parse_list(text)]
 
 
+def save_page(
+    trips: Sequence[RoundTrip],
+    reports: Sequence[str],
+    model: Model,
+    *,
+    pictures: Pictures,
+    files: Sheet,
+    console: Console,
+) -> None:
+    """Writes the page of --html."""
+    from ddimctl import origin
+
+    shown = pictures.names[: len(pictures.shown)]
+    sections = pages.of_round_trips(pictures.shown, trips, shown, heads=looks.heads, lines=as_lines(trips, reports))
+    some = f", {len(shown)} of them shown" if len(shown) < pictures.count else ""
+    parents = [origin.parent(item.source) for item in pictures.items[: origin.MAX_PARENTS]]
+    ways = {
+        name: ", ".join(dict.fromkeys(str(getattr(t.way, name)) for t in trips))
+        for name in ("solver", "spacing", "steps")
+    }
+    made = origin.of("reconstruct", model, trips[0].way, parents=parents, more=ways)
+    files.write_page(
+        f"Round trips of {model.name}", f"{pictures.count} images{some}, encoded and decoded again.", sections,
+        made=made, record=as_record(trips, reports, model, n=pictures.count), side=model.size[1], console=console,
+    )  # fmt: skip
+
+
 def as_table(cells: Sequence[RoundTrip], reports: Sequence[str]) -> str:
     """The table for people."""
+    return table(*as_lines(cells, reports))
+
+
+def as_lines(cells: Sequence[RoundTrip], reports: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Its header, and its lines."""
     from ddimctl.paper import TABLE_2
 
     paper = "mse" in reports and any(c.way.steps in TABLE_2 for c in cells)
@@ -283,7 +325,7 @@ def as_table(cells: Sequence[RoundTrip], reports: Sequence[str]) -> str:
         row = [c.way.solver, c.way.spacing, str(c.way.steps), "+".join(f"{e:.4g}" for e in both)]
         row += [figure(int(c.total(r)) if r == "wrong_pixels" else c.total(r)) for r in reports]
         rows.append(row + ([figure(TABLE_2.get(c.way.steps))] if paper else []))
-    return table(header, rows)
+    return header, rows
 
 
 def as_record(cells: Sequence[RoundTrip], reports: Sequence[str], model: Model, *, n: int) -> dict[str, Any]:
@@ -320,7 +362,8 @@ def save_sheet(files: Sheet, pictures: Pictures, cells: Sequence[RoundTrip]) -> 
     from ddimctl.images.sheets import comparison, enlarge, factor_to_see, stated
     from ddimctl.images.writing import save_image
 
-    pixels, gains = comparison(torch.stack(pictures.shown), [torch.stack(cell.shown) for cell in cells])
+    x0 = pictures.shown[: files.rows]
+    pixels, gains = comparison(torch.stack(x0), [torch.stack(cell.shown[: len(x0)]) for cell in cells])
     factor = factor_to_see(pixels.shape[1:3])
     lines = [
         f"{c.way.solver}, {c.way.spacing}, {c.way.steps} steps, × {stated(g)}"
@@ -328,13 +371,12 @@ def save_sheet(files: Sheet, pictures: Pictures, cells: Sequence[RoundTrip]) -> 
     ]
     parents = [origin.parent(item.source) for item in pictures.items[: origin.MAX_PARENTS]]
     made = origin.of("reconstruct", pictures.model, cells[0].way, parents=parents, more={"lines": lines})
-    named = [Path(item.source).name for item in pictures.items] if not pictures.failed else []
-    some = len(pictures.shown) < pictures.count
-    caption = f"{pictures.model.name}: " + (f"{len(pictures.shown)} of " if some else "") + f"{pictures.count} images"
+    some = len(x0) < pictures.count
+    caption = f"{pictures.model.name}: " + (f"{len(x0)} of " if some else "") + f"{pictures.count} images"
     caption += "; the figures are of all" if some else ""
     made_sheet = files.sheet(
         enlarge(pixels, factor), 1 + 2 * len(cells), GAP,
-        above=looks.heads(cells, gains), left=named[: len(pictures.shown)], caption=caption,
+        above=looks.heads(cells, gains), left=pictures.names[: len(x0)], caption=caption,
     )  # fmt: skip
     assert files.output is not None
     save_image(files.output, made_sheet, made=made)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddimctl.cli import inputs, looks, options
+from ddimctl.cli import inputs, looks, options, pages
 from ddimctl.cli.console import Console, figure, table
 from ddimctl.cli.drawn import Batch, Folder, Row
 from ddimctl.cli.groups import flat, group, like
@@ -97,6 +97,7 @@ def sample(
     draws = how.draws()
     n, seeds = len(draws), list(dict.fromkeys(seed for seed, _ in draws))
     output, is_folder = target_of(files)
+    files.check_page([output, files.noise], force=files.force)
     if files.output is None:
         console.notice(f"writing {output}")
 
@@ -134,21 +135,11 @@ def sample(
     text = "\n".join(written)
     apart = batch.apart()
     if len(rows) > 1:
-        text = as_table(rows, longest, apart) + "\n" + text
-    record: dict[str, Any] = {
-        "files": written,
-        "images": n,
-        "skipped": skipped,
-        "model": {"name": net.name, "digest": net.digest},
-        "seed": seed,
-        "eta": 1.0 if how.sigma_hat else how.eta,
-        "sigma_hat": how.sigma_hat,
-        "solver": longest.how.way.solver,
-        "spacing": how.spacing,
-        "results": [row.record for row in rows],
-        "unrelated_mse": sum(apart) / len(apart) if apart else None,
-    }
+        text = table(*as_lines(rows, longest, apart)) + "\n" + text
+    record = as_record(batch, how, seed, files=written, skipped=skipped)
     console.data(text, record)
+    if files.html is not None:
+        save_page(files, batch, folder, record=record)
 
 
 def tell_unconverged(rows: Sequence[Row], n: int, console: Console) -> None:
@@ -217,6 +208,30 @@ def save_sheet(
     writing.save_image(path, sheet, made=made)
 
 
+def save_page(files: Samples, batch: Batch, folder: Folder | None, *, record: dict[str, Any]) -> None:
+    """Writes the page of --html, with the first images of each row."""
+    import numpy as np
+
+    from ddimctl.images import reading
+
+    model, rows, most = batch.model, batch.rows, min(pages.SHOWN, len(batch.draws))
+    if folder is None:
+        shown = np.concatenate([np.concatenate(row.pixels)[:most] for row in rows])
+    else:
+        kept = [folder.pictures[row.steps, draw].target for row in rows for draw in batch.draws[:most]]
+        shown = np.stack([reading.read(file, model.channels, model.size)[0] for file in kept])
+    lines = as_lines(rows, batch.longest, batch.apart()) if len(rows) > 1 else None
+    names = [str(k) if isinstance(record["seed"], int) else f"{k} of seed {seed}" for seed, k in batch.draws[:most]]
+    said = f"{len(batch.draws)} images of seed {record['seed']}" + (
+        f", the first {most}" if most < len(batch.draws) else ""
+    )
+    files.write_page(
+        f"Samples of {model.name}", f"{said}.", pages.of_samples(shown, [row.steps for row in rows], names, lines=lines),
+        made=batch.made(batch.longest, {"seed": record["seed"], "number": record["images"]}),
+        record=record, side=model.size[1], console=batch.console,
+    )  # fmt: skip
+
+
 def save_noise(path: Path, model: Model, draws: Sequence[Draw], *, way: Way, condition: Condition) -> None:
     """Writes x_T as a latent file, which says that it was drawn: no evaluations, and no image where one would stand."""
     from ddimctl import latent, ode, seeds
@@ -229,11 +244,31 @@ def save_noise(path: Path, model: Model, draws: Sequence[Draw], *, way: Way, con
     latent.save(path, latent.Latent(xT, about))
 
 
-def as_table(rows: Sequence[Row], longest: Row, apart: Sequence[float]) -> str:
+def as_record(
+    batch: Batch, how: Sampling, seed: int | list[int], *, files: Sequence[str], skipped: int
+) -> dict[str, Any]:
+    """All of it for machines."""
+    apart, longest = batch.apart(), batch.longest
+    return {
+        "files": list(files),
+        "images": len(batch.draws),
+        "skipped": skipped,
+        "model": {"name": batch.model.name, "digest": batch.model.digest},
+        "seed": seed,
+        "eta": 1.0 if how.sigma_hat else how.eta,
+        "sigma_hat": how.sigma_hat,
+        "solver": longest.how.way.solver,
+        "spacing": how.spacing,
+        "results": [row.record for row in batch.rows],
+        "unrelated_mse": sum(apart) / len(apart) if apart else None,
+    }
+
+
+def as_lines(rows: Sequence[Row], longest: Row, apart: Sequence[float]) -> tuple[list[str], list[list[str]]]:
     """How far each row is from the longest, and in the last line, how far one image is from the next."""
     found = [row.record for row in rows]
     lines = [[str(r["steps"]), f"{r['evaluations']:.4g}", figure(r["mse"]), figure(r["rms"])] for r in found]
     if apart:
         mean, root = (sum(v) / len(apart) for v in (apart, list(map(math.sqrt, apart))))
         lines.append(["another x_T", "-", figure(mean), figure(root)])
-    return table(["steps", "evaluations", f"mse to {longest.steps}", "rms"], lines)
+    return ["steps", "evaluations", f"mse to {longest.steps}", "rms"], lines

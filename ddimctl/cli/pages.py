@@ -1,0 +1,160 @@
+"""What the page of each command holds: the option --html, and the sections that it asks `ddimctl.report` for."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from typer import Option
+
+from ddimctl.cli.console import figure, plain
+from ddimctl.cli.groups import group
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import numpy as np
+
+    from ddimctl.cli.console import Console
+    from ddimctl.latent import Latent
+    from ddimctl.report.html import Section
+    from ddimctl.roundtrip import RoundTrip
+
+SHOWN = 64  # images of a run that its page shows
+
+
+@group
+class Page:
+    """A page beside what is said."""
+
+    PANEL: ClassVar[str] = "Files"
+
+    html: Annotated[
+        Path | None, Option("--html", metavar="FILE", help="Also write a page with all of it, which needs no network.")
+    ] = None
+
+    def check_page(self, others: Iterable[str | Path | None], *, force: bool) -> None:
+        """Raises `UsageError` if the page cannot be written, or would be written over one of `others`."""
+        from ddimctl.files import refuse_existing
+        from ddimctl.images.formats import check_apart
+        from ddimctl.report import page
+
+        if self.html is not None:
+            page.check_target(self.html)
+            refuse_existing(self.html, force)
+            check_apart(self.html, [o for o in others if o is not None])
+
+    def write_page(
+        self,
+        title: str,
+        summary: str,
+        sections: Sequence[Section],
+        *,
+        made: Mapping[str, Any],
+        record: Mapping[str, Any],
+        side: int,
+        console: Console,
+    ) -> None:
+        """Writes the page, with the command that this process was called with."""
+        from ddimctl.report import page
+
+        assert self.html is not None
+        command = shlex.join(["ddimctl", *sys.argv[1:]])
+        page.write(self.html, page.Page(title, summary, sections, made, command, record, side))
+        console.notice(f"{self.html}: a page with all of it")
+
+
+def of_round_trips(
+    originals: Any, trips: Sequence[RoundTrip], names: Sequence[str], *, heads: Any, lines: tuple[Any, Any]
+) -> list[Section]:
+    """The table, error against cost, the pictures, and each image's error; `heads` is `looks.heads`."""
+    import torch
+
+    from ddimctl.images.sheets import comparison
+    from ddimctl.report import html, runs, svg
+
+    sections: list[Section] = [html.Table("Figures", *lines)]
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for t in trips:
+        if "mse" in t.values:
+            curves.setdefault(f"{t.way.solver}, {t.way.spacing}", []).append((t.evaluations, t.total("mse")))
+    if any(len(points) > 1 and max(y for _, y in points) > 0 for points in curves.values()):
+        sections.append(html.Charts("Error against cost", [svg.chart(runs.error_against_evaluations(curves))]))
+    pixels, gains = comparison(torch.stack(list(originals)), [torch.stack(list(t.shown)) for t in trips])
+    sections.append(html.Comparison("Original and reconstruction", pixels, heads(trips, gains), names))
+    report = next((r for r in ("mse", *trips[0].values) if r in trips[0].values), None)
+    if report is not None:
+        header = ["image", *(f"{t.way.solver}, {t.way.spacing}, S = {t.way.steps}" for t in trips)]
+        each = [[name, *(figure(t.values[report][i]) for t in trips)] for i, name in enumerate(names)]
+        sections.append(html.Table(f"Each image: {report}", header, each))
+    return sections
+
+
+def of_samples(
+    pixels: np.ndarray, steps: Sequence[int], names: Sequence[str], *, lines: tuple[Any, Any] | None
+) -> list[Section]:
+    """A row for each number of steps, or all images of the only one; and the table where there is one."""
+    from ddimctl.report import html
+
+    if len(steps) > 1:
+        assert lines is not None
+        rows = [f"S = {s}" for s in steps]
+        return [html.Table("Consistency", *lines), html.Pictures("Samples", pixels, names, rows, "steps")]
+    return [html.Gallery("Samples", pixels, names)]
+
+
+def of_frames(
+    pixels: np.ndarray, shown: Sequence[int], apart: Sequence[float], *, fps: float, columns: int
+) -> list[Section]:
+    """A film with its frames, or the grid where there are several columns; and how far apart frames are."""
+    from ddimctl.report import html
+
+    if columns > 1:
+        return [
+            html.Pictures("Grid", pixels, [str(i) for i in range(columns)],
+                          [str(i) for i in range(len(pixels) // columns)], "row")
+        ]  # fmt: skip
+    film = html.Film("Frames", pixels[list(shown)], [str(i) for i in shown], fps)
+    return [film, html.Table("How far apart frames are", *distances(apart))]
+
+
+def distances(apart: Sequence[float]) -> tuple[list[str], list[list[str]]]:
+    """How far each frame is from the next, as the header and the lines of a table."""
+    return ["frames", "rms distance"], [[f"{i} to {i + 1}", figure(d)] for i, d in enumerate(apart)]
+
+
+def of_cells(header: Sequence[str], lines: Sequence[Sequence[str]], curves: Mapping[str, Mapping[int, float]], *,
+             floor: float | None, what: str) -> list[Section]:  # fmt: skip
+    """The table, and distance against S beside the paper's."""
+    from ddimctl.report import html, runs, svg
+
+    points = {name: [(float(s), v) for s, v in row.items()] for name, row in curves.items()}
+    drawn = [runs.distance_against_steps(points, floor, what), runs.paper_distances(list(points))]
+    charts = [svg.chart(c) for c in drawn if c is not None]
+    return [html.Table("Fréchet distance and cost", header, lines), html.Charts("Distance against steps", charts)]
+
+
+def of_latent(found: Latent, most: int) -> list[Section]:
+    """Each latent's channels, charts, verdict, and its figures beside noise's."""
+    from ddimctl import health
+    from ddimctl.report import html, latents, svg
+
+    sections: list[Section] = []
+    shown = found.xT[:most]
+    examined = health.examine(shown)
+    names = [Path(plain(str(image["name"]))).name for image in found.images]
+    for p, figures in zip(latents.portraits(shown, names, examined), examined, strict=True):
+        channels = [html.picture(c[..., None], f"channel {i} of x_T") for i, c in enumerate(p.channels)]
+        drawn = [*channels, *(svg.chart(c, 420, 260) for c in p.charts)]
+        sections.append(html.Charts(p.name, drawn, p.words))
+        rows = [
+            [f.name, figure(f.value), figure(f.expected), f"{figure(f.low)} … {figure(f.high)}",
+             "typical" if f.typical else "not typical"]
+            for f in figures
+        ]  # fmt: skip
+        sections.append(
+            html.Table(f"Figures of {p.name}", ["figure", "x_T", "noise", "98 % of noise", "verdict"], rows)
+        )
+    return sections
