@@ -15,7 +15,7 @@ from ddimctl.arrays import Array, per_image
 from ddimctl.errors import UsageError
 from ddimctl.network import Embedded, Network
 from ddimctl.predictions import PREDICTIONS
-from ddimctl.schedule import Schedule
+from ddimctl.schedule import Levels
 from ddimctl.solvers import Eps
 
 
@@ -27,11 +27,12 @@ class Condition:
     prompt: str | None = None
     negative: str | None = None  # what guidance leads away from; without one, no prompt
     guidance: float = 1.0  # g in ε = ε_u + g (ε_c − ε_u) (Ho and Salimans 2022); 1 needs no second evaluation
+    distilled: float | None = None  # what a distilled network is told of guidance; None is the model's own
 
     @property
     def null(self) -> Condition:
         """The condition of ε_u: the negative prompt, or none."""
-        return Condition(prompt=self.negative)
+        return Condition(prompt=self.negative, distilled=self.distilled)
 
 
 NOTHING = Condition()
@@ -94,7 +95,7 @@ class Model:
     """A network, its schedule, and what stands between images and it."""
 
     network: Network
-    schedule: Schedule
+    schedule: Levels
     image_shape: tuple[int, int, int]  # (C, H, W) of its images
     about: About = field(default_factory=About)
     prediction: str = "epsilon"  # a name of `PREDICTIONS`
@@ -102,6 +103,7 @@ class Model:
     embed: Callable[[Condition], Embedded] = no_condition  # raises `UsageError` for what the network cannot be asked
     autoencoder: Autoencoder = field(default_factory=Pixels)
     multiple: int | None = None  # its images' sides may be any multiple of this; None: they are what they are
+    largest: int | None = None  # up to this, if there is an end
     unread: Callable[[str], str] = all_read  # the end of a prompt that is longer than the text encoder reads
 
     def __repr__(self) -> str:
@@ -186,7 +188,7 @@ class Model:
                 away = network(x, labels, null)[:, :channels]
                 out = away + g * (out - away)
             # Below the first trained level the network is asked at that level; so is the algebra around it.
-            return formula(out, x, [max(s, schedule.sigma(1)) for s in sigmas])
+            return formula(out, x, [max(s, schedule.lowest) for s in sigmas])
 
         return eps
 

@@ -129,9 +129,10 @@ LATER: dict[str, Callable[[Any], bool]] = {  # fields that not every file has
     "to_level": lambda v: _is_number(v) and v > 0,
     "condition": lambda v: (
         isinstance(v, dict)
-        and v.keys() == {"prompt", "negative", "guidance"}
+        and {"prompt", "negative", "guidance"} <= v.keys() <= {"prompt", "negative", "guidance", "distilled"}
         and all(v[k] is None or _is_text(v[k]) for k in ("prompt", "negative"))
         and _is_number(v["guidance"])
+        and (v.get("distilled") is None or _is_number(v["distilled"]))
     ),
 }
 EACH = (

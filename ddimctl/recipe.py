@@ -15,7 +15,7 @@ from ddimctl.dither import read as read_dithers
 from ddimctl.dither import seed_of
 from ddimctl.keeping import Keep
 from ddimctl.model import NOTHING, Condition, Model
-from ddimctl.schedule import Schedule, default_spacing
+from ddimctl.schedule import Levels, default_spacing
 from ddimctl.solvers import DEFAULT_SOLVER, bind, decoder
 
 DEFAULT_STEPS = 20
@@ -44,7 +44,7 @@ class Way:
         if not self.spacing:
             object.__setattr__(self, "spacing", default_spacing(self.solver))
 
-    def path(self, schedule: Schedule) -> tuple[float, ...]:
+    def path(self, schedule: Levels) -> tuple[float, ...]:
         """The rising noise levels. Raises `UsageError` where the schedule has none of that kind."""
         if self.levels is not None:
             return self.levels
@@ -148,6 +148,8 @@ class Recipe:
             out["to_level"] = self.way.to
         if replace(self.condition, class_label=None) != NOTHING:  # the class stands beside the model
             out["condition"] = {k: v for k, v in asdict(self.condition).items() if k != "class_label"}
+            if self.condition.distilled is None:
+                del out["condition"]["distilled"]
         return out
 
 

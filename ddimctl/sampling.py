@@ -28,6 +28,7 @@ from ddimctl.errors import UsageError
 from ddimctl.model import NOTHING, Condition, Model
 from ddimctl.ode import DEFAULT_BATCH, Progress, Solution
 from ddimctl.recipe import Way
+from ddimctl.schedule import FlowSchedule
 from ddimctl.solvers import Eps, States
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ def sample(
         return ode.decode(model, xT, how.way, condition, batch_size=batch_size, progress=progress)
     import torch
 
+    if how.sigma_hat and isinstance(model.schedule, FlowSchedule):
+        raise UsageError("sigma-hat is DDPM's, and the model is a flow", hint="leave sigma-hat away")
     path, eps = how.way.path(model.schedule), model.eps(condition)
     spread = hat(model.schedule.sigma(1)) if how.sigma_hat else dial(how.eta)
     images = [torch.empty(0, *model.image_shape, dtype=torch.float64, device=model.network.module.state_device)]

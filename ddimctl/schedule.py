@@ -14,13 +14,16 @@ import hashlib
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from operator import mul
+from typing import ClassVar
 
 from ddimctl.errors import UsageError, choose
 
+FLOW_SIGMA_MAX = 100.0  # t = 0.99: far above it what rounding and tolerances leave open is more than the image
+MOST_SIGMA = 1e8
 RHO = 7.0  # Karras et al. 2022, eq. 5
 DEFAULT_SPACING = "karras"
 OF_SOLVERS = {"exact": "log"}  # where another spacing is better: each step is as hard as the others
@@ -40,10 +43,11 @@ def linear_betas(T: int, start: float, end: float) -> list[float]:
 class Schedule:
     """`alpha[t]` for t = 0 … T: starts at 1, falls strictly, stays above 0.
 
-    Raises `ValueError` where it does not.
+    Where it is `endless`, α_T stands for 0 (zero terminal SNR), and σ(T) for ∞. Raises `ValueError` where it is otherwise.
     """
 
     alpha: tuple[float, ...]
+    endless: bool = False
 
     def __post_init__(self) -> None:
         a = self.alpha
@@ -63,6 +67,24 @@ class Schedule:
     @property
     def T(self) -> int:
         return len(self.alpha) - 1
+
+    @property
+    def lowest(self) -> float:
+        """Below this level the network is asked at it: it was trained on none below."""
+        return self.sigmas[1]
+
+    def up_to(self, sigma: float) -> Schedule:
+        """The same with another σ for ∞. Raises `UsageError` where its end is what it was trained on."""
+        if not self.endless:
+            raise UsageError("the model's noise ends where it was trained to end", hint="leave --sigma-max away")
+        if not self.sigmas[-2] < sigma <= MOST_SIGMA:
+            hint = f"more than {self.sigmas[-2]:.4g}, and {MOST_SIGMA:g} at most"
+            raise UsageError(f"--sigma-max {sigma:g} is not possible for this model", hint=hint)
+        return Schedule((*self.alpha[:-1], 1 / (1 + sigma * sigma)), endless=True)
+
+    def at(self, height: int, width: int) -> Schedule:
+        """That of states of another size: the same."""
+        return self
 
     @cached_property
     def sigmas(self) -> tuple[float, ...]:
@@ -102,10 +124,7 @@ class Schedule:
 
     def path(self, steps: int, spacing: str = DEFAULT_SPACING) -> tuple[float, ...]:
         """S+1 rising noise levels, so S steps; see `SPACINGS`. Raises `UsageError` unless 1 ≤ S ≤ T."""
-        levels = choose(SPACINGS, spacing, "spacing")
-        if not 1 <= steps <= self.T or (path := tuple(levels(self, steps)))[0] == path[-1]:
-            raise UsageError(f"{steps} steps are not possible", hint=f"this model allows 1 to {self.T}")
-        return path
+        return _path(self, steps, spacing)
 
     def until(self, sigma: float) -> Schedule:
         """The same up to a noise level, which is its last: its paths lead part of the way.
@@ -119,7 +138,7 @@ class Schedule:
             )
         t = bisect_left(self.sigmas, sigma)
         if t > self.T or self.sigmas[t] == sigma:
-            return Schedule(self.alpha[: t + 1])
+            return Schedule(self.alpha[: t + 1], self.endless and t >= self.T)
         return Schedule((*self.alpha[:t], 1 / (1 + sigma * sigma)))
 
     def sigma_of(self, strength: float) -> float:
@@ -130,16 +149,99 @@ class Schedule:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the α, which names the schedule in latent files."""
+        """SHA-256 of the α, which names the schedule in latent files; what stands for 0 is not among them."""
+        if self.endless:
+            return hashlib.sha256(f"{' '.join(a.hex() for a in self.alpha[:-1])} 0".encode()).hexdigest()
         return hashlib.sha256(" ".join(a.hex() for a in self.alpha).encode()).hexdigest()
 
 
-def linear(schedule: Schedule, steps: int) -> list[float]:
+@dataclass(frozen=True)
+class FlowSchedule:
+    """Flow matching: x_t = (1−t) x_0 + t ε, 0 ≤ t ≤ 1, so σ = t/(1−t), x̄ = x_t/(1−t), and t is the network's label.
+
+    t = 1 is σ = ∞; paths end at `sigma_max` instead. A `shift` multiplies σ and says where a path's levels lie, no more;
+    where it grows with the image, ln shift = a·n + b for n patches: `growth` is (a, b, a patch's side).
+    """
+
+    shift: float = 1.0
+    sigma_max: float = FLOW_SIGMA_MAX
+    growth: tuple[float, float, int] | None = None
+    T: ClassVar[int] = 1000  # as many levels have names
+    endless: ClassVar[bool] = True
+    lowest: ClassVar[float] = 0.0  # it was trained on all
+
+    def sigma(self, t: int) -> float:
+        """σ(t), t = 0 … T: before the shift evenly spaced in the flow's own time, from 0 to `sigma_max`."""
+        if not 0 <= t <= self.T:
+            raise ValueError(f"time {t} is outside 0 … {self.T}")
+        if t == self.T:
+            return self.sigma_max
+        top = self.sigma_max / self.shift
+        u = t / self.T * top / (1 + top)
+        return self.shift * u / (1 - u)
+
+    def scale(self, sigma: float) -> float:
+        """x̄/x_t = 1/(1−t) = 1+σ."""
+        return 1.0 + sigma
+
+    def label(self, sigma: float) -> float:
+        """t = σ/(1+σ). Raises `ValueError` below 0."""
+        if not 0 <= sigma < math.inf:
+            raise ValueError(f"there is no noise level {sigma}")
+        return sigma / (1.0 + sigma)
+
+    def path(self, steps: int, spacing: str = DEFAULT_SPACING) -> tuple[float, ...]:
+        """As `Schedule.path`."""
+        return _path(self, steps, spacing)
+
+    def up_to(self, sigma: float) -> FlowSchedule:
+        """The same with another end. Raises `UsageError` where that makes no sense."""
+        if not 1 <= sigma <= MOST_SIGMA:
+            raise UsageError(f"--sigma-max {sigma:g} is not possible for a flow", hint=f"1 to {MOST_SIGMA:g} are")
+        return replace(self, sigma_max=float(sigma))
+
+    def until(self, sigma: float) -> FlowSchedule:
+        """As `Schedule.until`."""
+        if not 0 < sigma <= self.sigma_max * (1 + 1e-9):
+            hint = f"this model's levels lie above 0, up to {self.sigma_max:.4g}"
+            raise UsageError(f"the noise level {sigma:g} is no part of the way", hint=hint)
+        return replace(self, sigma_max=sigma)
+
+    def sigma_of(self, strength: float) -> float:
+        """As `Schedule.sigma_of`."""
+        if not 0 < strength <= 1:
+            raise UsageError(f"a strength lies above 0, and is at most 1, not {strength:g}")
+        return self.sigma(max(1, round(strength * self.T)))
+
+    def at(self, height: int, width: int) -> FlowSchedule:
+        """That of states of another size."""
+        if self.growth is None:
+            return self
+        a, b, patch = self.growth
+        return replace(self, shift=math.exp(a * (height // patch) * (width // patch) + b))
+
+    @property
+    def digest(self) -> str:
+        """What names it in latent files: neither its end nor its shift, as those write down their levels."""
+        return hashlib.sha256(b"flow: sigma = t / (1 - t)").hexdigest()
+
+
+Levels = Schedule | FlowSchedule
+
+
+def _path(schedule: Levels, steps: int, spacing: str) -> tuple[float, ...]:
+    levels = choose(SPACINGS, spacing, "spacing")
+    if not 1 <= steps <= schedule.T or (path := tuple(levels(schedule, steps)))[0] == path[-1]:
+        raise UsageError(f"{steps} steps are not possible", hint=f"this model allows 1 to {schedule.T}")
+    return path
+
+
+def linear(schedule: Levels, steps: int) -> list[float]:
     """The paper's τ_i = ⌊i·T/S⌋, from the clean image (appendix D.2)."""
     return [schedule.sigma(i * schedule.T // steps) for i in range(steps + 1)]
 
 
-def quadratic(schedule: Schedule, steps: int) -> list[float]:
+def quadratic(schedule: Levels, steps: int) -> list[float]:
     """The paper's τ_i = ⌊T·(i/S)²⌋, from the clean image; where two would coincide, the later one moves up."""
     tau = [0]
     for i in range(1, steps + 1):
@@ -147,7 +249,7 @@ def quadratic(schedule: Schedule, steps: int) -> list[float]:
     return [schedule.sigma(t) for t in tau]
 
 
-def karras(schedule: Schedule, steps: int) -> list[float]:
+def karras(schedule: Levels, steps: int) -> list[float]:
     """σ^(1/7) evenly spaced from σ(1) to σ(T) (Karras et al. 2022, eq. 5).
 
     It starts at the lowest noise the network was trained on, invisible at 8 bits, and so has no singular last step.
@@ -155,35 +257,40 @@ def karras(schedule: Schedule, steps: int) -> list[float]:
     return _even(schedule, steps, lambda sigma: sigma ** (1 / RHO), back=lambda u: u**RHO)
 
 
-def log(schedule: Schedule, steps: int) -> list[float]:
+def log(schedule: Levels, steps: int) -> list[float]:
     """log σ evenly spaced from σ(1) to σ(T): no step is much harder than another for the implicit solver `exact`."""
     return _even(schedule, steps, math.log, back=math.exp)
 
 
-def arsinh(schedule: Schedule, steps: int) -> list[float]:
+def arsinh(schedule: Levels, steps: int) -> list[float]:
     """arsinh(10 σ) evenly spaced from σ(1) to σ(T): linear where noise is invisible, logarithmic beyond."""
     return _even(schedule, steps, lambda sigma: math.asinh(10 * sigma), back=lambda u: math.sinh(u) / 10)
 
 
-def trailing(schedule: Schedule, steps: int) -> list[float]:
+def trailing(schedule: Levels, steps: int) -> list[float]:
     """diffusers' timestep_spacing "trailing": T − i·T/S, rounded, down to σ(1), where Stable Diffusion's samplers end.
 
     Where the last of these is σ(1) itself the clean image follows it. Where S divides T, it is `linear` but for that end.
+    A flow's are t = i/S, shifted, as Flux's pipeline has them, with its own end for t = 1.
     """
+    if isinstance(schedule, FlowSchedule):
+        levels = [schedule.shift * i / (steps - i) for i in range(steps)]
+        if levels[-1] >= schedule.sigma_max:
+            hint = f"such as --sigma-max {10 * levels[-1]:.0g}, or fewer steps, or another spacing"
+            raise UsageError(f"{steps} trailing steps go beyond noise of {schedule.sigma_max:g}", hint=hint)
+        return [*levels, schedule.sigma_max]
     times = sorted(round(schedule.T - i * schedule.T / steps) for i in range(steps))
     return [schedule.sigma(1 if times[0] > 1 else 0), *map(schedule.sigma, times)]
 
 
-def _even(
-    schedule: Schedule, steps: int, to: Callable[[float], float], *, back: Callable[[float], float]
-) -> list[float]:
+def _even(schedule: Levels, steps: int, to: Callable[[float], float], *, back: Callable[[float], float]) -> list[float]:
     """Evenly spaced in to(σ), from σ(1) to σ(T); `back` is its inverse."""
     low, high = to(schedule.sigma(1)), to(schedule.sigma(schedule.T))
     inner = [back(low + (high - low) * i / steps) for i in range(1, steps)]
     return [schedule.sigma(1), *inner, schedule.sigma(schedule.T)]
 
 
-SPACINGS: dict[str, Callable[[Schedule, int], list[float]]] = {
+SPACINGS: dict[str, Callable[[Levels, int], list[float]]] = {
     "karras": karras,
     "linear": linear,
     "quadratic": quadratic,

@@ -13,6 +13,7 @@ from ddimctl.training import tokens
 
 WORDS = ["a red square on white", "a small grey dog under the blue sky", "nothing but a circle, ugly and dark"]
 LENGTH = 12
+T5_LENGTH = 24
 SD_BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
@@ -80,15 +81,12 @@ def unet(width: int, **more: Any) -> Any:
 @seeded
 def write_stable_diffusion(folder: Path, prediction: str = "epsilon", **scheduler: Any) -> Path:
     """Images of 16 × 16, states of 4 × 8 × 8; SD 1.5's schedule unless `scheduler` says otherwise."""
-    from diffusers import PNDMScheduler, StableDiffusionPipeline
+    from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 
     words = tokenizer(folder / "tokenizer")
-    steps = PNDMScheduler(
-        **{
-            **SD_BETAS, "skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1,
-            "prediction_type": prediction, **scheduler,
-        }
-    )  # fmt: skip
+    said = {**SD_BETAS, "set_alpha_to_one": False, "steps_offset": 1, "prediction_type": prediction, **scheduler}
+    zero_snr = "rescale_betas_zero_snr" in scheduler
+    steps: Any = DDIMScheduler(**said) if zero_snr else PNDMScheduler(**said, skip_prk_steps=True)
     StableDiffusionPipeline(
         text_encoder=clip(words), unet=unet(16), vae=kl(), tokenizer=words, scheduler=steps, safety_checker=None,
         feature_extractor=None, requires_safety_checker=False,
@@ -109,5 +107,80 @@ def write_sdxl(folder: Path, **more: Any) -> Path:
     StableDiffusionXLPipeline(
         vae=kl(), text_encoder=clip(words), text_encoder_2=clip(words, 24, 20), tokenizer=words, tokenizer_2=words,
         unet=network, scheduler=EulerDiscreteScheduler(**SD_BETAS, steps_offset=1, timestep_spacing="leading"), **more,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+@seeded
+def write_ldm(folder: Path, quantised: bool = True) -> Path:
+    """Unconditional; 16 × 16 to 3 × 8 × 8."""
+    from diffusers import DDIMScheduler, LDMPipeline, UNet2DModel, VQModel
+
+    network = UNet2DModel(
+        sample_size=8, in_channels=3, out_channels=3, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+    )  # fmt: skip
+    network.conv_out.weight.data *= 0.2
+    vq = VQModel(
+        block_out_channels=(8, 8), norm_num_groups=4, num_vq_embeddings=16, vq_embed_dim=3, latent_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, sample_size=16,
+        scaling_factor=0.8,
+    )  # fmt: skip
+    vae = vq if quantised else kl(3, shift_factor=0.1)
+    LDMPipeline(
+        vqvae=vae, unet=network, scheduler=DDIMScheduler(**SD_BETAS, clip_sample=False, steps_offset=1)
+    ).save_pretrained(folder)
+    return folder
+
+
+def t5(folder: Path, width: int) -> tuple[Any, Any]:
+    """(tokenizer, encoder) of words and letters."""
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+    pieces = [f"▁{w.strip(',')}" for text in WORDS for w in text.split()] + ["▁", *"abcdefghijklmnopqrstuvwxyz,"]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((p, -1.0) for p in dict.fromkeys(pieces))]
+    T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=T5_LENGTH).save_pretrained(folder)
+    words = T5Tokenizer.from_pretrained(folder, local_files_only=True)
+    config = T5Config(
+        vocab_size=len(words), d_model=width, d_kv=4, d_ff=16, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu"
+    )
+    return words, T5EncoderModel(config)
+
+
+@seeded
+def write_sd3(folder: Path, with_t5: bool = True) -> Path:
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    words = tokenizer(folder / "tokenizer")
+    network = SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=48, caption_projection_dim=16, pooled_projection_dim=36, out_channels=4,
+        pos_embed_max_size=12, qk_norm="rms_norm",
+    )  # fmt: skip
+    network.proj_out.weight.data.normal_(0, 0.3)
+    words3, encoder3 = t5(folder / "tokenizer_3", 48) if with_t5 else (None, None)
+    StableDiffusion3Pipeline(
+        transformer=network, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=kl(shift_factor=0.2),
+        text_encoder=clip(words, 16, 16), tokenizer=words, text_encoder_2=clip(words, 24, 20), tokenizer_2=words,
+        text_encoder_3=encoder3, tokenizer_3=words3,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+@seeded
+def write_flux(folder: Path, distilled: bool = True) -> Path:
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    words = tokenizer(folder / "tokenizer")
+    network = FluxTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=24, pooled_projection_dim=16, guidance_embeds=distilled, axes_dims_rope=(4, 4, 8),
+    )  # fmt: skip
+    network.proj_out.weight.data.normal_(0, 0.3)
+    words2, encoder2 = t5(folder / "tokenizer_2", 24)
+    FluxPipeline(
+        transformer=network, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=kl(shift_factor=0.2), text_encoder=clip(words), tokenizer=words, text_encoder_2=encoder2, tokenizer_2=words2,
     ).save_pretrained(folder)  # fmt: skip
     return folder

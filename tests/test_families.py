@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,94 +18,242 @@ pytest.importorskip("transformers")
 import pipelines
 from rounding import apart
 
-from ddimctl import ode
-from ddimctl.families import load, resized
+from ddimctl import latent, ode
+from ddimctl.errors import UsageError
+from ddimctl.families import flux as flux_family
+from ddimctl.families import load, resized, stable_diffusion_3
 from ddimctl.families.autoencoders import quiet
-from ddimctl.model import Condition, Model, Pixels
+from ddimctl.images import writing
+from ddimctl.model import NOTHING, Condition, Model, Pixels
 from ddimctl.recipe import Way
 
 PROMPT, NEGATIVE = "a red dog under the blue sky", "ugly and dark"
 CONDITIONS = [Condition(prompt=PROMPT), Condition(None, PROMPT, NEGATIVE, 7.5), Condition(None, PROMPT, None, 3.0)]
+FAR = 1e6  # what stands for infinite noise where the pipeline begins there
 
-
-@dataclass(frozen=True)
-class Case:
-    """A family, and how its pipeline is asked."""
-
-    write: Callable[[Path], Path]
-    family: str
-
-
-CASES = {
-    "sd": Case(pipelines.write_stable_diffusion, "stable-diffusion"),
-    "xl": Case(pipelines.write_sdxl, "stable-diffusion-xl"),
-    "xl, no zeros": Case(lambda f: pipelines.write_sdxl(f, force_zeros_for_empty_prompt=False), "stable-diffusion-xl"),
-}
-MADE: dict[str, tuple[Path, Model, Any]] = {}
-
-
-@pytest.fixture
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Model, Any]:
-    """(folder, model of its states, diffusers' pipeline), made once a session. Read only."""
-    name: str = request.param
-    if name not in MADE:
-        from diffusers import DiffusionPipeline
-
-        folder = CASES[name].write(tmp_path_factory.mktemp("family") / "model")
-        with quiet():
-            pipe: Any = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
-        pipe.set_progress_bar_config(disable=True)
-        MADE[name] = folder, load(str(folder), "cpu"), pipe
-    return MADE[name]
+Made = tuple[Model, Any]  # a model, and diffusers' pipeline
+Both = tuple[Any, Any]  # the latents that it samples, and ours
 
 
 def states(model: Model) -> Model:
     return replace(model, autoencoder=Pixels())
 
 
-def vp(pipe: Any, model: Model, xT: torch.Tensor, steps: int, condition: Condition) -> tuple[Any, Any]:
-    """(theirs, ours): the leading levels, which DDIMScheduler steps between whatever the number of steps."""
+def ddim(model: Model, xT: torch.Tensor, levels: list[float], condition: Condition) -> Any:
+    """x_t at the lowest level."""
+    way = Way("ddim", levels=tuple(levels), steps=len(levels) - 1)
+    return ode.decode(states(model), xT, way, condition).x / model.schedule.scale(levels[0])
+
+
+def sampled(pipe: Any, model: Model, xT: torch.Tensor, steps: int, condition: Condition, **more: Any) -> Any:
+    negative = None if condition.negative is None else [condition.negative] * len(xT)
+    with quiet():
+        return pipe(
+            [condition.prompt] * len(xT), negative_prompt=negative, num_inference_steps=steps, latents=xT,
+            output_type="latent", height=xT.shape[2] * model.factor, width=xT.shape[3] * model.factor, **more,
+        ).images  # fmt: skip
+
+
+def leading(pipe: Any, model: Model, steps: int, spacing: str = "leading") -> list[float]:
+    """Has the pipeline sample along levels that DDIMScheduler steps between, and says which."""
     from diffusers import DDIMScheduler
 
+    pipe.scheduler = DDIMScheduler.from_config(
+        pipe.scheduler.config, timestep_spacing=spacing, clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    )
+    pipe.scheduler.set_timesteps(steps)
+    return [model.schedule.sigma(1), *(model.schedule.sigma(int(t) + 1) for t in pipe.scheduler.timesteps.flip(0))]
+
+
+def vp(made: Made, xT: torch.Tensor, steps: int, condition: Condition) -> Both:
+    model, pipe = made
+    levels = leading(pipe, model, steps)
+    theirs = sampled(pipe, model, xT, steps, condition, guidance_scale=condition.guidance)
+    return theirs, ddim(model, xT, levels, condition)
+
+
+def zero_snr(made: Made, xT: torch.Tensor, steps: int, condition: Condition) -> Both:
+    model, pipe = made
+    model = replace(model, schedule=model.schedule.up_to(FAR))
+    levels = leading(pipe, model, steps, "leading" if 1000 % steps else "trailing")
+    assert (levels[-1] == pytest.approx(FAR)) == (1000 % steps == 0)
+    theirs = sampled(pipe, model, xT, steps, condition, guidance_scale=condition.guidance)
+    return theirs, ddim(model, xT, levels, condition)
+
+
+def ldm(made: Made, xT: torch.Tensor, steps: int, condition: Condition) -> Both:
+    """Its pipeline takes no latents, and gives none."""
+    model, pipe = made
+    from diffusers.pipelines.deprecated.latent_diffusion_uncond import pipeline_latent_diffusion_uncond as module
+
+    seen: list[torch.Tensor] = []
+    levels = leading(pipe, model, steps)
+    decode = pipe.vqvae.decode
+    with pytest.MonkeyPatch.context() as patch, quiet():
+        patch.setattr(module, "randn_tensor", lambda *_, **__: xT)
+        patch.setattr(pipe.vqvae, "decode", lambda z: (seen.append(z), decode(z))[1])
+        images = torch.from_numpy(pipe(len(xT), num_inference_steps=steps, output_type="numpy").images)
+    again = model.autoencoder.decode(seen[0].double() * pipe.vqvae.config.scaling_factor)
+    if not pipe.vqvae.config.get("shift_factor"):  # which this old pipeline does not know
+        assert apart((again.permute(0, 2, 3, 1) / 2 + 0.5).clamp(0, 1), images) < 1e-4
+    return seen[0] * pipe.vqvae.config.scaling_factor, ddim(model, xT, levels, NOTHING)
+
+
+def flow(made: Made, xT: torch.Tensor, steps: int, condition: Condition) -> Both:
+    model, pipe = made
+    length = pipelines.T5_LENGTH if pipe.text_encoder_3 is not None else stable_diffusion_3.T5_TOKENS
+    theirs = sampled(pipe, model, xT, steps, condition, guidance_scale=condition.guidance, max_sequence_length=length)
+    return theirs, ddim(replace(model, schedule=model.schedule.up_to(FAR)), xT, flow_levels(pipe), condition)
+
+
+def flow_levels(pipe: Any) -> list[float]:
+    return [FAR if t == 1 else float(t / (1 - t)) for t in pipe.scheduler.sigmas.double().flip(0)]
+
+
+def flux(made: Made, xT: torch.Tensor, steps: int, condition: Condition) -> Both:
+    model, pipe = made
+    h, w = xT.shape[2:]
+    told = 3.5 if condition.distilled is None else condition.distilled
+    if condition.guidance != 1 and condition.negative is None:
+        condition = replace(condition, negative="")  # without one its pipeline guides nothing
+    packed = flux_sampled(pipe, model, xT, steps, condition, told)
+    theirs = pipe._unpack_latents(packed, h * model.factor, w * model.factor, model.factor)
+    return theirs, ddim(replace(model, schedule=model.schedule.up_to(FAR)), xT, flow_levels(pipe), condition)
+
+
+def flux_sampled(pipe: Any, model: Model, xT: torch.Tensor, steps: int, condition: Condition, told: float) -> Any:
+    n, c, h, w = xT.shape
+    negative = None if condition.negative is None else [condition.negative] * n
     with quiet():
-        pipe.scheduler = DDIMScheduler.from_config(
-            pipe.scheduler.config, timestep_spacing="leading", clip_sample=False, set_alpha_to_one=False, steps_offset=1
-        )
-        theirs = pipe(
-            [condition.prompt] * len(xT), negative_prompt=[condition.negative] * len(xT) if condition.negative else None,
-            guidance_scale=condition.guidance, num_inference_steps=steps, latents=xT, output_type="latent",
-            height=xT.shape[2] * model.factor, width=xT.shape[3] * model.factor,
+        return pipe(
+            [condition.prompt] * n, negative_prompt=negative, num_inference_steps=steps, guidance_scale=told,
+            true_cfg_scale=condition.guidance, latents=pipe._pack_latents(xT, n, c, h, w), output_type="latent",
+            height=h * model.factor, width=w * model.factor, max_sequence_length=pipelines.T5_LENGTH,
         ).images  # fmt: skip
-    sigma = model.schedule.sigma
-    levels = (sigma(1), *(sigma(int(t) + 1) for t in pipe.scheduler.timesteps.flip(0)))
-    ours = ode.decode(states(model), xT, Way("ddim", levels=levels, steps=steps), condition).x
-    return theirs, ours / model.schedule.scale(levels[0])
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family, how its pipeline is asked, and how near the two come."""
+
+    write: Callable[[Path], Path]
+    family: str
+    compare: Callable[[Made, torch.Tensor, int, Condition], Both] = vp
+    conditions: tuple[Condition, ...] = tuple(CONDITIONS)
+    most: float = 1e-5
+
+
+def v_of_zero_snr(folder: Path) -> Path:
+    return pipelines.write_stable_diffusion(folder, "v_prediction", rescale_betas_zero_snr=True)
+
+
+TOLD = Condition(prompt=PROMPT, distilled=1.5)
+CASES = {
+    "sd": Case(pipelines.write_stable_diffusion, "stable-diffusion"),
+    "zero snr": Case(v_of_zero_snr, "stable-diffusion", zero_snr),
+    "xl": Case(pipelines.write_sdxl, "stable-diffusion-xl"),
+    "xl, no zeros": Case(lambda f: pipelines.write_sdxl(f, force_zeros_for_empty_prompt=False), "stable-diffusion-xl"),
+    "vq": Case(pipelines.write_ldm, "latent-diffusion", ldm, (NOTHING,)),
+    "kl": Case(lambda f: pipelines.write_ldm(f, quantised=False), "latent-diffusion", ldm, (NOTHING,)),
+    "sd3": Case(pipelines.write_sd3, "stable-diffusion-3", flow, most=1e-4),
+    "sd3, no t5": Case(lambda f: pipelines.write_sd3(f, with_t5=False), "stable-diffusion-3", flow, most=1e-4),
+    "flux": Case(pipelines.write_flux, "flux", flux, (*CONDITIONS, TOLD), 1e-4),
+    "flux, no guidance": Case(lambda f: pipelines.write_flux(f, distilled=False), "flux", flux, most=1e-4),
+}
+MADE: dict[str, tuple[Path, Model, Any]] = {}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def made(case: str, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """(model, diffusers' pipeline), made once a session. Read only."""
+    return both(case, tmp_path_factory)[1:]
+
+
+def both(case: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Model, Any]:
+    if case not in MADE:
+        from diffusers import DiffusionPipeline
+
+        folder = CASES[case].write(tmp_path_factory.mktemp("family") / "model")
+        with quiet():
+            missing = {"text_encoder_3": None, "tokenizer_3": None} if case == "sd3, no t5" else {}
+            pipe: Any = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **missing)
+        pipe.set_progress_bar_config(disable=True)
+        MADE[case] = folder, load(str(folder), "cpu"), pipe
+    return MADE[case]
+
+
+def noise(model: Model, n: int = 2) -> torch.Tensor:
+    return torch.randn(n, *model.state_shape, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("steps", [10, 20, 30])
-@pytest.mark.parametrize("condition", CONDITIONS, ids=lambda c: f"g{c.guidance:g}")
-@pytest.mark.parametrize("made", CASES, indirect=True)
-def test_ddim_is_the_pipelines_own_sampling(made: tuple[Path, Model, Any], condition: Condition, steps: int) -> None:
-    _, model, pipe = made
-    xT = torch.randn(2, *model.state_shape, generator=torch.Generator().manual_seed(1))
-    theirs, ours = vp(pipe, model, xT, steps, condition)
-    assert apart(ours, theirs) < 1e-5
+def test_ddim_is_the_pipelines_own_sampling(case: str, made: Made, steps: int) -> None:
+    about = CASES[case]
+    for condition in about.conditions:
+        theirs, ours = about.compare(made, noise(made[0]), steps, condition)
+        assert apart(ours, theirs) < about.most, condition
 
 
-@pytest.mark.parametrize("made", CASES, indirect=True)
-def test_another_size_is_the_pipelines_too(made: tuple[Path, Model, Any]) -> None:
-    _, model, pipe = made
+def test_another_size_is_the_pipelines_too(case: str, made: Made) -> None:
+    model, pipe = made
+    about = CASES[case]
+    if model.multiple is None:
+        with pytest.raises(UsageError, match="makes images of 16 × 16"):
+            resized(model, (16, 24))
+        return
     wide = resized(model, (16, 24))
-    xT = torch.randn(1, *wide.state_shape, generator=torch.Generator().manual_seed(1))
-    theirs, ours = vp(pipe, wide, xT, 5, CONDITIONS[2])
-    assert apart(ours, theirs) < 1e-5
+    assert wide.digest == model.digest
+    theirs, ours = about.compare((wide, pipe), noise(wide, 1), 5, about.conditions[-1])
+    assert apart(ours, theirs) < about.most
 
 
-@pytest.mark.parametrize("made", CASES, indirect=True)
-def test_what_it_is_and_hears(made: tuple[Path, Model, Any]) -> None:
-    _, model, _ = made
-    assert model.about.family in {c.family for c in CASES.values()}
-    xT = torch.randn(1, *model.state_shape, generator=torch.Generator().manual_seed(1))
-    found = [ode.decode(states(model), xT, Way("ddim", steps=4), c).x for c in (Condition(), *CONDITIONS)]
+def test_every_condition_is_another_image(case: str, made: Made) -> None:
+    model, about = made[0], CASES[case]
+    assert model.about.family == about.family
+    asked = dict.fromkeys((NOTHING, *about.conditions))
+    found = [ode.decode(states(model), noise(model), Way("ddim", steps=4), c).x for c in asked]
     for i, a in enumerate(found):
         assert all(apart(a, b) > 1e-4 for b in found[:i])
+
+
+def test_states_come_back(case: str, made: Made) -> None:
+    model, about = made[0], CASES[case]
+    images = torch.rand(2, *model.image_shape, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    z = model.autoencoder.encode(images.double())
+    way = Way("exact", tolerance=1e-6)
+    xT = ode.encode(states(model), z, way, about.conditions[0]).x.float()
+    assert apart(ode.decode(states(model), xT, way, about.conditions[0]).x, z) < 1e-2
+
+
+def test_the_command_line_of_a_flow(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, invoke: Callable[..., Any]
+) -> None:
+    """Its end and what a distilled network is told are in the file; decode needs neither."""
+    folder = both("flux", tmp_path_factory)[0]
+    writing.save_image(tmp_path / "a.png", np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8))
+    asked = ["-m", folder, "--prompt", PROMPT, "--distilled", "2", "--sigma-max", "50", "--size", "16x24"]
+    invoke("encode", "a.png", *asked, "--steps", "4").ok()
+    found = latent.load(tmp_path / "a.pt")
+    assert (found.recipe.condition.distilled, found.recipe.way.levels[-1]) == (2.0, 50.0)
+    assert "another" not in invoke("decode", "a.pt", "-o", "b.png").ok().err
+    assert "told 3" in invoke("decode", "a.pt", "-o", "c.png", "--distilled", "3", "--steps", "3").ok().err
+    assert (tmp_path / "b.png").read_bytes() != (tmp_path / "c.png").read_bytes()
+    invoke("sample", "-m", folder, "-n", "1", "--sigma-hat", "--steps", "2").failed(2)
+    plain = both("sd", tmp_path_factory)[0]
+    assert "not told of guidance" in invoke("sample", "-m", plain, "--distilled", "2").failed(2)
+    assert "ends where it was trained" in invoke("sample", "-m", plain, "--sigma-max", "20").failed(2)
+
+
+def test_t5_reads_as_much_as_their_pipelines_have_it_read() -> None:
+    from diffusers import FluxPipeline, StableDiffusion3Pipeline
+
+    for pipeline, ours in ((FluxPipeline, flux_family), (StableDiffusion3Pipeline, stable_diffusion_3)):
+        asked = inspect.signature(pipeline.__call__).parameters
+        assert asked["max_sequence_length"].default == ours.T5_TOKENS
+    assert inspect.signature(FluxPipeline.__call__).parameters["guidance_scale"].default == flux_family.DISTILLED

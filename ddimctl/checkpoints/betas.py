@@ -10,6 +10,7 @@ from ddimctl.errors import FileError
 from ddimctl.schedule import Schedule, linear_betas
 
 MAX_T = 100_000
+ZERO_SNR_SIGMA = 1e4  # what stands for σ = ∞: above the 2254 before it, and low enough for float32's digits
 
 
 def scaled_linear(T: int, start: float, end: float) -> list[float]:
@@ -45,6 +46,18 @@ def checked(betas: list[float]) -> Schedule:
         return Schedule.from_betas(betas)
     except (TypeError, ValueError) as e:
         raise FileError(f"the checkpoint's schedule makes no sense: {e}") from e
+
+
+def zero_snr(schedule: Schedule) -> Schedule:
+    """The same with √α moved and stretched so that α_T = 0 (Lin et al. 2024, algorithm 1). Raises `FileError` where it is
+    no schedule then."""
+    roots = [math.sqrt(a) for a in schedule.alpha[1:]]
+    first, last = roots[0], roots[-1]
+    inner = [((r - last) * first / (first - last)) ** 2 for r in roots[:-1]] if first > last else []
+    try:
+        return Schedule((1.0, *inner, 1 / (1 + ZERO_SNR_SIGMA**2)), endless=True)
+    except ValueError as e:
+        raise FileError(f"the checkpoint's schedule makes no sense with zero final SNR: {e}") from e
 
 
 BETAS: dict[str, Callable[[int, float, float], list[float]]] = {

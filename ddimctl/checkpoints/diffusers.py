@@ -201,20 +201,28 @@ def read_scheduler(config: Mapping[str, Any]) -> tuple[Schedule, str]:
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in PREDICTIONS:
         raise FileError(f"the network predicts {prediction!r}, which ddimctl does not implement")
-    if config.get("rescale_betas_zero_snr"):
-        raise FileError("the schedule has zero final SNR (rescale_betas_zero_snr): its σ(T) is infinite")
+    schedule = _schedule(config, *SCHEDULERS[kind])
+    if not config.get("rescale_betas_zero_snr"):
+        return schedule, prediction
+    if prediction == "epsilon":
+        raise FileError(
+            "the schedule has zero final SNR (rescale_betas_zero_snr): its σ(T) is infinite, where ε says nothing of images"
+        )
+    return betas.zero_snr(schedule), prediction
+
+
+def _schedule(config: Mapping[str, Any], start: float, end: float) -> Schedule:
     trained = config.get("trained_betas")
     if trained is not None:
         if not isinstance(trained, list) or not 1 <= len(trained) <= betas.MAX_T:
             raise FileError("the scheduler's trained_betas are not a list of numbers")
-        return betas.checked(trained), prediction
-    start, end = SCHEDULERS[kind]
+        return betas.checked(trained)
     return betas.schedule(
         config.get("beta_schedule", "linear"),
         config.get("num_train_timesteps", 1000),
         config.get("beta_start", start),
         end=config.get("beta_end", end),
-    ), prediction
+    )
 
 
 def explain(folder: Path) -> FileError:

@@ -21,6 +21,9 @@ Classes = tuple[tuple[str, str], ...]  # (library, class), any of them
 CLIP: Classes = (("transformers", "CLIPTextModel"),)
 CLIP_PROJECTED: Classes = (("transformers", "CLIPTextModelWithProjection"),)
 CLIP_TOKENS: Classes = (("transformers", "CLIPTokenizer"), ("transformers", "CLIPTokenizerFast"))
+T5: Classes = (("transformers", "T5EncoderModel"),)
+T5_TOKENS: Classes = (("transformers", "T5Tokenizer"), ("transformers", "T5TokenizerFast"))
+FLOW: Classes = (("diffusers", "FlowMatchEulerDiscreteScheduler"),)
 KL: Classes = (("diffusers", "AutoencoderKL"),)
 VP: Classes = tuple(("diffusers", f"{name}Scheduler") for name in diffusers.SCHEDULERS)
 # Each pipeline's parts, and the classes that these may be of.
@@ -33,12 +36,26 @@ PIPELINES: dict[str, dict[str, Classes]] = {
         "unet": (("diffusers", "UNet2DConditionModel"),), "vae": KL, "text_encoder": CLIP, "tokenizer": CLIP_TOKENS,
         "text_encoder_2": CLIP_PROJECTED, "tokenizer_2": CLIP_TOKENS, "scheduler": VP,
     },
+    "LDMPipeline": {
+        "unet": tuple(("diffusers", name) for name in folders.NETWORKS),
+        "vqvae": (("diffusers", "VQModel"), ("diffusers", "AutoencoderKL")), "scheduler": VP,
+    },
+    "StableDiffusion3Pipeline": {
+        "transformer": (("diffusers", "SD3Transformer2DModel"),), "vae": KL, "scheduler": FLOW,
+        "text_encoder": CLIP_PROJECTED, "tokenizer": CLIP_TOKENS,
+        "text_encoder_2": CLIP_PROJECTED, "tokenizer_2": CLIP_TOKENS,
+        "text_encoder_3": T5, "tokenizer_3": T5_TOKENS,
+    },
+    "FluxPipeline": {
+        "transformer": (("diffusers", "FluxTransformer2DModel"),), "vae": KL, "scheduler": FLOW,
+        "text_encoder": CLIP, "tokenizer": CLIP_TOKENS, "text_encoder_2": T5, "tokenizer_2": T5_TOKENS,
+    },
 }  # fmt: skip
 # What is there in many folders, and of no use here.
 UNMADE: dict[str, Classes] = {
     "safety_checker": (("stable_diffusion", "StableDiffusionSafetyChecker"),),
     "feature_extractor": (("transformers", "CLIPImageProcessor"), ("transformers", "CLIPFeatureExtractor")),
-    "image_encoder": (("transformers", "CLIPVisionModelWithProjection"),),
+    "image_encoder": tuple(("transformers", k) for k in ("CLIPVisionModelWithProjection", "SiglipVisionModel")),
 }
 FOREIGN = ("auto_map", "quantization_config", "custom_pipelines")  # fields that ask for other code
 MOST = 1 << 20  # of any number in a part's configuration

@@ -13,6 +13,7 @@ from ddimctl.cli import batches, inputs, names, options
 from ddimctl.cli.console import Console
 from ddimctl.cli.groups import flat, group
 from ddimctl.cli.part import Part
+from ddimctl.cli.sized import Sized
 from ddimctl.errors import UsageError, choose
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def encode(
         list[str] | None, typer.Argument(help="Images, folders of them, patterns, or - for standard input.")
     ] = None,
     *,
-    what: options.Sized,
+    what: Sized,
     how: Lossless,
     fit: Frames,
     files: Kind,

@@ -41,6 +41,8 @@ def open_model(
     )
     if (size := getattr(what, "size", None)) is not None:
         model = resized(model, options.parse_size(size, "--size"))
+    if (end := getattr(what, "sigma_max", None)) is not None:
+        model = replace(model, schedule=model.schedule.up_to(end))
     condition = what.condition()
     model.embed(condition)
     tell_guesses(model, console)
@@ -69,7 +71,9 @@ def recall(what: options.What, machine: options.Machine, console: Console) -> Mo
     from ddimctl.families.recall import recall
 
     engines.check(machine.engine, machine.precision)
-    if machine.engine not in ("auto", "openvino") or what.config or getattr(what, "size", None) is not None:
+    if machine.engine not in ("auto", "openvino") or what.config:
+        return None
+    if any(getattr(what, name, None) is not None for name in ("size", "sigma_max")):
         return None
     found = recall(what.model, machine.device, precision=machine.precision)
     if found is not None:
@@ -117,7 +121,7 @@ def model_of(
     condition = condition_of(latent, what)
     what = replace(
         what, class_label=condition.class_label, prompt=condition.prompt, negative=condition.negative,
-        guidance=condition.guidance,
+        guidance=condition.guidance, distilled=condition.distilled,
     )  # fmt: skip
     if what.model is None:
         what = replace(what, config=about.get("config") if what.config is None else what.config)
@@ -132,6 +136,14 @@ def model_of(
     model = open_model(what, machine, console, reference=what.model or recorded)
     if model.multiple is not None and len(latent.xT) and latent.xT.shape[1] == model.state_shape[0]:
         model = resized(model, (latent.xT.shape[2] * model.factor, latent.xT.shape[3] * model.factor))
+    levels = latent.recipe.way.levels or ()
+    if (
+        model.schedule.endless
+        and latent.recipe.way.to is None
+        and levels
+        and levels[-1] != model.schedule.sigma(model.schedule.T)
+    ):
+        model = replace(model, schedule=model.schedule.up_to(levels[-1]))
     if condition != latent.recipe.condition:
         console.notice(
             f"{name} was encoded {said_of(latent.recipe.condition)}; decoded {said_of(condition)} it is another image"
@@ -142,7 +154,7 @@ def model_of(
 
 def condition_of(latent: Latent, what: options.Asked) -> Condition:
     """What a latent is decoded under: what it was encoded under, unless something else is asked for."""
-    asked = {k: getattr(what, k) for k in ("class_label", "prompt", "negative", "guidance")}
+    asked = {k: getattr(what, k) for k in ("class_label", "prompt", "negative", "guidance", "distilled")}
     return replace(latent.recipe.condition, **{k: v for k, v in asked.items() if v is not None})
 
 
@@ -151,6 +163,7 @@ def said_of(condition: Condition) -> str:
     parts = [] if condition.class_label is None else [f"as class {condition.class_label}"]
     parts.append("without a prompt" if not condition.prompt else f"with the prompt {condition.prompt!r}")
     parts += [] if condition.negative is None else [f"against {condition.negative!r}"]
+    parts += [] if condition.distilled is None else [f"told {condition.distilled:g}"]
     return ", ".join([*parts, f"at guidance {condition.guidance:g}"])
 
 

@@ -86,11 +86,16 @@ class Asked(Config):
         float, Option("--guidance", metavar="G", help="How far the prompt leads: ε_u + G (ε_c − ε_u).")
     ] = 1.0
 
+    distilled: Annotated[
+        float | None,
+        Option("--distilled", metavar="G", help="What a distilled model is told of guidance; by default 3.5."),
+    ] = None
+
     def condition(self) -> Condition:
         from ddimctl.model import Condition
 
-        guidance: float | None = self.guidance
-        return Condition(self.class_label, self.prompt, self.negative, 1.0 if guidance is None else guidance)
+        g: float | None = self.guidance
+        return Condition(self.class_label, self.prompt, self.negative, 1.0 if g is None else g, self.distilled)
 
 
 @group
@@ -101,15 +106,6 @@ class What(Asked):
         str,
         Option("-m", "--model", envvar="DDIMCTL_MODEL", metavar="MODEL", help=MODEL_HELP, autocompletion=names.models),
     ] = DEFAULT_MODEL
-
-
-@group
-class Sized(What):
-    """The model, where its images may be of several sizes."""
-
-    size: Annotated[
-        str | None, Option("--size", metavar="HxW", help="Height and width of the images, where the model allows it.")
-    ] = None
 
 
 @group

@@ -10,7 +10,7 @@ from ddimctl.cli.groups import group
 from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
-    from ddimctl.schedule import Schedule
+    from ddimctl.schedule import Levels
 
 
 @group
@@ -26,7 +26,7 @@ class Part:
         float | None, Option("--strength", metavar="0…1", help="The same as a share of the time: 1 is all the way.")
     ] = None
 
-    def level(self, schedule: Schedule) -> float | None:
+    def level(self, schedule: Levels) -> float | None:
         """The noise level where the way ends; None if that is its own end. Raises `UsageError` if it has none such."""
         if self.to_level is not None and self.strength is not None:
             raise UsageError("--to-level and --strength say the same in two ways", hint="choose one")

@@ -13,6 +13,7 @@ from ddimctl.cli import batches, inputs, looks, names, options, pages
 from ddimctl.cli.console import Console, figure, table
 from ddimctl.cli.groups import flat, group, like
 from ddimctl.cli.part import Part
+from ddimctl.cli.sized import Sized
 from ddimctl.errors import AboveLimit, SomeFailed, UsageError, choose
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def reconstruct(
         list[str] | None, typer.Argument(help="Images or folders; without any, the model's own held-out images.")
     ] = None,
     *,
-    what: options.Sized,
+    what: Sized,
     how: Several,
     fit: options.Fit,
     files: Sheet,

@@ -12,6 +12,7 @@ from ddimctl.cli import inputs, looks, options, pages
 from ddimctl.cli.console import Console, figure, table
 from ddimctl.cli.drawn import Batch, Folder, Row
 from ddimctl.cli.groups import flat, group, like
+from ddimctl.cli.sized import Sized
 from ddimctl.errors import UsageError, choose
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Sampling(options.Iterating):
 @flat
 def sample(
     *,
-    what: options.Sized,
+    what: Sized,
     how: Sampling,
     files: Samples,
     machine: options.Machine,

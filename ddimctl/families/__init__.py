@@ -72,6 +72,8 @@ def resized(model: Model, size: tuple[int, int]) -> Model:
     if any(side % model.multiple for side in size):
         near = "x".join(str(max(1, round(side / model.multiple)) * model.multiple) for side in size)
         raise UsageError(f"the sides of {shown} are no multiples of {model.multiple}", hint=f"such as --size {near}")
+    if model.largest is not None and max(size) > model.largest:
+        raise UsageError(f"the model {model.name} makes no images of {shown}", hint=f"sides of {model.largest} at most")
     old, network = model.network.module, model.network
     state = (model.state_shape[0], size[0] // model.factor, size[1] // model.factor)
     more = math.prod(state) / math.prod(model.state_shape)
@@ -80,7 +82,7 @@ def resized(model: Model, size: tuple[int, int]) -> Model:
         activations=math.ceil(old.activations * more),
     )  # fmt: skip
     made = engines.make(module, network.engine, network.precision)
-    return replace(model, network=made, image_shape=(model.channels, *size))
+    return replace(model, network=made, image_shape=(model.channels, *size), schedule=model.schedule.at(*state[1:]))
 
 
 def find(reference: str, *, config: str | None = None) -> Found:
@@ -111,5 +113,8 @@ def find(reference: str, *, config: str | None = None) -> Found:
 FAMILIES = {
     "stable_diffusion": "ddimctl.families.stable_diffusion",
     "sdxl": "ddimctl.families.sdxl",
+    "latent_diffusion": "ddimctl.families.latent_diffusion",
+    "stable_diffusion_3": "ddimctl.families.stable_diffusion_3",
+    "flux": "ddimctl.families.flux",
     "pixel": "ddimctl.families.pixel",
 }

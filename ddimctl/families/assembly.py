@@ -31,6 +31,7 @@ class Parts:
     encoders: Sequence[Encoder] = ()
     essence: Sequence[Any] = ()  # what else decides what the network computes
     patch: int = 1  # the sides of its states are multiples of this
+    size: Any = None  # of its states, where the denoiser does not say
 
 
 def load_denoiser(
@@ -56,7 +57,7 @@ def module(parts: Parts, network: nn.Module, *, channels: int, width: int, devic
     config, path = parts.denoiser.config, parts.path
     if channels != parts.vae.channels:
         raise FileError(f"{path}: the network takes {channels} channels, the autoencoder gives {parts.vae.channels}")
-    height, wide = state_size(config.get("sample_size"), path)
+    height, wide = state_size(parts.size or config.get("sample_size"), path)
 
     def facts() -> Facts:
         said = {k: v for k, v in config.items() if not k.startswith("_") and k != "sample_size"}

@@ -34,10 +34,13 @@ def remember(model: Model) -> None:
     network, about = model.network, model.about
     if about.folder is None or network.engine != "openvino" or network.module.dtype != "float32":
         return
+    if about.family != "pixel" or not isinstance(model.schedule, Schedule):
+        return
     known = {
         "facts": asdict(network.module.facts),
         "shape": model.state_shape,
         "alpha": model.schedule.alpha,
+        "endless": model.schedule.endless,
         "prediction": model.prediction,
         "label_scale": model.label_scale,
         "classes": about.classes,
@@ -71,7 +74,7 @@ def recall(reference: str, device: str, *, precision: str = "float32") -> Model 
     )  # fmt: skip
     return Model(
         engines.make(module, "openvino", precision),
-        Schedule(tuple(known["alpha"])),
+        Schedule(tuple(known["alpha"]), known.get("endless", False)),
         image_shape=module.state_shape,
         about=about,
         prediction=known["prediction"],

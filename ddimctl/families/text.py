@@ -99,7 +99,14 @@ def embedder(
             raise UsageError(f"the model {name} has no classes", hint="leave --class away; it takes a --prompt")
         if not math.isfinite(condition.guidance) or abs(condition.guidance) > 1000:
             raise UsageError(f"a guidance of {condition.guidance:g} makes no sense", hint="1 is none, 7.5 is usual")
-        return kept(condition.prompt)
+        if distilled is None and condition.distilled is not None:
+            raise UsageError(f"the model {name} is not told of guidance", hint="leave --distilled away; see --guidance")
+        told = distilled if condition.distilled is None else condition.distilled
+        if told is None:
+            return kept(condition.prompt)
+        if not 0 <= told <= 1000:
+            raise UsageError(f"a distilled guidance of {told:g} makes no sense", hint=f"{distilled:g} is usual")
+        return {**kept(condition.prompt), "guidance": torch.tensor([float(told)])}
 
     return embed
 

@@ -1,0 +1,25 @@
+"""The model a command works with, where its images may be of several sizes and its noise may have no end."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from typer import Option
+
+from ddimctl.cli.groups import group
+from ddimctl.cli.options import What
+
+
+@group
+class Sized(What):
+    """The model, where its images may be of several sizes, and where its noise may have no end."""
+
+    size: Annotated[
+        str | None, Option("--size", metavar="HxW", help="Height and width of the images, where the model allows it.")
+    ] = None
+    sigma_max: Annotated[
+        float | None,
+        Option(
+            "--sigma-max", metavar="X", help="Where the noise of a flow, or of zero final SNR, counts as all there is."
+        ),
+    ] = None
