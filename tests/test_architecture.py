@@ -64,6 +64,7 @@ KNOWN_BY = {
     "transformers": {"families", "training"},
     "typer": {"cli"},
     "rich": {"cli"},
+    "textual_image": {"cli"},
 }
 NEVER = {"click", "skimage", "scipy", "requests"}
 # These are plain Python or array arithmetic.

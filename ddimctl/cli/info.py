@@ -14,6 +14,8 @@ from ddimctl.cli.groups import flat, group, like
 from ddimctl.errors import DDIMError, FileError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ddimctl.latent import Latent
 
 FILMS = (".mp4", ".m4v", ".mov")
@@ -82,6 +84,8 @@ def info(
             f"Latent {Path(file).name}", said_text.split("\n")[0], pages.of_latent(found, MANY),
             made=about, record=record, side=found.xT.shape[-1], console=console,
         )  # fmt: skip
+    if files.shows(console):
+        files.print_whole(*portraits_of(found, files.dark))
     if files.output is not None:
         drawn = draw(files.output, found) if files.no_labels else draw_portraits(files.output, found, files.dark)
         console.notice(f"{files.output}: {drawn}, black at -3 and white at 3")
@@ -201,12 +205,20 @@ def draw(path: Path, found: Latent) -> str:
 
 def draw_portraits(path: Path, found: Latent, dark: bool) -> str:
     """Each latent with its channels, its histogram and spectrum beside noise's, and the verdict. Says what was drawn."""
+    from ddimctl.images import writing
+
+    writing.save_image(path, portraits_of(found, dark)[1])
+    return "x_T" if len(found.xT) <= MANY else f"the first {MANY} of {len(found.xT)} x_T"
+
+
+def portraits_of(found: Latent, dark: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(the first channels, pixel by pixel; the whole picture of what they come to) of the first latents of a file."""
     from ddimctl import health
-    from ddimctl.images import labels, portrait, writing
+    from ddimctl.images import labels, levels, portrait, sheets
     from ddimctl.report import latents
 
     shown = found.xT[:MANY]
     names = [plain(str(image["name"])) for image in found.images]
     drawn = latents.portraits(shown, names, health.examine(shown))
-    writing.save_image(path, portrait.draw(list(drawn), labels.DARK if dark else labels.LIGHT))
-    return "x_T" if len(shown) == len(found.xT) else f"the first {MANY} of {len(found.xT)} x_T"
+    whole = portrait.draw(list(drawn), labels.DARK if dark else labels.LIGHT)
+    return sheets.sheet(levels.to_pixels(shown[:, :1] / 3), len(shown), gap=1), whole

@@ -164,8 +164,7 @@ def interpolate(
     text = (table(*pages.distances(steps_apart)) + "\n" if motion.distances else "") + str(output)
     record = {"file": str(output), "frames": len(xT), "distances": steps_apart}
     console.data(text, record)
-    if files.html is not None:
-        save_page(levels.to_pixels(images), shown, motion, files=files, made=made, record=record, console=console)
+    look(levels.to_pixels(images), shown, motion, files=files, made=made, record=record, console=console)
 
 
 def target_of(latents: list[str], motion: Motion, files: Film, *, console: Console) -> Path:
@@ -308,7 +307,7 @@ def save_sheet(
     writing.save_image(output, files.sheet(pixels, columns, GAP, caption=caption, **words), made=made)
 
 
-def save_page(
+def look(
     pixels: np.ndarray,
     shown: Sequence[int],
     motion: Motion,
@@ -318,8 +317,12 @@ def save_page(
     record: dict[str, Any],
     console: Console,
 ) -> None:
-    """Writes the page of --html."""
+    """The page of --html, and what --show shows."""
     columns = options.parse_size(motion.size, "--size")[1] if motion.grid else 1
+    if files.shows(console):
+        files.print_sheet(pixels, columns if motion.grid else min(10, len(pixels)))
+    if files.html is None:
+        return
     sections = pages.of_frames(pixels, shown, record["distances"], fps=motion.fps, columns=columns)
     names = " and ".join(p["name"] for p in made["parents"])
     files.write_page(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from ddimctl.cli.console import Console
     from ddimctl.roundtrip import RoundTrip
 
 
@@ -34,6 +35,30 @@ class Looks(Page):
     PANEL: ClassVar[str] = "Files"
 
     no_labels: Annotated[bool, Option("--no-labels", help="Pictures alone, without words around them.")] = False
+    show: Annotated[bool, Option("--show", help="Also show the pictures in the terminal, if stdout is one.")] = False
+
+    def shows(self, console: Console) -> bool:
+        """Whether pictures are shown: if that is asked for and stdout is a terminal, on which there is no JSON."""
+        from ddimctl.cli import terminal
+
+        return self.show and not console.json and terminal.is_there()
+
+    def print_sheet(self, pixels: np.ndarray, columns: int, **words: Any) -> None:
+        """Shows images (N, H, W, C) in the terminal, as a sheet; `words` are of `labels.Labels`."""
+        from ddimctl.cli import terminal
+        from ddimctl.images import sheets
+
+        factor = sheets.factor_to_see(pixels.shape[1:3])
+        terminal.show(
+            sheets.sheet(pixels, columns, gap=1),
+            lambda: self.sheet(sheets.enlarge(pixels, factor), columns, 2, **words),
+        )
+
+    def print_whole(self, small: np.ndarray, whole: np.ndarray) -> None:
+        """Shows a picture in the terminal: `whole`, or, where a pixel is half a block, `small`."""
+        from ddimctl.cli import terminal
+
+        terminal.show(small, lambda: whole)
 
     def check_sheet(
         self, path: Path, n: int, size: tuple[int, int], *, columns: int, gap: int, factor: int = 1

@@ -44,7 +44,8 @@ class Sheet(options.Output, options.Listed, options.Plotted, looks.Looks):
     @property
     def kept(self) -> int:
         """How many images are kept, to be shown."""
-        return max(self.rows if self.output is not None else 0, pages.SHOWN if self.html is not None else 0)
+        sheet = self.output is not None or self.show
+        return max(self.rows if sheet else 0, pages.SHOWN if self.html is not None else 0)
 
 
 @group
@@ -252,8 +253,9 @@ def report(
                 + (f"; on {folds} of them DDIM's step folds: it is not injective" if folds else "")
             )
     console.data(as_table(trips, reports), as_record(trips, reports, model, n=pictures.count))
-    if files.output is not None:
+    if files.output is not None or files.shows(console):
         gains = save_sheet(files, pictures, trips)
+    if files.output is not None:
         several = len({t.way.spacing for t in trips}) > 1
         gained = [
             f"{t.way.solver} {t.way.spacing + ' ' if several else ''}{t.way.steps} × {sheets.stated(gain)}"
@@ -356,7 +358,10 @@ def as_record(cells: Sequence[RoundTrip], reports: Sequence[str], model: Model, 
 
 
 def save_sheet(files: Sheet, pictures: Pictures, cells: Sequence[RoundTrip]) -> list[float]:
-    """Writes original | reconstruction | amplified difference (| the next line's …), a row an image; each line's gain."""
+    """Writes and shows original | reconstruction | amplified difference (| the next line's …), a row an image.
+
+    Gives each line's gain.
+    """
     import torch
 
     from ddimctl import origin
@@ -375,10 +380,10 @@ def save_sheet(files: Sheet, pictures: Pictures, cells: Sequence[RoundTrip]) -> 
     some = len(x0) < pictures.count
     caption = f"{pictures.model.name}: " + (f"{len(x0)} of " if some else "") + f"{pictures.count} images"
     caption += "; the figures are of all" if some else ""
-    made_sheet = files.sheet(
-        enlarge(pixels, factor), 1 + 2 * len(cells), GAP,
-        above=looks.heads(cells, gains), left=pictures.names[: len(x0)], caption=caption,
-    )  # fmt: skip
-    assert files.output is not None
-    save_image(files.output, made_sheet, made=made)
+    columns, names = 1 + 2 * len(cells), pictures.names[: len(x0)]
+    words = {"above": looks.heads(cells, gains), "left": names, "caption": caption}
+    if files.output is not None:
+        save_image(files.output, files.sheet(enlarge(pixels, factor), columns, GAP, **words), made=made)
+    if files.shows(pictures.console):
+        files.print_sheet(pixels, columns, **words)
     return gains

@@ -18,6 +18,8 @@ from ddimctl.errors import UsageError, choose
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+
     from ddimctl.model import Condition, Model
     from ddimctl.recipe import Way
     from ddimctl.runs.samples import Draw
@@ -139,8 +141,7 @@ def sample(
         text = table(*as_lines(rows, longest, apart)) + "\n" + text
     record = as_record(batch, how, seed, files=written, skipped=skipped)
     console.data(text, record)
-    if files.html is not None:
-        save_page(files, batch, folder, record=record)
+    look(files, batch, folder, record=record)
 
 
 def tell_unconverged(rows: Sequence[Row], n: int, console: Console) -> None:
@@ -209,18 +210,32 @@ def save_sheet(
     writing.save_image(path, sheet, made=made)
 
 
-def save_page(files: Samples, batch: Batch, folder: Folder | None, *, record: dict[str, Any]) -> None:
-    """Writes the page of --html, with the first images of each row."""
+def first_images(batch: Batch, folder: Folder | None, most: int) -> np.ndarray:
+    """The first images of each row, as they were kept or as they stand in the folder."""
     import numpy as np
 
     from ddimctl.images import reading
 
-    model, rows, most = batch.model, batch.rows, min(pages.SHOWN, len(batch.draws))
     if folder is None:
-        shown = np.concatenate([np.concatenate(row.pixels)[:most] for row in rows])
-    else:
-        kept = [folder.pictures[row.steps, draw].target for row in rows for draw in batch.draws[:most]]
-        shown = np.stack([reading.read(file, model.channels, model.size)[0] for file in kept])
+        return np.concatenate([np.concatenate(row.pixels)[:most] for row in batch.rows])
+    kept = [folder.pictures[row.steps, draw].target for row in batch.rows for draw in batch.draws[:most]]
+    return np.stack([reading.read(file, batch.model.channels, batch.model.size)[0] for file in kept])
+
+
+def look(files: Samples, batch: Batch, folder: Folder | None, *, record: dict[str, Any]) -> None:
+    """The page of --html, and what --show shows."""
+    if files.html is not None:
+        save_page(files, batch, folder, record=record)
+    if files.shows(batch.console):
+        n = min(COLUMNS, len(batch.draws)) if len(batch.rows) > 1 else min(pages.SHOWN, len(batch.draws))
+        left = [f"S = {row.steps}" for row in batch.rows] if len(batch.rows) > 1 else looks.rows_of(n, COLUMNS)
+        files.print_sheet(first_images(batch, folder, n), min(n, COLUMNS), left=left)
+
+
+def save_page(files: Samples, batch: Batch, folder: Folder | None, *, record: dict[str, Any]) -> None:
+    """Writes the page of --html, with the first images of each row."""
+    model, rows, most = batch.model, batch.rows, min(pages.SHOWN, len(batch.draws))
+    shown = first_images(batch, folder, most)
     lines = as_lines(rows, batch.longest, batch.apart()) if len(rows) > 1 else None
     names = [str(k) if isinstance(record["seed"], int) else f"{k} of seed {seed}" for seed, k in batch.draws[:most]]
     said = f"{len(batch.draws)} images of seed {record['seed']}" + (
