@@ -5,7 +5,8 @@ The paper's time runs t = 0 … T with α_0 = 1 (a clean image); its α_t is the
 is label t−1. Everything here is Python floats: no torch, no numpy.
 
 A *path* is a rising tuple of S+1 noise levels, so S steps along it. Read from the left it encodes, from the right it
-decodes. Every path of a schedule ends at σ(T), so all its latents x_T are comparable.
+decodes. Every path of a schedule ends at σ(T), so all its latents x_T are comparable; but for `leading`, which is
+diffusers'.
 """
 
 from __future__ import annotations
@@ -283,6 +284,19 @@ def trailing(schedule: Levels, steps: int) -> list[float]:
     return [schedule.sigma(1 if times[0] > 1 else 0), *map(schedule.sigma, times)]
 
 
+def leading(schedule: Levels, steps: int) -> list[float]:
+    """diffusers' timestep_spacing "leading" with Stable Diffusion's steps_offset 1: labels 1 + i·⌊T/S⌋, from σ(1).
+
+    It ends below σ(T): with S = 20 at label 951 of 999. And its second step is the widest of all, from label 1 to
+    1 + ⌊T/S⌋, which at few steps no solver inverts: see docs/interop.md.
+    """
+    if isinstance(schedule, FlowSchedule):
+        raise UsageError("a flow has no leading levels", hint="trailing are those that its pipelines take")
+    apart = schedule.T // steps
+    offset = 1 if apart > 1 else 0  # where every label is used there is none to leave out
+    return [schedule.sigma(offset), *(schedule.sigma(1 + offset + i * apart) for i in range(steps))]
+
+
 def _even(schedule: Levels, steps: int, to: Callable[[float], float], *, back: Callable[[float], float]) -> list[float]:
     """Evenly spaced in to(σ), from σ(1) to σ(T); `back` is its inverse."""
     low, high = to(schedule.sigma(1)), to(schedule.sigma(schedule.T))
@@ -297,4 +311,5 @@ SPACINGS: dict[str, Callable[[Levels, int], list[float]]] = {
     "log": log,
     "arsinh": arsinh,
     "trailing": trailing,
+    "leading": leading,
 }

@@ -9,7 +9,7 @@ import typer
 
 from ddimctl.cli import batches, inputs, options
 from ddimctl.cli.console import Console
-from ddimctl.cli.groups import flat
+from ddimctl.cli.groups import flat, group
 from ddimctl.cli.opened import Opened
 from ddimctl.errors import FileError, UsageError
 
@@ -23,6 +23,19 @@ if TYPE_CHECKING:
     from ddimctl.runs.work import Decoding
 
 
+@group
+class Theirs(options.OtherHow):
+    """The way; of tensors that diffusers sampled from, by its scheduler."""
+
+    from_diffusers: Annotated[
+        Path | None,
+        typer.Option(
+            "--from-diffusers", metavar="PATH", parser=options.parse_path,
+            help="Bare tensors are x_T of this scheduler_config.json, or of a model folder's.",
+        ),
+    ] = None  # fmt: skip
+
+
 @flat
 def decode(
     latents: Annotated[
@@ -30,7 +43,7 @@ def decode(
     ] = None,
     *,
     what: options.OtherWhat,
-    how: options.OtherHow,
+    how: Theirs,
     files: options.Batch,
     machine: options.Machine,
     said: options.Said,
@@ -39,10 +52,10 @@ def decode(
 
     The model, the noise levels, the solver and the class come from each file; name others only to see what they do. x_T
     of another program, alone in a .pt, .npy, .npz or .safetensors, says none of these: it takes -m, and --steps,
-    --solver and --spacing. One image makes LATENT.png, or LATENT.decoded.png where that is what was encoded, or the
-    file that -o names; several go into the folder that -o names, where they keep their places. Those of a packed file
-    are called as they were; they make a film where -o names one (.gif, .webp, .apng, .mp4): the frames of encode
-    --all-frames, in time.
+    --solver and --spacing, or --from-diffusers. One image makes LATENT.png, or LATENT.decoded.png where that is what
+    was encoded, or the file that -o names; several go into the folder that -o names, where they keep their places.
+    Those of a packed file are called as they were; they make a film where -o names one (.gif, .webp, .apng, .mp4): the
+    frames of encode --all-frames, in time.
 
     A file that keeps its path (encode --keep-path) returns exactly; under another --prompt that is direct inversion.
     Another way, such as --solver ddim, leaves the path out.
@@ -60,7 +73,7 @@ def decode(
     suffixes = latent.SUFFIXES if what.model is None else inputs.BARE_SUFFIXES
     items = batches.items_of(latents or [], files, suffixes, console=console)
     single = batches.is_single(latents or [], items, files)
-    models = Opened(what, how, machine=machine, console=console, force=files.force)
+    models = Opened(what, how, machine=machine, console=console, force=files.force, scheduler=how.from_diffusers)
     first = models.load(Path(items[0].source)) if single else None
     if first is None and items:
         first = first_whole(items, models)

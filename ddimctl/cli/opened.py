@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from ddimctl.cli import inputs, options
 from ddimctl.cli.console import Console
-from ddimctl.errors import DDIMError
+from ddimctl.errors import DDIMError, UsageError
 
 if TYPE_CHECKING:
     from ddimctl.latent import Latent
     from ddimctl.model import Model
+    from ddimctl.recipe import Way
     from ddimctl.runs.work import Decoding
 
 
@@ -27,7 +29,14 @@ class Opened:
         machine: options.Machine,
         console: Console,
         force: bool,
+        scheduler: Path | None = None,
     ):
+        """`scheduler` is diffusers', which says what levels bare tensors are decoded along."""
+        if scheduler is not None and what.model is None:
+            raise UsageError("--from-diffusers is about tensors that name no model", hint="name it with -m")
+        if scheduler is not None and how.spacing is not None:
+            raise UsageError("--from-diffusers and --spacing say the same in two ways", hint="choose one")
+        self._scheduler = scheduler
         self._what, self._how, self._machine, self._console, self._force = what, how, machine, console, force
         self._lock = Lock()  # files are read by several threads
         self._models: dict[str, Model | DDIMError] = {}
@@ -40,13 +49,19 @@ class Opened:
         from ddimctl.recipe import Way
 
         try:
-            return latent.load(path)
+            found = latent.load(path)
+            if self._scheduler is not None:
+                raise UsageError(
+                    f"{path} is no bare tensor, and says its levels itself", hint="no --from-diffusers then"
+                )
+            return found
         except NotOurs:
             if self._what.model is None:
                 raise
         how = self._how
         steps = options.DEFAULT_STEPS if how.steps is None else how.steps
-        way = Way(how.solver or options.DEFAULT_SOLVER, how.spacing or "", steps, how.tolerance)
+        solver = how.solver or (options.DEFAULT_SOLVER if self._scheduler is None else "ddim")
+        way = Way(solver, how.spacing or "", steps, how.tolerance)
         way.check()
         with self._lock:
             model = self._models.get("")
@@ -56,6 +71,8 @@ class Opened:
                 self._models[""] = model = inputs.start_engine(model, self._machine, self._console, work=work)
             if isinstance(model, DDIMError):
                 raise model
+            if self._scheduler is not None:
+                way = sampled_by(self._scheduler, model, way)
             if path not in self._told:
                 self._console.notice(
                     f"{path} is a bare tensor, taken for x_T: {steps} steps of {way.solver}, {way.spacing}"
@@ -95,4 +112,15 @@ class Opened:
         from ddimctl.runs.work import Decoding
 
         model = self.of(file, name)
-        return Decoding(model, inputs.way_back(file, model, self._how), inputs.condition_of(file, self._what))
+        how = self._how if self._scheduler is None else replace(self._how, steps=None)  # the file has their levels
+        return Decoding(model, inputs.way_back(file, model, how), inputs.condition_of(file, self._what))
+
+
+def sampled_by(scheduler: Path, model: Model, way: Way) -> Way:
+    """`way` along the levels that diffusers' scheduler takes. Raises `DDIMError` where it is none of the model's."""
+    from ddimctl.checkpoints import sampler
+
+    config = sampler.read(scheduler)
+    schedule = sampler.check(config, model.schedule, model.prediction)
+    spacing = f"diffusers' {config.get('timestep_spacing', 'leading')}"
+    return replace(way, spacing=spacing).along(sampler.levels(config, schedule, way.steps))
