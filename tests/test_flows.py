@@ -53,7 +53,7 @@ def test_sigma_label_and_scale_are_those_of_a_flow(t: float) -> None:
     assert flow.scale(sigma) == pytest.approx(1 / (1 - t), rel=1e-12)
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("spacing", [s for s in SPACINGS if s != "leading"])
 @pytest.mark.parametrize("shift", [0.3, 1.0, 3.0])
 def test_paths_rise_to_the_end(spacing: str, shift: float) -> None:
     path = FlowSchedule(shift).path(10, spacing)
@@ -68,6 +68,11 @@ def test_a_shift_moves_the_levels_as_diffusers_does() -> None:
     for i, sigma in enumerate(inner, start=1):
         t = i / 8
         assert sigma / (1 + sigma) == pytest.approx(3 * t / (1 + 2 * t))
+
+
+def test_there_are_no_leading_levels() -> None:
+    with pytest.raises(UsageError, match="no leading levels"):
+        FlowSchedule().path(10, "leading")
 
 
 def test_too_many_trailing_steps_are_told_what_to_do() -> None:
