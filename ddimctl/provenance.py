@@ -86,6 +86,16 @@ def _is_dither(value: Any) -> bool:
     )
 
 
+def _is_made(value: Any) -> bool:
+    """What `arithmetic` says of where a latent is from: an operation, and its parents."""
+    return isinstance(value, dict) and _is_name(value.get("operation")) and _all(_is_parent)(value.get("parents"))
+
+
+def _is_parent(value: Any) -> bool:
+    said = isinstance(value, dict) and _is_name(value.get("name")) and _is_name(value.get("sha256"))
+    return said and _is_number(value.get("weight"))
+
+
 def _is_path(value: Any) -> bool:
     return _all(_is_number)(value) and len(value) > 1 and value[0] >= 0 and all(s < t for s, t in pairwise(value))
 
@@ -126,6 +136,7 @@ LATER: dict[str, Callable[[Any], bool]] = {  # fields that not every file has
     "returned": _all(_is_number),  # how far off each state was that x_T was decoded to, relative
     "autoencoder": _is_name,
     "dither": _all(_is_dither),
+    "made": _is_made,
     "to_level": lambda v: _is_number(v) and v > 0,
     "condition": lambda v: (
         isinstance(v, dict)

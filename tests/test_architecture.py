@@ -48,7 +48,7 @@ LAYERS: list[set[str]] = [
     {"checkpoints", "engines", "model", "features"},
     {"recipe", "ode", "families", "catalogue"},
     {"provenance"},
-    {"latent", "bare", "lossless", "origin", "sampling", "roundtrip", "plots", "bench"},
+    {"latent", "arithmetic", "bare", "lossless", "origin", "sampling", "roundtrip", "plots", "bench"},
     {"evaluate", "notebook", "report", "runs", "training"},
     {"cli", "__main__"},
 ]

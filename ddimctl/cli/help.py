@@ -29,6 +29,7 @@ COMMANDS = {
     "picture was made.",
     "train": "Train a model on images.",
     "bench": "Measure how fast a model is evaluated here.",
+    "latent": "Add, average and compare latents.",
     "models": "List, examine, convert and download models.",
 }
 PANEL = "Output"  # where --help stands in a command's help

@@ -127,12 +127,18 @@ def about_latent(found: Latent) -> tuple[str, dict[str, Any]]:
     )
     if drawn:
         origin = f"noise of a seed, not an image's; to be decoded in {about['steps']} steps, {about['spacing']}"
+    if "made" in about:
+        parents = [f"{figure(p['weight'])} {plain(p['name'])}" for p in about["made"]["parents"]]
+        shown = ", ".join(parents[:MANY]) + (f" and {len(parents) - MANY} more" if len(parents) > MANY else "")
+        origin = (
+            f"{plain(about['made']['operation'])} of {shown}; decoded in {about['steps']} steps, {about['spacing']}"
+        )
     if "to_level" in about:
         origin += f", part of the way: to σ = {figure(about['to_level'])}"
     lines = [
         f"{len(found.xT)} latent{'s' * (len(found.xT) > 1)} of {' × '.join(map(str, found.xT.shape[1:]))}",
         f"  model       {about['model']['name']} ({about['model']['digest'][:16]}…)",
-        f"  {'drawn  ' if drawn else 'encoded'}     {origin}",
+        f"  {'made   ' if 'made' in about else 'drawn  ' if drawn else 'encoded'}     {origin}",
         f"  decode      {about['decoder']} along the same levels",
         f"  made by     ddimctl {about['ddimctl']} on {about['device']}, {about['dtype']}",
     ]

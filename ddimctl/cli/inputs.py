@@ -172,6 +172,10 @@ def check_model(latent: Latent, name: str, model: Model, *, console: Console, fo
     shape = tuple(latent.xT.shape[1:])
     if shape != model.state_shape:
         raise FileError(f"{name} has shape {shape}, the model {model.name} {model.state_shape}")
+    if (latent.provenance.get("made") or {}).get("difference") and not force:
+        raise FileError(
+            f"{name} is a difference of latents, not an image's", hint=f"add it to one: ddimctl latent add A.pt {name}"
+        )
     made, same = latent.recipe, (model.digest, model.schedule.digest, model.autoencoder.digest)
     if (made.model, made.schedule, made.autoencoder) != same:
         if not force:
