@@ -37,7 +37,8 @@ imported = time.perf_counter()
 import json
 from pathlib import Path
 asked = json.loads(sys.argv[1])
-net = families.load(asked["reference"], asked["device"], config=asked["config"])
+beside = {name: asked[name] for name in ("config", "schedule", "guess")}
+net = families.load(asked["reference"], asked["device"], **beside)
 net = net.with_network(engines.make(net.network.module, asked["engine"], asked["precision"]))
 eps = net.eps(Condition(**asked["condition"]))
 loaded = time.perf_counter()
@@ -182,7 +183,8 @@ def start(model: Model, condition: Condition, batch: int) -> Start:
     """Measures a fresh process that opens the same model with the same engine. Raises `DDIMError` if it fails."""
     about, network = model.about, model.network
     asked = {
-        "reference": about.reference, "config": about.config, "device": model.device, "engine": network.engine,
+        "reference": about.reference, "config": about.config, "schedule": about.schedule, "guess": about.guess,
+        "device": model.device, "engine": network.engine,
         "precision": network.precision, "condition": asdict(condition), "batch": batch,
     }  # fmt: skip
     done = subprocess.run([sys.executable, "-c", START, json.dumps(asked)], capture_output=True, text=True, check=False)

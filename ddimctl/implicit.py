@@ -27,6 +27,7 @@ DEPTH_LARGE = 8
 NOISE = 1e-12  # squared, relative: changes this small beside the residual are rounding
 LIMIT = 60  # evaluations a step
 RIDGE = 1e-10  # relative, keeps the least squares solvable where two changes are parallel
+LEAP = 8.0  # from one level's √(1+σ²) to the next; no usual path has a greater one
 DIVERGED = 4.0  # a residual this many times the best one sends an image back to where that was
 
 
@@ -45,10 +46,12 @@ def solve(
 ) -> Solved:
     """Solves x = base + (t−s) ε(x, t) from `guess`, until each image's residual is at most `tolerance`.
 
-    The residual is the root mean square over an image, relative to √(1+t²). An image that does not get there within
+    The residual is the root mean square over an image, relative to √(1+t²), or to `LEAP`·√(1+s²) where t is far above s. An
+    image that does not get there within
     `LIMIT` evaluations comes back as the best one seen, with its residual.
     """
-    h, scale, n = t - s, math.sqrt(1 + t * t), len(base)
+    h, n = t - s, len(base)
+    scale = min(math.sqrt(1 + t * t), LEAP * math.sqrt(1 + s * s))  # decoding must come back to s
     deep = DEPTH_DIFFICULT if math.prod(base.shape[1:]) <= LARGE else DEPTH_LARGE
     out, out_eps = guess * 1.0, base * 0.0
     evaluations, residuals = [0] * n, [math.inf] * n

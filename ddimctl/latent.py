@@ -146,6 +146,8 @@ def provenance(model: Model, recipe: Recipe, solution: Solution, *, records: lis
             "name": model.name,
             "reference": model.about.reference,
             "config": model.about.config,
+            **({"schedule": model.about.schedule} if model.about.schedule is not None else {}),
+            **({"guess": True} if model.about.guess else {}),
             "digest": recipe.model,
             "class": recipe.condition.class_label,
         },

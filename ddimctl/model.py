@@ -70,12 +70,14 @@ class About:
 
     name: str = "unnamed"
     reference: str = ""  # what it was asked for by
-    config: str | None = None  # what had to be said about it beside that
+    config: str | None = None  # what had to be said about it beside that: see `families.find`
     folder: Path | None = None  # where it was loaded from; None for a single file
     family: str = "pixel"
     classes: int | None = None  # of a class-conditional network
     notes: tuple[str, ...] = ()  # what was chosen while loading
     guesses: tuple[str, ...] = ()  # what was assumed because the checkpoint does not say
+    schedule: str | None = None  # what had to be said about its noise levels
+    guess: bool = False  # whether what nobody said was guessed
 
 
 def all_read(prompt: str) -> str:

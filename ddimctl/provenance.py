@@ -105,7 +105,8 @@ FIELDS: dict[str, Callable[[Any], bool]] = {  # of a provenance, and what each m
     "model": lambda v: (
         isinstance(v, dict)
         and all(_is_name(v.get(k)) for k in ("name", "reference", "digest"))
-        and (v.get("config") is None or _is_name(v["config"]))
+        and all(v.get(k) is None or _is_name(v[k]) for k in ("config", "schedule"))
+        and isinstance(v.get("guess", False), bool)
         and (v.get("class") is None or _is_count(v["class"]))
     ),
     "schedule": _is_name,

@@ -298,10 +298,16 @@ def leading(schedule: Levels, steps: int) -> list[float]:
 
 
 def _even(schedule: Levels, steps: int, to: Callable[[float], float], *, back: Callable[[float], float]) -> list[float]:
-    """Evenly spaced in to(σ), from σ(1) to σ(T); `back` is its inverse."""
-    low, high = to(schedule.sigma(1)), to(schedule.sigma(schedule.T))
+    """Evenly spaced in to(σ), from σ(1) to σ(T); `back` is its inverse.
+
+    Where σ(T) stands for zero terminal SNR the last step leaps there: from noise to noise alone nothing changes on the way.
+    """
+    top, leap = schedule.T, schedule.endless and isinstance(schedule, Schedule) and steps > 1
+    if leap:
+        steps, top = steps - 1, top - 1
+    low, high = to(schedule.sigma(1)), to(schedule.sigma(top))
     inner = [back(low + (high - low) * i / steps) for i in range(1, steps)]
-    return [schedule.sigma(1), *inner, schedule.sigma(schedule.T)]
+    return [schedule.sigma(1), *inner, schedule.sigma(top), *([schedule.sigma(schedule.T)] if leap else [])]
 
 
 SPACINGS: dict[str, Callable[[Levels, int], list[float]]] = {

@@ -14,7 +14,7 @@ from diffusers import UNet2DModel as TheirUNet
 from rounding import NETWORK, apart
 from safetensors.torch import save_file
 
-from ddimctl.checkpoints import Checkpoint, betas, diffusers, folders, formats
+from ddimctl.checkpoints import Checkpoint, betas, diffusers, folders, formats, scheduler
 from ddimctl.errors import FileError
 from ddimctl.families import load
 from ddimctl.families.pixel import from_checkpoint
@@ -163,12 +163,13 @@ def test_predictions(prediction: str, tmp_path: Path) -> None:
 def test_schedules(fields: dict[str, Any]) -> None:
     """α as DDPMScheduler has it (in float32), and exactly the same α after writing and reading."""
     theirs = DDPMScheduler(**fields)
-    schedule, _ = diffusers.read_scheduler(dict(theirs.config))
+    schedule = scheduler.read(dict(theirs.config)).schedule
     expected = theirs.alphas_cumprod.double()
     got = torch.tensor(schedule.alpha[1:], dtype=torch.float64)
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-9)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
-    assert diffusers.read_scheduler(diffusers._betas(schedule) | {"num_train_timesteps": schedule.T})[0] == schedule
+    again = scheduler.read(scheduler.fields(schedule) | {"num_train_timesteps": schedule.T})
+    assert again.schedule == schedule
 
 
 def test_every_named_schedule_is_tested() -> None:
@@ -180,13 +181,13 @@ def test_scheduler_defaults_are_diffusers() -> None:
     """For every scheduler we accept: what it takes when a file leaves a field out."""
     import diffusers as theirs
 
-    for kind in diffusers.SCHEDULERS:
+    for kind in scheduler.SCHEDULERS:
         if kind == "DPMSolverSDE":
             continue  # needs torchsde
         default = getattr(theirs, kind + "Scheduler")()
-        schedule, prediction = diffusers.read_scheduler({"_class_name": kind + "Scheduler"})
-        assert prediction == getattr(default.config, "prediction_type", "epsilon"), kind
-        assert schedule.alpha[-1] == pytest.approx(default.alphas_cumprod[-1].item(), rel=1e-3), kind
+        read = scheduler.read({"_class_name": kind + "Scheduler"})
+        assert read.prediction == getattr(default.config, "prediction_type", "epsilon"), kind
+        assert read.schedule.alpha[-1] == pytest.approx(default.alphas_cumprod[-1].item(), rel=1e-3), kind
 
 
 @pytest.mark.parametrize(
@@ -195,8 +196,10 @@ def test_scheduler_defaults_are_diffusers() -> None:
         ({"_class_name": "ScoreSdeVeScheduler"}, "ScoreSdeVeScheduler"),
         ({"_class_name": "CMStochasticIterativeScheduler"}, "CMStochasticIterativeScheduler"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler"),
-        ({"rescale_betas_zero_snr": True}, "zero final SNR"),
-        ({"trained_betas": [0.1, 1.0]}, "schedule makes no sense"),
+        ({"rescale_betas_zero_snr": True}, "zero terminal SNR"),
+        ({"trained_betas": [0.1, 1.0]}, "zero terminal SNR"),
+        ({"trained_betas": [1.0, 0.1]}, "schedule makes no sense"),
+        ({"timestep_type": "continuous"}, "labels are continuous"),
         ({"trained_betas": "0.1"}, "trained_betas"),
         ({"trained_betas": ["a"]}, "schedule makes no sense"),
         ({"prediction_type": "flow_prediction"}, "flow_prediction"),
@@ -211,7 +214,7 @@ def test_scheduler_defaults_are_diffusers() -> None:
 )
 def test_schedulers_refused_by_name(config: dict[str, Any], said: str) -> None:
     with pytest.raises(FileError, match=said):
-        diffusers.read_scheduler(config)
+        scheduler.read(config)
 
 
 @pytest.mark.parametrize("value", [0, -1, "a", 1e9])
@@ -239,7 +242,7 @@ def test_class_conditional(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("gone", ["scheduler", "model_index.json"])
 def test_optional_parts(gone: str, tmp_path: Path) -> None:
-    """Without a scheduler the schedule is guessed, and that is said."""
+    """A part of a pipeline whose scheduler is gone is refused, unless it may be guessed; that is said then."""
     net = network()
     folder = tmp_path / "m"
     DDIMPipeline(net, DDIMScheduler()).save_pretrained(folder)
@@ -249,7 +252,12 @@ def test_optional_parts(gone: str, tmp_path: Path) -> None:
         (path / "scheduler_config.json").unlink()
     else:
         path.unlink()
-    model = load(str(folder), "cpu")
+    if gone == "scheduler":
+        with pytest.raises(FileError, match="nobody says its schedule and prediction") as e:
+            load(str(folder), "cpu")
+        assert "--schedule" in e.value.hint
+        assert "--guess" in e.value.hint
+    model = load(str(folder), "cpu", guess=gone == "scheduler")
     check(model, net)
     assert bool(model.about.guesses) == (gone == "scheduler")
 
@@ -323,7 +331,7 @@ def test_tensors_that_share_storage_are_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", ["../../etc/passwd", "/etc/passwd", "..", "a\\..\\b", "sub/x.bin"])
 def test_shards_stay_in_their_folder(file: str) -> None:
     with pytest.raises(FileError, match="outside its folder"):
-        diffusers.shards({"weight_map": {"a": "x.bin", "b": file}}, "index")
+        folders.shards({"weight_map": {"a": "x.bin", "b": file}}, "index")
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
@@ -347,9 +355,9 @@ def test_choice_of_weights() -> None:
         f"{STEM}.bf16.safetensors",
     ]
     for i, best in enumerate(order):
-        files, index = diffusers.choose_weights({*order[i:], "other.txt"})
+        files, index = folders.choose_weights({*order[i:], "other.txt"})
         assert [*files, index] == ([best, ""] if "index" not in best else [best])
-    assert diffusers.choose_weights({"pytorch_lora_weights.bin"}) == ([], "")
+    assert folders.choose_weights({"pytorch_lora_weights.bin"}) == ([], "")
 
 
 @pytest.mark.parametrize(

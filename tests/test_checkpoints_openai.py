@@ -15,7 +15,7 @@ from rounding import NETWORK, apart
 from torch import Tensor
 
 from ddimctl import ode
-from ddimctl.checkpoints import diffusers, formats, openai
+from ddimctl.checkpoints import Said, betas, diffusers, formats, openai
 from ddimctl.errors import FileError, UsageError
 from ddimctl.families import load
 from ddimctl.families.pixel import from_checkpoint
@@ -85,13 +85,14 @@ def test_converted_it_is_the_same_network(make: dict[str, Any], config: dict[str
     """Through our own layout: the same digest, schedule and labels; and diffusers computes the same from it."""
     state = layouts.openai_state(**make)
     model = read(tmp_path, state, config)
-    checkpoint = formats.read(tmp_path / "model.pt", {**CONFIG, **config})
+    checkpoint = formats.read(tmp_path / "model.pt", Said({**CONFIG, **config}))
     diffusers.write(tmp_path / "converted", checkpoint)
     again = from_checkpoint(diffusers.read(tmp_path / "converted"), About("again"))
     assert again.digest == model.digest
     assert again.schedule.digest == model.schedule.digest
     assert (again.prediction, again.label_scale) == (model.prediction, model.label_scale)
-    assert (tmp_path / "converted" / "model_index.json").is_file() == (model.label_scale == 1)
+    ours_alone = model.label_scale != 1 or isinstance(checkpoint.config.attention_head_dim, tuple)
+    assert (tmp_path / "converted" / "model_index.json").is_file() == (not ours_alone)
     if isinstance(model.network.module.torch.config.attention_head_dim, tuple):
         return  # beyond diffusers
     theirs = TheirUNet.from_pretrained(tmp_path / "converted" / "unet").eval()
@@ -107,7 +108,7 @@ def test_converted_it_is_the_same_network(make: dict[str, Any], config: dict[str
 def test_encode_and_decode_as_well_as_in_our_layout(tmp_path: Path) -> None:
     state = {k: 0.5 * w if w.ndim > 1 else w for k, w in layouts.openai_state().items()}
     model = read(tmp_path, state, {})
-    diffusers.write(tmp_path / "ours", formats.read(tmp_path / "model.pt", CONFIG))
+    diffusers.write(tmp_path / "ours", formats.read(tmp_path / "model.pt", Said(CONFIG)))
     images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     errors = []
     for m in (model, load(str(tmp_path / "ours"), "cpu")):
@@ -129,12 +130,14 @@ def test_the_order_of_q_k_and_v_matters() -> None:
 
 def test_schedules_are_openais() -> None:
     """Linear β keep their total whatever T; cosine is Nichol and Dhariwal's eq. 17."""
-    read = openai.read(layouts.openai_state(), {**CONFIG, "diffusion_steps": 250, "rescale_timesteps": False}, "x")
+    read = openai.read(
+        layouts.openai_state(), Said({**CONFIG, "diffusion_steps": 250, "rescale_timesteps": False}), "x"
+    )
     betas = [1 - q / p for p, q in zip(read.schedule.alpha, read.schedule.alpha[1:], strict=False)]
     assert betas[0] == pytest.approx(4e-4)
     assert betas[-1] == pytest.approx(0.08)
     flags = {**CONFIG, "diffusion_steps": 4000, "noise_schedule": "cosine", "rescale_timesteps": True}
-    read = openai.read(layouts.openai_state(), flags, "x")
+    read = openai.read(layouts.openai_state(), Said(flags), "x")
     f = [math.cos((i / 4000 + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(4001)]
     assert read.schedule.T == 4000
     assert read.schedule.alpha[1234] == pytest.approx(f[1234] / f[0], rel=1e-9)
@@ -143,13 +146,14 @@ def test_schedules_are_openais() -> None:
 
 
 def test_predict_xstart_is_the_sample_prediction() -> None:
-    assert openai.read(layouts.openai_state(), {**CONFIG, "predict_xstart": True}, "x").prediction == "sample"
+    assert openai.read(layouts.openai_state(), Said({**CONFIG, "predict_xstart": True}), "x").prediction == "sample"
 
 
 @pytest.mark.parametrize("name", openai.PRESETS)
 def test_presets_are_complete(name: str) -> None:
-    flags = openai.read_flags(openai.PRESETS[name])
-    assert flags["noise_schedule"] in openai.SCHEDULES
+    flags, told = openai.read_flags(openai.PRESETS[name])
+    assert betas.listed(flags["noise_schedule"])
+    assert not [t for t in told if "change nothing" in t]
     assert formats.read_config(name) == openai.PRESETS[name]
 
 
@@ -179,30 +183,35 @@ def test_a_published_file_is_known_by_its_name_and_says_so(tmp_path: Path) -> No
         ({"num_heads": "4"}, "num_heads = '4'"),
         ({"num_heads_upsample": 1}, "num_heads_upsample"),
         ({"diffusion_steps": 4000}, "must say rescale_timesteps"),
-        ({"noise_schedule": "sqrt"}, "'sqrt' is not one of OpenAI's"),
-        ({"noise_schedule": []}, "is not one of OpenAI's"),
+        ({"noise_schedule": "sqrt"}, "the schedule 'sqrt' is not implemented"),
+        ({"noise_schedule": []}, "is not implemented"),
         ({"use_new_attention_order": "yes"}, "neither true nor false"),
-        ({"guidance": 3}, "unknown flags: guidance"),
+        ({"conv_resample": False}, "networks with conv_resample = False"),
+        ({"use_spatial_transformer": True}, "use_spatial_transformer"),
+        ({"model_mean_type": "previous_x"}, "predicts 'previous_x'"),
+        ({"in_channels": 6}, "in_channels is 3, not 6"),
+        ({"attention_resolutions": "16,4"}, "attention is at 8 of 16 pixels, not at 16,4"),
+        ({"image_size": 32, "attention_resolutions": 8}, "attention is at 16 of 32 pixels"),
         ({"image_size": -1}, "sample_size = -1"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(config: dict[str, Any], said: str) -> None:
     with pytest.raises(FileError, match=said):
-        openai.read(layouts.openai_state(), {**CONFIG, **config}, "x")
+        openai.read(layouts.openai_state(), Said({**CONFIG, **config}), "x")
 
 
 def test_incomplete_files_are_refused_by_name() -> None:
     state = layouts.openai_state()
     with pytest.raises(FileError, match="lacks image_size"):
-        openai.read(state, {"num_heads": 4}, "x")
+        openai.read(state, Said({"num_heads": 4}), "x")
     with pytest.raises(FileError, match="do not fit together"):
-        openai.read({k: w for k, w in state.items() if not k.startswith("output_blocks.3")}, CONFIG, "x")
+        openai.read({k: w for k, w in state.items() if not k.startswith("output_blocks.3")}, Said(CONFIG), "x")
     with pytest.raises(FileError, match=r"lacks a tensor of OpenAI's U-Net: out\.2\.weight"):
-        openai.read({k: w for k, w in state.items() if k != "out.2.weight"}, CONFIG, "x")
+        openai.read({k: w for k, w in state.items() if k != "out.2.weight"}, Said(CONFIG), "x")
     with pytest.raises(FileError, match=r"a tensor that OpenAI's U-Net does not: extra\.weight"):
-        openai.read({**state, "extra.weight": torch.zeros(1)}, CONFIG, "x")
+        openai.read({**state, "extra.weight": torch.zeros(1)}, Said(CONFIG), "x")
     with pytest.raises(FileError, match="do not fit together") as e:
-        openai.read({k: w for k, w in state.items() if ".op." not in k and ".conv." not in k}, CONFIG, "x")
+        openai.read({k: w for k, w in state.items() if ".op." not in k and ".conv." not in k}, Said(CONFIG), "x")
     assert "conv_resample" in e.value.hint
     with pytest.raises(UsageError, match="unknown configuration 'nonsense'"):
         formats.read_config("nonsense")
@@ -218,7 +227,7 @@ def test_tensors_of_any_shape_are_one_line(shape: tuple[int, ...]) -> None:
         if not {k for k in changed if odd[k].shape != state[k].shape}:
             continue
         with pytest.raises(FileError):
-            from_checkpoint(openai.read(odd, CONFIG, "x"), About("x"))
+            from_checkpoint(openai.read(odd, Said(CONFIG), "x"), About("x"))
 
 
 def test_a_published_name_does_not_help_odd_tensors(tmp_path: Path) -> None:
@@ -237,7 +246,7 @@ def test_blocks_that_are_not_there_are_refused(stem: str) -> None:
     gone = "input_blocks.2" if stem.startswith("input") else "output_blocks.2"
     moved = {k.replace(f"{gone}.", f"{stem.rpartition('.')[0].rpartition('.')[0]}."): w for k, w in state.items()}
     with pytest.raises(FileError):
-        openai.read({**moved, f"{stem}.weight": torch.zeros(96, 32, 1)}, CONFIG, "x")
+        openai.read({**moved, f"{stem}.weight": torch.zeros(96, 32, 1)}, Said(CONFIG), "x")
 
 
 def test_an_upsampler_is_not_a_denoiser(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "diffusers without config": (
         "a.bin",
         torch_bytes(state("down_blocks.0.resnets.0.conv1.weight")),
-        "without its config",
+        "a part of a diffusers U-Net's weights",
     ),
     "classifier": (
         "64x64_classifier.pt",
@@ -303,7 +303,10 @@ SCHEDULER = ["diffusers", "DDPMScheduler"]
 FOLDERS: dict[str, tuple[dict[str, Any], str]] = {
     "nothing": ({"sub__x": ""}, "not a model folder"),
     "only weights": ({"model_DOT_ckpt": "x"}, "not a model folder: it has no configuration"),
-    "configuration without weights": ({"unet__config_DOT_json": {}}, "a configuration but no weights"),
+    "configuration without weights": (
+        {"unet__config_DOT_json": {}, "scheduler__scheduler_config_DOT_json": {}},
+        "a configuration but no weights",
+    ),
     "flat, without weights": ({"config_DOT_json": {}}, "a configuration but no weights"),
     "Flax": ({"config_DOT_json": {}, "diffusion_flax_model_DOT_msgpack": ""}, "a Flax checkpoint but no weights"),
     "Flax only": ({"diffusion_flax_model_DOT_msgpack": ""}, "holds a Flax checkpoint"),

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddimctl.checkpoints.diffusers import read_scheduler
+from ddimctl.checkpoints import scheduler
 from ddimctl.errors import UsageError
 from ddimctl.schedule import SPACINGS, Schedule
 
@@ -46,7 +46,8 @@ CONFIGS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_alpha_is_that_of_diffusers(config: dict[str, Any]) -> None:
     """They compute in float32: every factor 1 − β is rounded, and rounding adds up over the T factors."""
-    schedule, prediction = read_scheduler(config)
+    found = scheduler.read(config)
+    schedule, prediction = found.schedule, found.prediction
     theirs = DDIMScheduler(**config).alphas_cumprod.double().numpy()
     assert prediction == "epsilon"
     assert len(theirs) == schedule.T

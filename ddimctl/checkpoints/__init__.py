@@ -5,14 +5,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ddimctl.schedule import Schedule
     from ddimctl.unet import UNetConfig
+
+
+@dataclass(frozen=True)
+class Said:
+    """What was said about a checkpoint beside naming it; every format heeds all of it.
+
+    `config` has the format's own fields or flags, `schedule` those of `scheduler.read`. Without `guess` a schedule or
+    prediction that nothing near the weights tells is refused.
+    """
+
+    config: Mapping[str, Any] | None = None
+    schedule: Mapping[str, Any] | None = None
+    guess: bool = False
+
+
+NOTHING_SAID = Said()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The layout of the paper's authors: ermongroup/ddim's ``ckpt.pth`` and pesser/pytorch_diffusion's ``.ckpt``.
 
 Both hold DDPM's U-Net under the same names. The first is a list [network, optimiser, epoch, step, average], the second
-the bare network. The tensors' shapes give the architecture; image size and schedule are not in the file.
+the bare network. The tensors' shapes give the architecture; image size and schedule are not in the file, but in the
+repositories' YAML files.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ddimctl.checkpoints import Checkpoint, betas, weights
+from ddimctl.checkpoints import NOTHING_SAID, Checkpoint, Said, configs, scheduler
 from ddimctl.errors import FileError
 from ddimctl.unet import UNetConfig
 
 MARK = "temb.dense.0.weight"
+MARKS = (MARK,)
 ATTENTION_AT = 16  # pixels a side: where all the networks published in this layout have attention
 # What their networks have in common beyond the shapes: models/diffusion.py of both repositories.
 FIXED: dict[str, Any] = {
@@ -27,7 +29,14 @@ FIXED: dict[str, Any] = {
     "downsample_padding": 0,  # theirs pads (0, 1, 0, 1), which diffusers calls 0
     "attention_head_dim": None,
 }
-FIELDS = ("image_size", "beta_schedule", "beta_start", "beta_end", "num_diffusion_timesteps")
+FIELDS = ("image_size", "resolution", *scheduler.IN_CONFIGS)
+# What the tensors decide: compared with them. What decides nothing.
+DECIDED = ("ch", "ch_mult", "num_res_blocks", "in_channels", "out_ch", "resamp_with_conv", "attn_resolutions")
+IGNORED = (
+    "channels", "type", "dropout", "var_type", "ema", "ema_rate", "dataset", "category", "rescaled",
+    "logit_transform", "uniform_dequantization", "gaussian_dequantization", "random_flip", "num_workers", "out_of_dist",
+    "subset_1k",
+)  # fmt: skip
 NAMES = {
     "temb.dense.0": "time_embedding.linear_1",
     "temb.dense.1": "time_embedding.linear_2",
@@ -41,64 +50,59 @@ RESNET = {"temb_proj": "time_emb_proj", "nin_shortcut": "conv_shortcut"}
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
-def recognises(content: Any) -> bool:
-    return any(MARK in state for state in _states(content))
-
-
-def _states(content: Any) -> list[dict[str, Any]]:
-    """The mappings in a checkpoint that could be networks, without ``module.`` before the names."""
-    parts = content if isinstance(content, list | tuple) else [content]
-    return [{str(k).removeprefix("module."): v for k, v in p.items()} for p in parts if isinstance(p, Mapping)]
-
-
-def read(content: Any, config: Mapping[str, Any] | None = None, name: str = "the checkpoint") -> Checkpoint:
-    """Reads the loaded `content` of a file. Raises `FileError` if it is not the network that both repositories have."""
+def read(state: Mapping[str, Tensor], said: Said = NOTHING_SAID, name: str = "the checkpoint") -> Checkpoint:
+    """Reads a state dict. Raises `FileError` if it is not the network that both repositories have."""
+    state = dict(state)
     notes, guesses = [], []
-    candidates = [s for s in _states(content) if MARK in s]
-    if len(candidates) > 1:
-        notes.append("the averaged weights (EMA) were taken")
-    elif isinstance(content, list | tuple):
-        notes.append("there are no averaged weights (EMA); the last ones were taken")
-    state = weights.state(candidates[-1], name)
     if state.pop("logvar", None) is not None:
         notes.append("the learned variances (logvar) were dropped")
-    odd = [k for k in state if "conv_shortcut" in k]
-    if odd:
+    if any("conv_shortcut" in k for k in state):
         raise FileError(f"{name} has 3×3 shortcuts (conv_shortcut), which ddimctl does not implement")
-    settings = dict(config or {})
-    unknown = sorted(settings.keys() - set(FIELDS))
-    if unknown:
-        raise FileError(f"the configuration has fields that mean nothing here: {', '.join(unknown)}", _hint())
     fields = infer(state, name)
-    size = settings.get("image_size")
+    given, others = configs.flat(said.config or {}, (*FIELDS, *DECIDED, *IGNORED))
+    guesses += configs.told(others)
+    _compare(given, fields, name)
+    size = given.get("image_size", given.get("resolution"))
     if size is None:
         level = next((i for i, kind in enumerate(fields["down_block_types"]) if "Attn" in kind), None)
         if level is None:
-            raise FileError(
-                f"{name} does not tell its image size", hint="add --config FILE with image_size; " + _hint()
-            )
+            hint = f"add --config FILE with image_size; known: {', '.join(FIELDS)}"
+            raise FileError(f"{name} does not tell its image size", hint)
         size = ATTENTION_AT << level
         guesses.append(f"image size {size}: its attention was taken to be at {ATTENTION_AT} × {ATTENTION_AT} pixels")
-    kind = {"quad": "scaled_linear"}.get(
-        settings.get("beta_schedule", "linear"), settings.get("beta_schedule", "linear")
-    )
-    T, start, end = (
-        settings.get("num_diffusion_timesteps", 1000),
-        settings.get("beta_start", 1e-4),
-        settings.get("beta_end", 0.02),
-    )
-    schedule = betas.schedule(kind, T, start, end=end)
-    if "beta_schedule" not in settings:
-        guesses.append(f"schedule: linear β from {start} to {end}, T = {T}, as for all the authors' networks")
+    told = {k: v for k, v in given.items() if k in scheduler.IN_CONFIGS} | dict(said.schedule or {})
+    made = scheduler.read(told)
+    if not told.keys() & {"beta_schedule", "noise_schedule", "trained_betas", "beta_start", "_class_name"}:
+        kind = f"linear β from 0.0001 to 0.02, T = {made.schedule.T}"
+        guesses.append(f"schedule: {kind}, as for all the authors' networks")
     n = len(fields["block_out_channels"])
     renamed = {rename(k, n): _linear(k, w) for k, w in state.items()}
-    return Checkpoint(
-        UNetConfig.from_dict({**FIXED, **fields, "sample_size": size}), renamed, schedule, notes=notes, guesses=guesses
-    )
+    config = UNetConfig.from_dict({**FIXED, **fields, "sample_size": size})
+    return Checkpoint(config, renamed, made.schedule, made.prediction, made.label_scale, notes, guesses)
 
 
-def _hint() -> str:
-    return f"known: {', '.join(FIELDS)}"
+def _compare(given: Mapping[str, Any], fields: Mapping[str, Any], name: str) -> None:
+    """Raises `FileError` where a configuration contradicts the tensors."""
+    ch, widths = fields["sinusoid_channels"], fields["block_out_channels"]
+    shape: dict[str, Any] = {
+        "ch": ch,
+        "ch_mult": [w // ch for w in widths],
+        "num_res_blocks": fields["layers_per_block"],
+        "in_channels": fields["in_channels"],
+        "out_ch": fields["out_channels"],
+        "resamp_with_conv": True,
+    }
+    attended = ["Attn" in kind for kind in fields["down_block_types"]]
+    size, at = given.get("image_size", given.get("resolution")), given.get("attn_resolutions")
+    if isinstance(size, int) and isinstance(at, list):
+        shape["attn_resolutions"] = sorted(size >> i for i, has in enumerate(attended) if has)
+        # What no resolution has changes nothing.
+        given = {**given, "attn_resolutions": sorted(v for v in at if v in [size >> i for i in range(len(widths))])}
+
+    for field in DECIDED:
+        value = given.get(field)
+        if value is not None and value != shape.get(field, value):
+            raise FileError(f"{name} does not fit its configuration: {field} is {shape[field]}, not {value}")
 
 
 def infer(state: Mapping[str, Tensor], name: str) -> dict[str, Any]:
@@ -110,6 +114,13 @@ def infer(state: Mapping[str, Tensor], name: str) -> dict[str, Any]:
             raise KeyError("down")
         blocks = {int(m[1]) for k in state if (m := re.match(r"down\.0\.block\.(\d+)\.", k))}
         attention = {(side, i): f"{side}.{i}.attn.0.q.weight" in state for side in ("down", "up") for i in range(n)}
+        if (
+            state[MARK].shape[1] < 1
+            or state["conv_in.weight"].shape[0] != state["down.0.block.0.norm1.weight"].shape[0]
+        ):
+            raise KeyError("conv_in")
+        if state["conv_in.weight"].shape[0] != state["down.0.block.0.conv1.weight"].shape[0]:
+            raise FileError(f"{name} widens its first resolution (ch_mult), which ddimctl does not implement")
         if n > 1 and "down.0.downsample.conv.weight" not in state:
             raise FileError(f"{name} halves its images without a convolution, which ddimctl does not implement")
         return {
@@ -120,6 +131,7 @@ def infer(state: Mapping[str, Tensor], name: str) -> dict[str, Any]:
             "down_block_types": [("Attn" if attention["down", i] else "") + "DownBlock2D" for i in range(n)],
             "up_block_types": [("Attn" if attention["up", i] else "") + "UpBlock2D" for i in reversed(range(n))],
             "time_embedding_dim": state[MARK].shape[0],
+            "sinusoid_channels": state[MARK].shape[1],
             "add_attention": "mid.attn_1.q.weight" in state,
         }
     except (KeyError, IndexError) as e:

@@ -1,7 +1,7 @@
-"""The one way in: a folder or a file → a `Checkpoint`, by the first format that recognises it.
+"""The one way in: a folder or a file → a `Checkpoint`, by the format whose marks its tensors bear.
 
-A format is a module with ``recognises(content)`` and ``read(content, config, name)``. The content of a folder is its
-path, that of a file what it holds, loaded without running code.
+A format is a module with ``MARKS``, names of tensors that all its networks have, and ``read(state, said, name)``. What
+wrappers and training loops put around a network is taken off before; no code is run.
 """
 
 from __future__ import annotations
@@ -12,41 +12,84 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-from ddimctl.checkpoints import Checkpoint, ddim, diffusers, identify, openai, weights
+from ddimctl.checkpoints import (
+    NOTHING_SAID,
+    Checkpoint,
+    Said,
+    configs,
+    ddim,
+    diffusers,
+    folders,
+    identify,
+    openai,
+    scheduler,
+    unwrap,
+    weights,
+)
 from ddimctl.errors import FileError, choose
 
 
 class Format(Protocol):
-    """What a format's module offers."""
+    """What a module of a bare format offers."""
 
-    def recognises(self, content: Any) -> bool: ...
+    @property
+    def MARKS(self) -> tuple[str, ...]: ...
 
-    def read(self, content: Any, config: Mapping[str, Any] | None, name: str) -> Checkpoint: ...
+    def read(self, state: Mapping[str, Tensor], said: Said, name: str) -> Checkpoint: ...
 
 
-def read(path: Path, config: Mapping[str, Any] | None = None) -> Checkpoint:
-    """Reads whatever `path` is; `config` says what the format does not.
+def read(path: Path, said: Said = NOTHING_SAID) -> Checkpoint:
+    """Reads whatever `path` is. Raises `FileError`, which names what it is if it is not a checkpoint we read."""
+    if path.is_dir():
+        if folders.recognises(path):
+            return _float32(diffusers.read(path, said))
+        if diffusers.near(path) is None or not any(chosen := folders.choose_weights(_names(path), path)):
+            raise diffusers.explain(path)
+        state, notes = diffusers.read_state(path, *chosen)
+        return _float32(diffusers.read_weights(path / (chosen[1] or chosen[0][0]), state, said, notes=notes))
+    content = weights.load(path)
+    marks = {"diffusers": diffusers.MARKS, **{name: form.MARKS for name, form in FORMATS.items()}}
+    found = unwrap.network(content, marks, path)
+    if found is None:
+        raise identify.content(path, content)
+    network, notes = found
+    if network.form == "diffusers":
+        return _float32(diffusers.read_weights(path, network.state, said, notes=notes))
+    made = FORMATS[network.form].read(network.state, said, path.stem)
+    return _float32(replace(made, notes=[*notes, *made.notes]))
 
-    Raises `FileError`, which names what `path` is if it is not a checkpoint we read.
-    """
-    content: Any = path
-    if not path.is_dir():
-        content = weights.load(path)
-        if diffusers.is_unet(content) and diffusers.recognises(path.parent):  # the folder says the rest
-            return _float32(diffusers.read(path.parent, config, file=path))
-    for form in FORMATS.values():
-        if form.recognises(content):
-            return _float32(form.read(content, config, path.stem))
-    raise diffusers.explain(path) if path.is_dir() else identify.content(path, content)
+
+def _names(folder: Path) -> set[str]:
+    return {p.name for p in folder.iterdir() if p.is_file()}
 
 
 def read_config(reference: str) -> dict[str, Any]:
-    """A configuration from a JSON file, or the preset of that name. Raises `UsageError` if there is neither."""
+    """A configuration from a JSON or YAML file, or the preset of that name. Raises `UsageError` if there is neither."""
     path = Path(reference)
-    if path.suffix == ".json" or path.is_file():
-        return diffusers.read_json(path)
+    if path.suffix.lower() in (".json", *configs.YAML) or path.is_file():
+        return configs.read(path)
+    if path.is_dir() and (path / folders.CONFIG).is_file():
+        return configs.read_json(path / folders.CONFIG)
     return dict(choose(openai.PRESETS, reference, "configuration"))
+
+
+def read_schedule(reference: str) -> dict[str, Any]:
+    """A scheduler's fields: from a JSON or YAML file, a model's or scheduler's folder, or said in words.
+
+    Words are a schedule's name, a prediction's, and FIELD=VALUE, with commas between them: "linear,v_prediction",
+    "cosine,num_train_timesteps=4000". Raises `UsageError` where they are none of these, `FileError` as `configs.read`.
+    """
+    path = Path(reference)
+    if path.suffix.lower() in (".json", *configs.YAML) or path.is_file():
+        return configs.flat(configs.read(path), scheduler.KNOWN)[0]
+    if path.is_dir():
+        file = folders.around(path).scheduler
+        if file is None:
+            raise FileError(f"{path} has no {folders.SCHEDULER}", hint="name the file, or the folder that it lies in")
+        return {"_class_name": "DDPMScheduler", **configs.read_json(file)}
+    return scheduler.words(reference)
 
 
 def _float32(checkpoint: Checkpoint) -> Checkpoint:
@@ -62,8 +105,4 @@ def _float32(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, weights=weights32, notes=[*checkpoint.notes, note])
 
 
-FORMATS: dict[str, Format] = {
-    "diffusers": diffusers,
-    "ddim": ddim,
-    "openai": openai,
-}
+FORMATS: dict[str, Format] = {"ddim": ddim, "openai": openai}

@@ -14,12 +14,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from ddimctl.checkpoints import diffusers
+from ddimctl.checkpoints import configs, diffusers, folders, scheduler
 from ddimctl.errors import DDIMError, UsageError
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-SETTINGS = ("model_index.json", "config.json", "scheduler_config.json", "README.md")
-FOLDERS = ("", "unet/", "scheduler/")
+SETTINGS = (folders.INDEX, folders.CONFIG, folders.SCHEDULER, "README.md")
+FOLDERS = ("", *(f"{name}/" for name in folders.SUBFOLDERS), "scheduler/")
 INSTALL = "install it with: pip install 'ddimctl[hub]'"
 
 
@@ -58,26 +58,27 @@ def fetch(repo: str, revision: str | None = None) -> Path:
     names = {s.rfilename for s in info.siblings or []}
     small = [f + n for f in FOLDERS for n in SETTINGS if f + n in names]
     folder = _download(hub, repo, info.sha, files=small)
-    if not diffusers.recognises(folder):
-        raise diffusers.explain_names(repo, names)
-    diffusers.read_settings(folder)
-    _, scheduler = diffusers.find(folder)
-    if scheduler is not None:
-        diffusers.read_scheduler(diffusers.read_json(scheduler))
+    if not folders.recognises(folder):
+        raise folders.explain_names(repo, names)
+    place = folders.find(folder)
+    diffusers.read_settings(place.unet)
+    if place.scheduler is not None:
+        scheduler.read(configs.read_json(place.scheduler))
     # By branch and not by commit: only so does the cache remember the branch, and find it without a network.
     return _download(hub, repo, revision, files=[*small, *_weights(hub, repo, info.sha, names=names)])
 
 
 def _weights(hub: Any, repo: str, sha: str, *, names: Collection[str]) -> list[str]:
-    """The files of `repo` that hold its weights."""
-    prefix = "unet/" if "unet/config.json" in names else ""
+    """The files of `repo` that hold its weights: those that its clone's folder would be read from."""
+    places = (f"{name}/" for name in folders.SUBFOLDERS)
+    prefix = next((p for p in places if p + folders.CONFIG in names), "")
     here = {n.removeprefix(prefix) for n in names if n.startswith(prefix) and "/" not in n.removeprefix(prefix)}
-    files, index = diffusers.choose_weights(here)
+    files, index = folders.choose_weights(here, f"{repo}/{prefix}".rstrip("/"))
     if index:
         folder = _download(hub, repo, sha, files=[prefix + index]) / prefix
-        files = [index, *diffusers.shards(diffusers.read_json(folder / index, limit=20_000_000), repo)]
+        files = [index, *folders.shards(configs.read_json(folder / index, limit=20_000_000), repo)]
     if not files:
-        raise diffusers.no_weights(repo, here)
+        raise folders.no_weights(repo, here)
     return [prefix + f for f in files]
 
 
@@ -91,13 +92,13 @@ def _download(hub: Any, repo: str, revision: str | None, *, files: list[str]) ->
 def _cached(hub: Any, repo: str, revision: str | None, *, error: Exception) -> Path:
     """The model as an earlier download left it."""
     # Not snapshot_download(local_files_only=True): it wants all files of the repository, also those we left out.
-    for name in ("unet/config.json", "config.json"):
+    for name in (*(f"{sub}/{folders.CONFIG}" for sub in folders.SUBFOLDERS), folders.CONFIG):
         found = hub.try_to_load_from_cache(repo, name, revision=revision)
         if isinstance(found, str):
             folder = Path(found.removesuffix(name))
-            if any(diffusers.choose_weights({p.name for p in Path(found).parent.iterdir()})):
+            if any(folders.choose_weights({p.name for p in Path(found).parent.iterdir()}, folder)):
                 return folder
-    files = f"config.json, scheduler_config.json, {diffusers.WEIGHTS}"
+    files = f"config.json, scheduler_config.json, {folders.WEIGHTS}"
     raise DDIMError(
         f"cannot reach the hub to download {repo} ({files}), and it is not in the cache: {_reason(error)}",
         hint="check the network and HF_HUB_OFFLINE, or give a folder or file that is here",

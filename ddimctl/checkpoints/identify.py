@@ -191,8 +191,7 @@ def content(where: Path, loaded: Any) -> FileError:
     elif has("lora_", "lora.up", "lora_down"):
         what, hint = "a LoRA, which changes another model", NOT_HERE
     elif has("down_blocks.", "mid_block.resnets"):
-        what = "the weights of a diffusers U-Net without its configuration"
-        hint = "put config.json and scheduler_config.json beside it and give the folder"
+        what, hint = "a part of a diffusers U-Net's weights (it has no conv_in.weight)", "give the whole state dict"
     elif has("input_blocks.") and not has("output_blocks."):
         what, hint = (
             "a classifier of guided-diffusion, not a diffusion model",
@@ -204,6 +203,8 @@ def content(where: Path, loaded: Any) -> FileError:
         what, hint = "the state of an optimiser", "give the file with the network's weights"
     elif "pytorch-lightning_version" in top:
         what, hint = "a PyTorch Lightning checkpoint of an unknown network", NOT_HERE
+    elif has("shadow_params"):
+        what, hint = "an average without names", "save the averaged network's own state dict"
     elif not keys:
         what, hint = "a torch file without named weights (perhaps a latent)", NOT_HERE
     else:

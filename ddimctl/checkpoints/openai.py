@@ -13,13 +13,16 @@ from typing import Any
 
 from torch import Tensor
 
-from ddimctl.checkpoints import Checkpoint, betas, weights
+from ddimctl.checkpoints import NOTHING_SAID, Checkpoint, Said, configs, scheduler
 from ddimctl.errors import FileError
 from ddimctl.unet import UNetConfig
 
 MARKS = ("input_blocks.0.0.weight", "time_embed.0.weight", "output_blocks.0.0.in_layers.0.weight")
 # What the tensors decide; a configuration may state them, and is then compared.
-DECIDED = ("num_channels", "num_res_blocks", "learn_sigma", "class_cond", "use_scale_shift_norm", "resblock_updown")
+DECIDED = (
+    "num_channels", "model_channels", "num_res_blocks", "learn_sigma", "class_cond", "use_scale_shift_norm",
+    "resblock_updown", "in_channels",
+)  # fmt: skip
 # What they do not, with the value that both repositories' scripts take if a flag is left out.
 FLAGS: dict[str, Any] = {
     "image_size": 64,
@@ -31,11 +34,23 @@ FLAGS: dict[str, Any] = {
     "rescale_timesteps": None,  # the repositories differ: True in improved-diffusion, False in guided-diffusion
     "predict_xstart": False,
 }
-# No part in what the network computes, or read off the tensors.
-IGNORED = (
-    "attention_resolutions", "channel_mult", "dropout", "use_fp16", "use_checkpoint", "use_kl", "rescale_learned_sigmas",
-    "sigma_small", "timestep_respacing", "in_channels", "schedule_sampler",
-)  # fmt: skip
+# No part in what the network computes, or read off the tensors: flags of both repositories and of those after them.
+IGNORED = re.compile(
+    r"channel_mult|dropout|use_fp16|use_checkpoint|use_kl|rescale_learned_sigmas|sigma_small"
+    r"|timestep_respacing|schedule_sampler|out_channels|channels|type|var_type|model_var_type|resamp_with_conv|dataset"
+    r"|category|rescaled|\w*dequantization|logit_transform|random_flip|num_workers|out_of_dist|subset_1k|classifier_\w+"
+    r"|\w*_path|name|latex_name|method_name|clip_denoised|use_ddim|num_samples|batch_size|microbatch|lr|lr_anneal_steps"
+    r"|weight_decay|ema_rate|log_interval|save_interval|resume_checkpoint|fp16_scale_growth|data_dir|show_progress|n_jobs"
+    r"|lr_kernel_n_std|inpa_\w+|print_estimated_vars"
+)
+# What changes the network in a way that is not implemented, unless it has this value.
+ONLY = {
+    "num_heads_upsample": None,
+    "conv_resample": True,
+    "dims": 2,
+    "use_spatial_transformer": False,
+    "context_dim": None,
+}
 IMPROVED = {"diffusion_steps": 4000, "noise_schedule": "cosine", "rescale_timesteps": True, "num_heads": 4}
 LSUN_IMPROVED = {"image_size": 256, "num_heads": 1, "rescale_timesteps": False}
 GUIDED = {"num_head_channels": 64, "noise_schedule": "linear", "rescale_timesteps": False}
@@ -58,7 +73,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "lsun_horse": {**GUIDED, "image_size": 256},
     "lsun_horse_nodropout": {**GUIDED, "image_size": 256},
 }
-SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 RESNET = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
@@ -77,89 +91,131 @@ NAMES = {
 }
 
 
-def recognises(content: Any) -> bool:
-    if not isinstance(content, Mapping) or any("transformer_blocks" in str(k) for k in content):
-        return False
-    names = {str(k).removeprefix("module.") for k in content}
-    return names.issuperset(MARKS)
-
-
-def read(content: Any, config: Mapping[str, Any] | None = None, name: str = "the checkpoint") -> Checkpoint:
-    """Reads the loaded state dict `content`. `config` holds flags of OpenAI's scripts.
+def read(state: Mapping[str, Tensor], said: Said = NOTHING_SAID, name: str = "the checkpoint") -> Checkpoint:
+    """Reads a state dict. What was said holds flags of OpenAI's scripts, or what others call the same.
 
     Without it, a published file is known by its `name`. Raises `FileError` where neither tells, or it does not fit.
     """
-    state = weights.state(content, name)
     guesses: list[str] = []
+    config = said.config
     if config is None:
         if name not in PRESETS:
             raise FileError(
                 f"{name} does not tell its heads, schedule and image size",
-                hint=f"add --config NAME or FILE.json with OpenAI's flags; names: {', '.join(PRESETS)}",
+                hint=f"add --config NAME, or FILE with OpenAI's flags; names: {', '.join(PRESETS)}",
             )
         config = PRESETS[name]
         guesses.append(f"heads, schedule and image size are those published for {name}, by the file's name")
-    flags = read_flags(config)
+    flags, told = read_flags(config, said)
+    guesses += told
     layout = Layout(state, name)
     for field in DECIDED:
-        if field in config and config[field] != layout.flag(field):
+        if field in flags and flags[field] != layout.flag(field):
             raise FileError(
-                f"{name} does not fit its configuration: {field} is {layout.flag(field)}, not {config[field]}"
+                f"{name} does not fit its configuration: {field} is {layout.flag(field)}, not {flags[field]}"
             )
+    _check_attention(flags, layout, name)
     fields = layout.fields()
-    heads, width = flags["num_heads"], flags["num_head_channels"]
-    channels = fields["block_out_channels"]
-    head_dim = [width if width > 0 else c // heads for c in channels]
-    attended = {i for i, has in enumerate(layout.attention) if has} | {len(channels) - 1}
-    if any(head_dim[i] < 1 or channels[i] % head_dim[i] for i in attended):
-        raise FileError(f"{name} does not fit its configuration: its heads do not divide {channels} channels")
+    head_dim = _heads(flags, layout, name)
+    attended = {i for i, has in enumerate(layout.attention) if has} | {layout.levels - 1}
     same = {head_dim[i] for i in attended}
     fields["attention_head_dim"] = same.pop() if len(same) == 1 else [max(d, 1) for d in head_dim]
     fields["sample_size"] = flags["image_size"]
+    made = _scheduler(flags, said)
     renamed: dict[str, Tensor] = {}
     for key, w in state.items():
         for new, part in layout.convert(key, w, head_dim, new_order=flags["use_new_attention_order"]):
             renamed[new] = part
-    T = flags["diffusion_steps"]
-    kind = flags["noise_schedule"]
-    if kind not in list(SCHEDULES):  # a list: JSON may hold what cannot be a key
-        raise FileError(f"the schedule {kind!r} is not one of OpenAI's", hint=f"known: {', '.join(SCHEDULES)}")
-    scale = 1000 / T if isinstance(T, int) and T > 0 else 1.0  # their linear β keep the total noise whatever T is
-    schedule = betas.schedule(SCHEDULES[kind], T, scale * 1e-4, end=scale * 0.02)
-    rescaled = bool(flags["rescale_timesteps"]) and T != 1000
-    notes = [f"schedule: {kind}, T = {T}" + (f", labels scaled by {1000 / T:g}" if rescaled else "")]
+    scaled = f", labels scaled by {made.label_scale:g}" if made.label_scale != 1 else ""
+    notes = [f"schedule: {flags['noise_schedule']}, T = {made.schedule.T}{scaled}"]
     return Checkpoint(
-        UNetConfig.from_dict(fields), renamed, schedule, "sample" if flags["predict_xstart"] else "epsilon",
-        1000 / T if rescaled else 1.0, notes, guesses,
-    )  # fmt: skip
+        UNetConfig.from_dict(fields), renamed, made.schedule, made.prediction, made.label_scale, notes, guesses
+    )
 
 
-def read_flags(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags, checked, with defaults for those left out."""
-    unknown = sorted(config.keys() - FLAGS.keys() - {*DECIDED, *IGNORED, "num_heads_upsample"})
-    if unknown:
-        raise FileError(f"the configuration has unknown flags: {', '.join(unknown)}", f"known: {', '.join(FLAGS)}")
-    if "image_size" not in config:
+def _check_attention(flags: Mapping[str, Any], layout: Layout, name: str) -> None:
+    """Raises `FileError` if the attention would not be at the sizes that the configuration says: is its image size wrong?"""
+    if "attention_resolutions" not in flags or not isinstance(flags["image_size"], int):
+        return
+    sizes = [int(v) for v in re.findall(r"\d+", str(flags["attention_resolutions"])) if int(v)]
+    halvings = {flags["image_size"] // v for v in sizes}
+    if [1 << i in halvings for i in range(layout.levels)] != layout.attention:
+        at = (
+            ", ".join(str(flags["image_size"] >> i) for i, has in enumerate(layout.attention) if has) or "no resolution"
+        )
+        raise FileError(
+            f"{name} does not fit its configuration: its attention is at {at} of {flags['image_size']} pixels, "
+            f"not at {flags['attention_resolutions']}"
+        )
+
+
+def _heads(flags: Mapping[str, Any], layout: Layout, name: str) -> list[int]:
+    """The channels of a head at each resolution. Raises `FileError` where the heads do not divide the channels."""
+    heads, width, channels = flags["num_heads"], flags["num_head_channels"], layout.channels
+    head_dim = [width if width > 0 else c // heads for c in channels]
+    attended = {i for i, has in enumerate(layout.attention) if has} | {len(channels) - 1}
+    if any(head_dim[i] < 1 or channels[i] % head_dim[i] for i in attended):
+        raise FileError(f"{name} does not fit its configuration: its heads do not divide {channels} channels")
+    return head_dim
+
+
+def _scheduler(flags: Mapping[str, Any], said: Said) -> scheduler.Scheduler:
+    """Theirs: linear β keep the total noise whatever T is, unless the configuration says where they begin and end."""
+    T = flags["diffusion_steps"]
+    stretch = 1000 / T if T > 0 else 1.0
+    fields: dict[str, Any] = {
+        "num_train_timesteps": T,
+        "beta_schedule": flags["noise_schedule"],
+        "beta_start": flags.get("beta_start", stretch * 1e-4),
+        "beta_end": flags.get("beta_end", stretch * 0.02),
+        "prediction_type": flags["prediction"],
+    }
+    if flags["rescale_timesteps"] and T != 1000:
+        fields["label_scale"] = 1000 / T
+    return scheduler.read({**fields, **(said.schedule or {})})
+
+
+def read_flags(config: Mapping[str, Any], said: Said = NOTHING_SAID) -> tuple[dict[str, Any], list[str]]:
+    """The flags, checked, with defaults for those left out; and what to say of others."""
+    known = (*FLAGS, *DECIDED, *ONLY, "attention_resolutions", *scheduler.IN_CONFIGS)
+    given, others = configs.flat(config, known)
+    told = configs.told([k for k in others if not IGNORED.fullmatch(k)])
+    if "image_size" not in given:
         raise FileError("the configuration lacks image_size", hint="it cannot be told from the weights")
-    flags = {k: config.get(k, default) for k, default in FLAGS.items()}
+    for theirs, ours in (("num_diffusion_timesteps", "diffusion_steps"), ("beta_schedule", "noise_schedule")):
+        if theirs in given:
+            given.setdefault(ours, given.pop(theirs))
+    schedule = said.schedule or {}
+    unsaid = [k for k in ("noise_schedule", "diffusion_steps") if k not in given]
+    if unsaid and not schedule:
+        told.append(f"{' and '.join(unsaid)}: what OpenAI's scripts take, as the configuration does not say")
+    flags = {**given, **{k: given.get(k, default) for k, default in FLAGS.items()}}
     for field in ("image_size", "num_heads", "num_head_channels", "diffusion_steps"):
         if not isinstance(flags[field], int) or isinstance(flags[field], bool) or not -1 <= flags[field] <= 100_000:
             raise FileError(f"the configuration's {field} = {flags[field]!r} makes no sense")
-    if config.get("num_heads_upsample", -1) not in (-1, flags["num_heads"]):
-        raise FileError("other heads on the way up (num_heads_upsample) are not implemented")
     if flags["num_heads"] < 1:
         raise FileError(f"the configuration's num_heads = {flags['num_heads']} makes no sense")
+    if given.get("num_heads_upsample", -1) not in (-1, None, flags["num_heads"]):
+        raise FileError("other heads on the way up (num_heads_upsample) are not implemented")
+    for field, only in ONLY.items():
+        if field != "num_heads_upsample" and given.get(field, only) != only:
+            raise FileError(f"networks with {field} = {given[field]!r} are not implemented")
     if flags["rescale_timesteps"] is None:
-        if flags["diffusion_steps"] != 1000:
+        if flags["diffusion_steps"] != 1000 and "num_train_timesteps" not in schedule and not said.guess:
             raise FileError(
                 "the configuration must say rescale_timesteps, as diffusion_steps is not 1000",
-                hint="improved-diffusion's scripts default to true, guided-diffusion's to false",
+                hint="improved-diffusion's scripts default to true, guided-diffusion's to false; --guess takes true",
             )
-        flags["rescale_timesteps"] = False
+        flags["rescale_timesteps"] = flags["diffusion_steps"] != 1000 and said.guess
+        told += (
+            ["rescale_timesteps: true, as improved-diffusion's scripts have it"] if flags["rescale_timesteps"] else []
+        )
     for field in ("use_new_attention_order", "rescale_timesteps", "predict_xstart"):
         if not isinstance(flags[field], bool):
             raise FileError(f"the configuration's {field} = {flags[field]!r} is neither true nor false")
-    return flags
+    said_of_it = (given[k] for k in ("prediction_type", "model_mean_type", "parameterization") if k in given)
+    flags["prediction"] = next(said_of_it, "sample" if flags["predict_xstart"] else "epsilon")
+    return flags, told
 
 
 class Layout:
@@ -182,6 +238,8 @@ class Layout:
             self._width(f"input_blocks.{self._first(i)}.0.out_layers.3.weight") for i in range(self.levels)
         ]
         self.attention = [f"input_blocks.{self._first(i)}.1.qkv.weight" in state for i in range(self.levels)]
+        # Their model_channels: the sinusoid's width. The first resolution may have half of it, as with 512 pixels.
+        self.model_channels = self._tensor("time_embed.0.weight").shape[1]
 
     def _count(self, part: str) -> int:
         return len({m[1] for k in self.state if (m := re.match(rf"{part}\.(\d+)\.", k))})
@@ -214,7 +272,9 @@ class Layout:
         """The value of one of `DECIDED`."""
         out, into = self._width("out.2.weight"), self._tensor("input_blocks.0.0.weight").shape[1]
         return {
-            "num_channels": self._width("input_blocks.0.0.weight"),
+            "num_channels": self.model_channels,
+            "model_channels": self.model_channels,
+            "in_channels": into,
             "num_res_blocks": self.layers,
             "learn_sigma": out == 2 * into,
             "class_cond": "label_emb.weight" in self.state,
@@ -248,6 +308,7 @@ class Layout:
             "attn_norm_num_groups": 32,
             "resnet_time_scale_shift": "scale_shift" if self.flag("use_scale_shift_norm") else "default",
             "time_embedding_dim": self._width("time_embed.0.weight"),
+            "sinusoid_channels": self.model_channels,
             "num_class_embeds": self._width("label_emb.weight") if self.flag("class_cond") else None,
             "add_attention": "middle_block.1.qkv.weight" in self.state,
         }

@@ -12,8 +12,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ddimctl.checkpoints import identify, weights
-from ddimctl.checkpoints.diffusers import VERSION, WEIGHTS, read_json
-from ddimctl.checkpoints.folders import STEM
+from ddimctl.checkpoints.configs import read_json
+from ddimctl.checkpoints.diffusers import VERSION
+from ddimctl.checkpoints.folders import STEM, WEIGHTS
 from ddimctl.errors import FileError
 from ddimctl.files import make_folder, write_bytes
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddimctl.checkpoints import diffusers, folders, identify, weights
+from ddimctl.checkpoints import Said, configs, diffusers, folders, identify, scheduler, weights
 from ddimctl.errors import FileError
 
 INDEX = "model_index.json"
@@ -25,7 +25,7 @@ T5: Classes = (("transformers", "T5EncoderModel"),)
 T5_TOKENS: Classes = (("transformers", "T5Tokenizer"), ("transformers", "T5TokenizerFast"))
 FLOW: Classes = (("diffusers", "FlowMatchEulerDiscreteScheduler"),)
 KL: Classes = (("diffusers", "AutoencoderKL"),)
-VP: Classes = tuple(("diffusers", f"{name}Scheduler") for name in diffusers.SCHEDULERS)
+VP: Classes = tuple(("diffusers", f"{name}Scheduler") for name in scheduler.SCHEDULERS)
 # Each pipeline's parts, and the classes that these may be of.
 PIPELINES: dict[str, dict[str, Classes]] = {
     "StableDiffusionPipeline": {
@@ -65,7 +65,7 @@ MOST_LAYERS = 64
 def is_pipeline(path: Path, kind: str) -> bool:
     """Whether a folder's index says that it is such a pipeline. Raises `FileError` on an index that cannot be read."""
     index = path / INDEX
-    return path.is_dir() and index.is_file() and diffusers.read_json(index).get("_class_name") == kind
+    return path.is_dir() and index.is_file() and configs.read_json(index).get("_class_name") == kind
 
 
 def check_index(folder: Path, kind: str, optional: Collection[str] = ()) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def check_index(folder: Path, kind: str, optional: Collection[str] = ()) -> dict
 
     Raises `FileError` where it names anything else.
     """
-    index, wanted = diffusers.read_json(folder / INDEX), PIPELINES[kind]
+    index, wanted = configs.read_json(folder / INDEX), PIPELINES[kind]
     for name, value in index.items():
         if not isinstance(value, list) or value in ([None, None], []):
             continue
@@ -100,9 +100,22 @@ def has(index: Mapping[str, Any], part: str) -> bool:
     return isinstance(index.get(part), list) and index[part] not in ([None, None], [])
 
 
+def read_levels(folder: Path, said: Said) -> scheduler.Scheduler:
+    """The noise levels and prediction of a pipeline, and what was said of them. Raises as `refuse_config`."""
+    refuse_config(folder, said.config)
+    fields = configs.read_json(folder / "scheduler" / folders.SCHEDULER)
+    return scheduler.read(scheduler.merged(fields, said.schedule or {}))
+
+
+def refuse_config(folder: Path, *said: Mapping[str, Any] | None) -> None:
+    """Raises `FileError` where something was said of what the folder says itself."""
+    if any(said):
+        raise FileError(f"{folder} has a configuration of its own", hint="leave --config and --schedule away")
+
+
 def read_config(folder: Path, kind: str, file: str = "config.json") -> dict[str, Any]:
     """A part's configuration. Raises `FileError` where it asks for code, is of another class, or is absurd."""
-    config = diffusers.read_json(folder / file)
+    config = configs.read_json(folder / file)
     for name in FOREIGN:
         if config.get(name):
             raise FileError(f"{folder} needs code of its own to load ({name})", identify.CODE)
@@ -122,10 +135,10 @@ def read_config(folder: Path, kind: str, file: str = "config.json") -> dict[str,
 def read_weights(folder: Path, stem: str = folders.STEM) -> dict[str, Tensor]:
     """A part's weights in float32: one file or shards, full precision before half. Raises `FileError` if there are none."""
     names = {p.name for p in folder.iterdir() if p.is_file()}
-    files, index = diffusers.choose_weights(names, stem)
+    files, index = folders.choose_weights(names, folder, stem=stem)
     if not files and not index:
         raise FileError(f"{folder} has no weights ({stem}.safetensors)", hint="copy or download them too")
-    state = diffusers.read_shards(folder, index) if index else weights.load_state(folder / files[0])
+    state = weights.state(weights.load_parts(folder, files, index), str(folder))
     state = {k: w for k, w in state.items() if not k.endswith("position_ids")}  # no weights; older files have them
     odd = sorted({str(w.dtype) for w in state.values() if not w.is_floating_point()})
     if odd:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ddimctl.checkpoints import identify
+from ddimctl.checkpoints import configs, folders, identify
 from ddimctl.errors import FileError
 
 
@@ -40,25 +40,35 @@ def load(path: Path) -> Any:
         raise identify.unloadable(path, e) from e
 
 
+def load_parts(folder: Path, files: Sequence[str], index: str) -> Any:
+    """The content of a folder's weights as `folders.choose_weights` names them: a file, shards, or the index of shards."""
+    table: Mapping[str, Any] | None = None
+    if index:
+        table = configs.read_json(folder / index, limit=folders.MAX_JSON)
+        files = folders.shards(table, folder / index)
+    contents = []
+    for file in files:
+        if not (folder / file).is_file():
+            raise FileError(f"{folder} lacks a part of its weights: {file}", hint="copy or download all shards")
+        contents.append(load(folder / file))
+    if table is None and len(contents) == 1:
+        return contents[0]
+    if odd := next((file for file, c in zip(files, contents, strict=True) if not isinstance(c, Mapping)), None):
+        raise FileError(f"{folder / odd} is no part of a state dict", hint="copy or download all shards")
+    whole = {k: w for content in contents for k, w in content.items()}
+    return whole if table is None else {k: w for k, w in whole.items() if k in table["weight_map"]}
+
+
 def load_state(path: Path) -> dict[str, Tensor]:
     """As `load`, for a file that must be a plain state dict."""
     content = load(path)
-    if not is_state(content):
+    if not isinstance(content, Mapping):
         raise identify.content(path, content)
     return state(content, str(path))
 
 
-def is_state(content: Any) -> bool:
-    """Whether `content` is a mapping from names to tensors."""
-    return (
-        isinstance(content, Mapping)
-        and bool(content)
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
-    )
-
-
 def state(content: Mapping[str, Any], where: str) -> dict[str, Tensor]:
-    """The state dict, without ``module.`` before the names. Raises `FileError` if a tensor is not what it seems.
+    """The tensors of a state dict. Raises `FileError` if one is not what it seems.
 
     A few bytes can claim to be a tensor of any size by repeating themselves (stride 0); those are refused.
     """
@@ -70,7 +80,7 @@ def state(content: Mapping[str, Any], where: str) -> dict[str, Tensor]:
             raise FileError(
                 f"{where}: {name} claims {w.numel():,} numbers but holds fewer", hint="do not trust this file"
             )
-        result[name.removeprefix("module.")] = w.detach()
+        result[name] = w.detach()
     return result
 
 

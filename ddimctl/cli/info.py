@@ -55,8 +55,8 @@ def info(
     if (made := origin_of(file)) is not None:
         console.data(*about_picture(file, made))
         return
-    if what.config is not None or not inputs.is_latent(file):
-        console.data(*models.describe(file, what.config, console))
+    if what.config or what.schedule or what.guess or not inputs.is_latent(file):
+        console.data(*models.describe(file, what, console))
         return
     from ddimctl import latent
     from ddimctl.files import refuse_existing
@@ -66,7 +66,7 @@ def info(
         found = latent.load(Path(file), tensors=False)
     except FileError as e:  # checkpoints have the same suffixes
         try:
-            described = models.describe(file, what.config, console)
+            described = models.describe(file, what, console)
         except DDIMError as f:
             raise (f if "--config" in f.hint else e) from None  # what lacks only that is a model
         console.data(*described)

@@ -36,9 +36,8 @@ def open_model(
     from ddimctl import catalogue
     from ddimctl.families import load, resized
 
-    model = load(
-        reference or getattr(what, "model", None) or options.default_model(), machine.device, config=what.config
-    )
+    reference = reference or getattr(what, "model", None) or options.default_model()
+    model = load(reference, machine.device, config=what.config, schedule=what.schedule, guess=what.guess)
     if (size := getattr(what, "size", None)) is not None:
         model = resized(model, options.parse_size(size, "--size"))
     if (end := getattr(what, "sigma_max", None)) is not None:
@@ -71,7 +70,7 @@ def recall(what: options.What, machine: options.Machine, console: Console) -> Mo
     from ddimctl.families.recall import recall
 
     engines.check(machine.engine, machine.precision)
-    if machine.engine not in ("auto", "openvino") or what.config:
+    if machine.engine not in ("auto", "openvino") or what.config or what.schedule or what.guess:
         return None
     if any(getattr(what, name, None) is not None for name in ("size", "sigma_max")):
         return None
@@ -124,9 +123,14 @@ def model_of(
         guidance=condition.guidance, distilled=condition.distilled,
     )  # fmt: skip
     if what.model is None:
-        what = replace(what, config=about.get("config") if what.config is None else what.config)
+        what = replace(
+            what,
+            config=about.get("config") if what.config is None else what.config,
+            schedule=about.get("schedule") if what.schedule is None else what.schedule,
+            guess=what.guess or bool(about.get("guess")),
+        )
         # A file from a stranger may name anything; only what is already here is opened, and no pipe is waited for.
-        for told in (recorded, what.config):
+        for told in (recorded, what.config, what.schedule):
             if told is not None and is_special(Path(told)):
                 raise FileError(f"{name} names {told!r}, which is a pipe or a device", hint="name the model with -m")
         if recorded not in bundled() and not exists(Path(recorded)):

@@ -64,7 +64,7 @@ def show(model: Reference, what: options.Config, said: options.Said) -> None:
     Example: ddimctl models show fashion-mnist
     """
     console = said.console()
-    console.data(*describe(model, what.config, console))
+    console.data(*describe(model, what, console))
 
 
 @group
@@ -99,8 +99,8 @@ def convert(
         raise UsageError(f"{files.output} is a file", hint="name a folder")
     if files.output.exists() and any(files.output.iterdir()) and not files.force:
         raise UsageError(f"{files.output} is a folder with something in it", hint="name another, or add --force")
-    where = find(checkpoint, config=what.config)
-    found, name, folder = formats.read(where.path, where.settings), where.about.name, where.about.folder
+    where = find(checkpoint, config=what.config, schedule=what.schedule, guess=what.guess)
+    found, name, folder = formats.read(where.path, where.said), where.about.name, where.about.folder
     if folder is not None and folder.resolve() == files.output.resolve():
         raise UsageError(f"{files.output} is the model itself", hint="name another folder")
     module = pixel.make_module(found, name)  # refuses what does not fit together, before anything is written
@@ -141,13 +141,13 @@ def pull(
     console.data(str(folder), {"id": model, "folder": str(folder)})
 
 
-def describe(reference: str, config: str | None, console: Console) -> tuple[str, dict[str, Any]]:
+def describe(reference: str, what: options.Config, console: Console) -> tuple[str, dict[str, Any]]:
     """What a model is, as text and as a record; what was guessed, as notices. It is not asked for any class."""
     from ddimctl.checkpoints import folders, formats
     from ddimctl.families import find, pixel
 
-    where = find(reference, config=config)
-    checkpoint, folder = formats.read(where.path, where.settings), where.about.folder
+    where = find(reference, config=what.config, schedule=what.schedule, guess=what.guess)
+    checkpoint, folder = formats.read(where.path, where.said), where.about.folder
     facts = pixel.make_module(checkpoint, where.about.name).facts
     report(console, checkpoint)
     return about(checkpoint, where.about.name, facts, licence=folders.licence(folder) if folder else None)

@@ -60,11 +60,15 @@ class Config:
     PANEL: ClassVar[str] = "What"
 
     config: Annotated[
-        str | None,
-        Option(
-            "--config", metavar="NAME|FILE", help="What an OpenAI or DDIM checkpoint does not say: a preset, or JSON."
-        ),
+        str | None, Option("--config", metavar="NAME|FILE", help="What a checkpoint does not say of its network.")
     ] = None
+    schedule: Annotated[
+        str | None,
+        Option("--schedule", metavar="NAME|FILE", help="Its noise levels and prediction: FILE, or linear,v."),
+    ] = None
+    guess: Annotated[
+        bool, Option("--guess", help="Where nobody says a checkpoint's noise levels or prediction, take DDPM's.")
+    ] = False
 
 
 @group

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ddimctl import files
 from ddimctl.catalogue import bundled as bundled
+from ddimctl.checkpoints import Said
 from ddimctl.errors import UsageError
 from ddimctl.files import bundled_folder
 from ddimctl.model import About, Model
@@ -24,7 +24,7 @@ class Family(Protocol):
     def recognises(self, path: Path) -> bool:
         """Whether this is one of its models, by a look at few bytes."""
 
-    def load(self, path: Path, about: About, settings: Mapping[str, Any] | None, *, device: str) -> Model:
+    def load(self, path: Path, about: About, said: Said, *, device: str) -> Model:
         """The model there. Raises `FileError` if it cannot be used."""
 
 
@@ -34,20 +34,27 @@ class Found:
 
     path: Path
     about: About
-    settings: Mapping[str, Any] | None  # what was said beside the reference
+    said: Said  # beside the reference
 
 
-def load(reference: str = DEFAULT_MODEL, device: str = "auto", *, config: str | None = None) -> Model:
+def load(
+    reference: str = DEFAULT_MODEL,
+    device: str = "auto",
+    *,
+    config: str | None = None,
+    schedule: str | None = None,
+    guess: bool = False,
+) -> Model:
     """Loads a model: a bundled name, a folder in diffusers' layout, a checkpoint file, or a hub id.
 
-    `device` is "auto" (CUDA, then MPS, then CPU) or a torch device; `config` as in `find`. Raises `UsageError` if there
+    `device` is "auto" (CUDA, then MPS, then CPU) or a torch device; the rest as in `find`. Raises `UsageError` if there
     is no such model or device, `FileError` if it cannot be used, `DDIMError` if it cannot be downloaded.
     """
     from ddimctl.engines import pytorch
 
-    found = find(reference, config=config)
+    found = find(reference, config=config, schedule=schedule, guess=guess)
     where = pytorch.device(device)
-    return family_of(found.path).load(found.path, found.about, found.settings, device=where)
+    return family_of(found.path).load(found.path, found.about, found.said, device=where)
 
 
 def family_of(path: Path) -> Family:
@@ -85,15 +92,20 @@ def resized(model: Model, size: tuple[int, int]) -> Model:
     return replace(model, network=made, image_shape=(model.channels, *size), schedule=model.schedule.at(*state[1:]))
 
 
-def find(reference: str, *, config: str | None = None) -> Found:
+def find(reference: str, *, config: str | None = None, schedule: str | None = None, guess: bool = False) -> Found:
     """A bundled name, a folder, a checkpoint file or a hub id, tried in this order.
 
-    `config`, a preset's name or a JSON file, says what a checkpoint file does not. Raises `UsageError` if there is
+    `config`, a preset's name or a JSON or YAML file, says what a checkpoint does not, `schedule` its noise levels, as
+    `formats.read_schedule` takes them; with `guess` what nobody says is guessed. Raises `UsageError` if there is
     nothing of that name, `DDIMError` if it cannot be downloaded.
     """
     from ddimctl.checkpoints import formats, hub
 
-    settings = formats.read_config(config) if config is not None else None
+    said = Said(
+        formats.read_config(config) if config is not None else None,
+        formats.read_schedule(schedule) if schedule is not None else None,
+        guess,
+    )
     path = bundled_folder() / reference if reference in bundled() else Path(reference)
     here = files.exists(path)
     name, folder = path.resolve().name if here and path.is_dir() else path.stem, path
@@ -105,8 +117,8 @@ def find(reference: str, *, config: str | None = None) -> Found:
             )
         path = folder = hub.fetch(reference)
         name = reference
-    about = About(name, reference, config, folder if folder.is_dir() else None)
-    return Found(path, about, settings)
+    about = About(name, reference, config, folder if folder.is_dir() else None, schedule=schedule, guess=guess)
+    return Found(path, about, said)
 
 
 # Name → module, imported when a model is loaded; the first that recognises it loads it.

@@ -5,17 +5,15 @@ Where it is distilled it is told a guidance as a number, beside that of Ho and S
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ddimctl.checkpoints import diffusers, flows, identify, pipelines
+from ddimctl.checkpoints import Said, configs, flows, identify, pipelines
 from ddimctl.errors import FileError
 from ddimctl.families import assembly, autoencoders, text
-from ddimctl.families.stable_diffusion import refuse_settings
 from ddimctl.model import About, Model
 from ddimctl.network import Embedded
 
@@ -30,13 +28,13 @@ def recognises(path: Path) -> bool:
     return pipelines.is_pipeline(path, PIPELINE)
 
 
-def load(path: Path, about: About, settings: Mapping[str, Any] | None, *, device: str) -> Model:
+def load(path: Path, about: About, said: Said, *, device: str) -> Model:
     """The model in a folder. Raises as `stable_diffusion.load`."""
-    refuse_settings(path, settings)
+    pipelines.refuse_config(path, said.config, said.schedule)
     pipelines.check_index(path, PIPELINE)
     config = pipelines.read_config(path / "transformer", "FluxTransformer2DModel")
     # It multiplies its label by 1000 itself.
-    schedule, _ = flows.read(diffusers.read_json(path / "scheduler" / "scheduler_config.json"), PATCH)
+    schedule, _ = flows.read(configs.read_json(path / "scheduler" / "scheduler_config.json"), PATCH)
     autoencoders.check_extra(about.name)
     vae, clip = autoencoders.load(path / "vae", device), text.load_clip(path, device)
     t5 = text.load_t5(path, device, "_2", length=T5_TOKENS)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from ddimctl.checkpoints import diffusers, pipelines
+from ddimctl.checkpoints import Said, diffusers, pipelines
 from ddimctl.errors import FileError
 from ddimctl.families import autoencoders, pixel
-from ddimctl.families.stable_diffusion import refuse_settings
 from ddimctl.model import About, Model
 
 PIPELINE = "LDMPipeline"
@@ -21,13 +18,13 @@ def recognises(path: Path) -> bool:
     return pipelines.is_pipeline(path, PIPELINE)
 
 
-def load(path: Path, about: About, settings: Mapping[str, Any] | None, *, device: str) -> Model:
+def load(path: Path, about: About, said: Said, *, device: str) -> Model:
     """The model in a folder. Raises as `stable_diffusion.load`."""
-    refuse_settings(path, settings)
+    pipelines.refuse_config(path, said.config)
     index = pipelines.check_index(path, PIPELINE)
     autoencoders.check_extra(about.name)
     vae = autoencoders.load(path / "vqvae", device, str(index["vqvae"][1]))
-    network = pixel.from_checkpoint(diffusers.read(path / "unet"), about, device=device)
+    network = pixel.from_checkpoint(diffusers.read(path / "unet", said, part=True), about, device=device)
     channels, height, width = network.state_shape
     if channels != vae.channels:
         raise FileError(f"{path}: the network takes {channels} channels, the autoencoder gives {vae.channels}")

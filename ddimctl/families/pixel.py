@@ -7,13 +7,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddimctl import engines
-from ddimctl.checkpoints import Checkpoint, formats
+from ddimctl.checkpoints import Checkpoint, Said, formats
 from ddimctl.errors import FileError
 from ddimctl.families.classes import embedder
 from ddimctl.model import About, Model
@@ -30,9 +29,9 @@ def recognises(path: Path) -> bool:
     return True
 
 
-def load(path: Path, about: About, settings: Mapping[str, Any] | None, *, device: str) -> Model:
+def load(path: Path, about: About, said: Said, *, device: str) -> Model:
     """The model in a folder or file of any layout. Raises `FileError` if it cannot be used."""
-    return from_checkpoint(formats.read(path, settings), about, device=device)
+    return from_checkpoint(formats.read(path, said), about, device=device)
 
 
 def from_checkpoint(checkpoint: Checkpoint, about: About, *, device: str = "cpu") -> Model:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ddimctl import cache, engines
+from ddimctl.checkpoints import folders
 from ddimctl.engines import openvino
 from ddimctl.errors import UsageError
 from ddimctl.families.classes import embedder
@@ -25,13 +26,15 @@ from ddimctl.network import Facts, Module
 from ddimctl.schedule import Schedule
 from ddimctl.version import __version__
 
-SUFFIXES = (".json", ".safetensors", ".bin")
+SUFFIXES = (".json", *folders.SUFFIXES)
 GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # where one of these is, torch is asked what can be used
 
 
 def remember(model: Model) -> None:
     """Has `recall` know this model from now on, if it is a float32 network from a folder that OpenVINO evaluates."""
     network, about = model.network, model.about
+    if about.config is not None or about.schedule is not None or about.guess or not folders.recognises(about.folder):
+        return  # `recall` knows a folder that says everything itself
     if about.folder is None or network.engine != "openvino" or network.module.dtype != "float32":
         return
     if about.family != "pixel" or not isinstance(model.schedule, Schedule):
@@ -97,10 +100,12 @@ def _has_no_gpu() -> bool:
 def _name(folder: Path) -> str:
     """The cache's name for what is known of the files in a model folder."""
     h = sha256()
-    places = [folder / sub for sub in (".", "unet", "unet_ema", "scheduler")]
-    if folder.name in ("unet", "unet_ema"):  # the network's own folder: its scheduler is beside it
-        places.append(folder.absolute().parent / "scheduler")
-    for path in (p for place in places for p in sorted(place.glob("*")) if p.suffix in SUFFIXES and p.is_file()):
+    places, files = [folder], []
+    if folders.recognises(folder):
+        place = folders.find(folder)
+        places, files = [folder, place.unet], [place.scheduler] if place.scheduler else []
+    files += [p for place in dict.fromkeys(places) for p in sorted(place.glob("*")) if p.suffix in SUFFIXES]
+    for path in (p for p in files if p.is_file()):
         h.update(f"{path.parent.name}/{path.name} {path.stat().st_size} ".encode())
         with path.open("rb") as f:
             while block := f.read(1 << 20):

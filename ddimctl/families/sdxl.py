@@ -6,17 +6,16 @@ height and width that are wanted; here the image's own, uncropped, for the negat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ddimctl.checkpoints import diffusers, pipelines
+from ddimctl.checkpoints import Said, pipelines
 from ddimctl.errors import FileError
 from ddimctl.families import assembly, autoencoders, text
-from ddimctl.families.stable_diffusion import check_fit, refuse_settings, unet_config
+from ddimctl.families.stable_diffusion import check_fit, unet_config
 from ddimctl.model import About, Model
 from ddimctl.network import Embedded
 
@@ -29,12 +28,12 @@ def recognises(path: Path) -> bool:
     return pipelines.is_pipeline(path, PIPELINE)
 
 
-def load(path: Path, about: About, settings: Mapping[str, Any] | None, *, device: str) -> Model:
+def load(path: Path, about: About, said: Said, *, device: str) -> Model:
     """The model in a folder. Raises as `stable_diffusion.load`."""
-    refuse_settings(path, settings)
     index = pipelines.check_index(path, PIPELINE)
     config = unet_config(path / "unet", ("text_time",))
-    schedule, prediction = diffusers.read_scheduler(diffusers.read_json(path / "scheduler" / "scheduler_config.json"))
+    levels = pipelines.read_levels(path, said)
+    schedule, prediction = levels.schedule, levels.prediction
     autoencoders.check_extra(about.name)
     vae = autoencoders.load(path / "vae", device)
     one, two = text.load_clip(path, device), text.load_clip(path, device, "_2", projected=True)

@@ -6,13 +6,12 @@ ours. The libraries are imported when such a folder is loaded, and nothing in it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from ddimctl.checkpoints import diffusers, identify, pipelines
+from ddimctl.checkpoints import Said, identify, pipelines
 from ddimctl.errors import FileError
 from ddimctl.families import assembly, autoencoders, text
 from ddimctl.model import About, Model
@@ -28,13 +27,13 @@ def recognises(path: Path) -> bool:
     return pipelines.is_pipeline(path, PIPELINE)
 
 
-def load(path: Path, about: About, settings: Mapping[str, Any] | None, *, device: str) -> Model:
+def load(path: Path, about: About, said: Said, *, device: str) -> Model:
     """The model in a folder. Raises `FileError` if it is incomplete, hostile or not of this kind, `UsageError` without
     the extra."""
-    refuse_settings(path, settings)
     pipelines.check_index(path, PIPELINE)
     config = unet_config(path / "unet", (None, "text"))
-    schedule, prediction = diffusers.read_scheduler(diffusers.read_json(path / "scheduler" / "scheduler_config.json"))
+    levels = pipelines.read_levels(path, said)
+    schedule, prediction = levels.schedule, levels.prediction
     autoencoders.check_extra(about.name)
     vae, clip = autoencoders.load(path / "vae", device), text.load_clip(path, device)
     unet = assembly.load_denoiser(
@@ -65,11 +64,6 @@ class Listening(nn.Module):
         rows = encoder_hidden_states.expand(len(x), -1, -1)
         out: Tensor = self.unet(x, labels.expand(len(x)), rows, return_dict=False)[0]
         return out
-
-
-def refuse_settings(path: Path, settings: Mapping[str, Any] | None) -> None:
-    if settings:
-        raise FileError(f"{path} has a configuration of its own", hint="leave --config away")
 
 
 def unet_config(folder: Path, additions: tuple[str | None, ...]) -> dict[str, Any]:

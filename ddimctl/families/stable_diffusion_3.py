@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ddimctl.checkpoints import diffusers, flows, pipelines
+from ddimctl.checkpoints import Said, configs, flows, pipelines
 from ddimctl.errors import FileError
 from ddimctl.families import assembly, autoencoders, text
-from ddimctl.families.stable_diffusion import refuse_settings
 from ddimctl.model import About, Model
 from ddimctl.network import Embedded
 
@@ -26,13 +24,13 @@ def recognises(path: Path) -> bool:
     return pipelines.is_pipeline(path, PIPELINE)
 
 
-def load(path: Path, about: About, settings: Mapping[str, Any] | None, *, device: str) -> Model:
+def load(path: Path, about: About, said: Said, *, device: str) -> Model:
     """The model in a folder; T5 may be missing. Raises as `stable_diffusion.load`."""
-    refuse_settings(path, settings)
+    pipelines.refuse_config(path, said.config, said.schedule)
     index = pipelines.check_index(path, PIPELINE, optional=("text_encoder_3", "tokenizer_3"))
     config = pipelines.read_config(path / "transformer", "SD3Transformer2DModel")
     patch = config.get("patch_size", 2)
-    flow = diffusers.read_json(path / "scheduler" / "scheduler_config.json")
+    flow = configs.read_json(path / "scheduler" / "scheduler_config.json")
     schedule, label_scale = flows.read(flow, patch if isinstance(patch, int) else 2)
     autoencoders.check_extra(about.name)
     vae = autoencoders.load(path / "vae", device)

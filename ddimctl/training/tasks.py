@@ -36,7 +36,7 @@ def make(settings: Settings, data: Data, device: torch.device, *, latent: str = 
         raise DDIMError(f"this needs {e.name}", hint="pip install 'ddimctl[diffusers]'") from e
     if start:
         found = families.find(start)
-        task.start(formats.read(found.path, found.settings).weights)
+        task.start(formats.read(found.path, found.said).weights)
     return task
 
 

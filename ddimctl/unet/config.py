@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
@@ -71,12 +71,19 @@ class UNetConfig:
     class_embed_type: str | None = None
     num_class_embeds: int | None = None
     num_train_timesteps: int | None = None
+    sinusoid_channels: int | None = None  # our extension: of the features of the label; None: block_out_channels[0]
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The fields' names."""
+        return tuple(f.name for f in fields(cls))
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> UNetConfig:
         """Reads ``config.json``. Raises `FileError` on a field or value that this network does not implement."""
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(k for k in config if k not in known and not k.startswith("_"))
+        known = {f.name: f for f in fields(cls)}
+        # What a newer diffusers wrote as null says nothing.
+        unknown = sorted(k for k, v in config.items() if k not in known and not k.startswith("_") and v is not None)
         if unknown:
             raise FileError(
                 f"the U-Net configuration has fields that ddimctl does not implement: {', '.join(unknown)}",
@@ -84,19 +91,34 @@ class UNetConfig:
             )
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known}
         try:
+            # To diffusers a switch of null is off.
+            values |= {k: False for k, v in values.items() if v is None and known[k].type == "bool"}
             for field in {"down_block_types", "up_block_types"} & values.keys():
                 # The first diffusers wrote UNetResDownBlock2D.
                 values[field] = tuple(v.removeprefix("UNetRes") for v in values[field])
             result = cls(**values)
             result._check_types()
             result._check()
+            if result.sinusoid == result.block_out_channels[0]:
+                result = replace(result, sinusoid_channels=None)
         except (TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
             raise FileError(f"the U-Net configuration makes no sense: {e}") from e
         return result
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as diffusers writes it, every field spelled out."""
-        return {"_class_name": "UNet2DModel", **asdict(self)}
+        """The configuration as diffusers writes it, every field spelled out; our extension only where it is needed."""
+        extension = {"sinusoid_channels"} if self.sinusoid_channels is None else set()
+        return {"_class_name": "UNet2DModel", **{k: v for k, v in asdict(self).items() if k not in extension}}
+
+    @property
+    def sinusoid(self) -> int:
+        """The width of the sinusoidal features of the label."""
+        return self.sinusoid_channels or self.block_out_channels[0]
+
+    @property
+    def beyond_diffusers(self) -> bool:
+        """Whether a field has a value that diffusers' network does not know."""
+        return isinstance(self.attention_head_dim, tuple) or self.sinusoid != self.block_out_channels[0]
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -187,12 +209,18 @@ class UNetConfig:
         n = len(self.block_out_channels)
         if not n or len(self.down_block_types) != n or len(self.up_block_types) != n:
             raise ValueError("block_out_channels, down_block_types and up_block_types differ in length")
-        sizes = (*self.block_out_channels, self.in_channels, self.out_channels, self.time_embedding_dim or 1)
+        sizes = (
+            *self.block_out_channels,
+            self.in_channels,
+            self.out_channels,
+            self.time_embedding_dim or 1,
+            self.sinusoid,
+        )
         if not all(0 < v <= 16384 for v in sizes) or not 0 < self.layers_per_block <= 64 or n > 12:
             raise ValueError("a channel or layer count is not sensible")
         if self.num_class_embeds is not None and not 0 < self.num_class_embeds <= 1_000_000:
             raise ValueError(f"num_class_embeds = {self.num_class_embeds}")
-        if self.block_out_channels[0] // 2 <= self.freq_shift or not self.mid_block_scale_factor or self.norm_eps < 0:
+        if self.sinusoid // 2 <= self.freq_shift or not self.mid_block_scale_factor or self.norm_eps < 0:
             raise ValueError("freq_shift, mid_block_scale_factor or norm_eps is not sensible")
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"dropout = {self.dropout}")
@@ -207,6 +235,17 @@ class UNetConfig:
             len(self.image_size) != 2 or not all(0 < v <= 8192 for v in self.image_size)
         ):
             raise ValueError(f"sample_size = {self.sample_size}")
+        self._check_halving()
+
+    def _check_halving(self) -> None:
+        """Images must come back from every halving at the size they had; odd is fine at the lowest resolution alone."""
+        n = len(self.block_out_channels) - 1
+        if self.image_size is not None and any(v % (1 << n) for v in self.image_size):
+            size = " × ".join(map(str, self.image_size))
+            raise FileError(
+                f"the network is for images of {size} pixels, which it cannot halve {n} times",
+                hint=f"with {n + 1} resolutions height and width must be multiples of {1 << n}",
+            )
 
     def _attends(self, level: int) -> bool:
         last = len(self.block_out_channels) - 1

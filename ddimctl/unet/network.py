@@ -21,11 +21,11 @@ LARGE, LARGEST_MAP = 64 * 64, 1 << 15  # pixels
 
 def timestep_embedding(label: Tensor, config: UNetConfig) -> Tensor:
     """Sinusoidal features (N, channels) of continuous labels (N,); DDPM's, after the Transformer's positions."""
-    half = config.block_out_channels[0] // 2
+    half = config.sinusoid // 2
     exponent = torch.arange(half, dtype=torch.float32, device=label.device) / (half - config.freq_shift)
     angle = label.float()[:, None] * torch.exp(-math.log(10000) * exponent)
     sin_cos = (angle.cos(), angle.sin()) if config.flip_sin_to_cos else (angle.sin(), angle.cos())
-    return F.pad(torch.cat(sin_cos, dim=-1), (0, config.block_out_channels[0] % 2))
+    return F.pad(torch.cat(sin_cos, dim=-1), (0, config.sinusoid % 2))
 
 
 class TimestepEmbedding(nn.Module):
@@ -34,7 +34,7 @@ class TimestepEmbedding(nn.Module):
     def __init__(self, config: UNetConfig, width: int):
         super().__init__()
         self.act = ACTIVATIONS["silu"]
-        self.linear_1 = nn.Linear(config.block_out_channels[0], width)
+        self.linear_1 = nn.Linear(config.sinusoid, width)
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, features: Tensor) -> Tensor:
