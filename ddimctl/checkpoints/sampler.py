@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddimctl.checkpoints.diffusers import read_json, read_scheduler
+from ddimctl.checkpoints import scheduler
+from ddimctl.checkpoints.configs import read_json
 from ddimctl.errors import FileError, UsageError
 from ddimctl.schedule import Levels, Schedule
 
@@ -38,7 +39,8 @@ def check(config: Mapping[str, Any], schedule: Levels, prediction: str) -> Sched
     """`schedule`. Raises `FileError` if a scheduler is not one of a model with that schedule and prediction."""
     if not isinstance(schedule, Schedule):
         raise FileError("the model is a flow, and DDIMScheduler none", hint="name its levels with --spacing")
-    theirs, predicts = read_scheduler(config)
+    found = scheduler.read(config)
+    theirs, predicts = found.schedule, found.prediction
     pairs = zip(theirs.alpha[:-1], schedule.alpha[:-1], strict=False)  # the last may stand for 0
     same = theirs.T == schedule.T and all(math.isclose(a, b, rel_tol=1e-6) for a, b in pairs)
     if not same or predicts != prediction:
