@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from ddimctl import sampling
+from ddimctl.archives.binaries import read_idx
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.files import atomic_file, clean, make_folder, read_bytes, sha256
-from ddimctl.images.datasets import find_images, load_dataset, read_idx
+from ddimctl.images.datasets import find_images, load_dataset
 from ddimctl.images.levels import to_pixels
 from ddimctl.images.preprocessing import Preprocessing, describe
 from ddimctl.images.reading import read

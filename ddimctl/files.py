@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol, runtime_checkable
 
 from ddimctl.errors import DDIMError, FileError, UsageError
 
@@ -29,6 +29,16 @@ except ImportError:  # Windows: nothing is ever taken for stale there
 
 OPEN = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")  # where what the process was given lies, such as a shell's <(…)
 TEMPORARY = re.compile(r"\..*\.\d+\.tmp", re.DOTALL)  # what `atomic_path` names its files
+
+
+@runtime_checkable
+class Held(Protocol):
+    """Bytes that are no file of their own, such as a tar's member."""
+
+    @property
+    def name(self) -> str: ...
+
+    def read(self) -> bytes: ...
 
 
 def digest(path: Path) -> str | None:

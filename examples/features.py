@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddimctl import features, frechet
-from ddimctl.images import datasets
+from ddimctl.archives.binaries import read_idx
 from ddimctl.images.levels import signed
 
 WIDTHS = (32, 64, 128, 64)  # 64 features: 2,000 images are 30 times as many, enough for a covariance
@@ -85,7 +85,7 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    x, test = (torch.from_numpy(datasets.read_idx(p))[:, None] for p in (args.train_images, args.test_images))
+    x, test = (torch.from_numpy(read_idx(p))[:, None] for p in (args.train_images, args.test_images))
     y, test_y = read_labels(args.train_labels), read_labels(args.test_labels)
     network = train(x, y, args.epochs, args.lr)
     reached = accuracy(network, test, test_y)

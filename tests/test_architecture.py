@@ -27,7 +27,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS: list[set[str]] = [
     {"telemetry"},
     {"", "errors", "version"},
-    {"files", "paper", "arrays"},
+    {"files", "paper", "arrays", "remote", "archives"},
     {
         "cache",
         "schedule",
@@ -62,6 +62,8 @@ KNOWN_BY = {
     "safetensors": {"checkpoints", "containers", "features", "training"},
     "diffusers": {"families", "training"},
     "transformers": {"families", "training"},
+    "pyarrow": {"archives"},
+    "fsspec": {"remote"},
     "typer": {"cli"},
     "rich": {"cli"},
     "textual_image": {"cli"},

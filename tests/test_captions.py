@@ -50,3 +50,15 @@ def test_a_text_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"a" * (captions.LIMIT + 1))
     with pytest.raises(FileError):
         captions.read(tmp_path, [tmp_path / "a.png"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a.png\tred heart\na.png\tanother\n\n", "a.png#0\tred  heart\na.png#1\tother", "image,caption\na.png,red heart"],
+)
+def test_lines_of_captions(text: str, tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_text(text, encoding="utf-8")
+    assert captions.read(tmp_path, [tmp_path / "a.png", tmp_path / "b.png"]) == ["red heart", None]
+    (tmp_path / "captions.txt").write_text("a.png", encoding="utf-8")
+    with pytest.raises(FileError, match="line 1 has no caption"):
+        captions.read(tmp_path, [tmp_path / "a.png"])

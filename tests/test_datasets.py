@@ -15,6 +15,7 @@ import torch
 from conftest import Result
 from PIL import Image
 
+from ddimctl.archives.binaries import read_idx
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.images import datasets, plugins
 from ddimctl.images.preprocessing import Preprocessing
@@ -47,7 +48,7 @@ def test_idx(tmp_path: Path) -> None:
     plain.write_bytes(raw)
     packed.write_bytes(gzip.compress(raw))
     for path in (plain, packed):
-        assert (datasets.read_idx(path) == data).all()
+        assert (read_idx(path) == data).all()
         assert datasets.load_dataset(path, 1, (4, 6)).shape == (5, 1, 4, 6)
         assert datasets.load_dataset(path, 3, (2, 3)).shape == (5, 3, 2, 3)
     broken = bytearray(packed.read_bytes())
@@ -62,7 +63,7 @@ def test_idx(tmp_path: Path) -> None:
     ):
         plain.write_bytes(wrong)
         with pytest.raises(FileError):
-            datasets.read_idx(plain)
+            read_idx(plain)
 
 
 def test_an_idx_takes_its_own_size_and_no_more_than_the_bound(tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_an_idx_takes_its_own_size_and_no_more_than_the_bound(tmp_path: Path) ->
     raw = struct.pack(">iiii", 0x803, 1600, 100, 100) + bytes(16_000_000)
     path.write_bytes(gzip.compress(raw))
     tracemalloc.start()
-    data = datasets.read_idx(path)
+    data = read_idx(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert data.shape == (1600, 100, 100)
@@ -78,7 +79,7 @@ def test_an_idx_takes_its_own_size_and_no_more_than_the_bound(tmp_path: Path) ->
     assert peak < 1.5 * len(raw)
     path.write_bytes(gzip.compress(struct.pack(">iiii", 0x803, 1025, 1024, 1024)))
     with pytest.raises(FileError, match="more than 1,073,741,824"):
-        datasets.read_idx(path)
+        read_idx(path)
 
 
 @pytest.fixture

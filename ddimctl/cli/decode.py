@@ -39,7 +39,8 @@ class Theirs(options.OtherHow):
 @flat
 def decode(
     latents: Annotated[
-        list[str] | None, typer.Argument(help="Latent files (.pt, .safetensors), folders of them, or patterns.")
+        list[str] | None,
+        typer.Argument(help="Latent files (.pt, .safetensors), folders, archives, patterns or URLs."),
     ] = None,
     *,
     what: options.OtherWhat,
@@ -74,9 +75,7 @@ def decode(
     items = batches.items_of(latents or [], files, suffixes, console=console)
     single = batches.is_single(latents or [], items, files)
     models = Opened(what, how, machine=machine, console=console, force=files.force, scheduler=how.from_diffusers)
-    first = models.load(Path(items[0].source)) if single else None
-    if first is None and items:
-        first = first_whole(items, models)
+    first = models.load(items[0].opens) if single else first_whole(items, models)
     one_image = single and first is not None and len(first.xT) == 1
     is_film = single and first is not None and plan_film(items[0], files, len(first.xT))
     target = plan_target(latents or [], items, files, one=first if one_image else None, is_film=is_film)
@@ -147,7 +146,9 @@ def plan_target(
         if one is None:
             raise UsageError(f"several images do not fit into one file {files.output}", hint="name a folder with -o")
         formats.check_suffix(files.output)
-    elif files.output is None and any(Path(a).is_dir() for a in latents):
+    elif files.output is None and (
+        any(Path(a).is_dir() for a in latents) or (one is None and any(i.held for i in items))
+    ):
         raise UsageError("a folder of latents makes many images", hint="name a folder for them with -o")
     target = files.output if files.output is not None and files.output.suffix and not files.output.is_dir() else None
     if one is not None:
@@ -170,7 +171,7 @@ def decode_one(item: Item, target: Path, models: Opened, *, console: Console) ->
 
     targets = local.Targets(target.parent, target.suffix, single=True)
     named = replace(item, name=target.name.removesuffix(target.suffix))
-    steps = models.way_back(models.load(Path(item.source)), item.source).way.steps
+    steps = models.way_back(models.load(item.opens), item.source).way.steps
     with console.bar(steps, "decoding") as bar:
         (outcome,) = local.decode(
             [named], targets, models.way_back, batch_size=1, before={}, progress=bar, opener=models.load
@@ -196,7 +197,7 @@ def first_whole(items: Sequence[Item], models: Opened) -> Latent | None:
     """The first file that can be read: it names the model for all."""
     for item in items:
         try:
-            return models.load(Path(item.source))
+            return models.load(item.opens)
         except (FileError, UsageError):
             continue
     return None

@@ -139,7 +139,8 @@ class Kind(options.Batch):
 @flat
 def encode(
     images: Annotated[
-        list[str] | None, typer.Argument(help="Images, folders of them, patterns, or - for standard input.")
+        list[str] | None,
+        typer.Argument(help="Images, folders, archives, patterns, URLs, or - for standard input."),
     ] = None,
     *,
     what: Sized,
@@ -165,6 +166,9 @@ def encode(
     another prompt it is direct inversion. --path-precision and --path-steps make the file smaller.
 
     --all-frames makes one file of all frames of an animation or a film, which decode -o FILM.gif makes a film of again.
+
+    Archives are tars as WebDataset has them, parquet files, folders of datasets' save_to_disk, IDX and CIFAR binaries: each
+    image in them is an item, named by its key.
 
     With several images, the same command again does only what is not done yet, a bad image does not stop the others
     (exit code 4), and a manifest beside the output says what became of each.
@@ -223,7 +227,7 @@ def plan_target(images: list[str], items: Sequence[Item], files: Kind, *, single
     one_file = files.output is not None and files.output.suffix.lower() in latent.WRITTEN and not files.output.is_dir()
     if files.output is not None and files.output.suffix and not one_file and not files.output.is_dir() and single:
         latent.check_suffix(files.output)
-    if files.output is None and any(Path(a).is_dir() for a in images):
+    if files.output is None and (any(Path(a).is_dir() for a in images) or (not single and any(i.held for i in items))):
         raise UsageError("a folder of images makes many latents", hint="name a folder for them with -o")
     target = files.output if files.output is not None and one_file else Path()
     if single and not one_file:

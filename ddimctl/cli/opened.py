@@ -12,6 +12,7 @@ from ddimctl.cli.console import Console
 from ddimctl.errors import DDIMError, UsageError
 
 if TYPE_CHECKING:
+    from ddimctl.files import Held
     from ddimctl.latent import Latent
     from ddimctl.model import Model
     from ddimctl.recipe import Way
@@ -42,21 +43,22 @@ class Opened:
         self._models: dict[str, Model | DDIMError] = {}
         self._told: set[Path] = set()  # which are bare tensors
 
-    def load(self, path: Path) -> Latent:
-        """A latent file; or another program's bare tensor, where the command line names the model that it is of."""
+    def load(self, source: str | Held) -> Latent:
+        """A latent; or another program's bare tensor, where the command line names the model that it is of."""
         from ddimctl import bare, latent
         from ddimctl.containers import NotOurs
         from ddimctl.recipe import Way
 
+        path = Path(source if isinstance(source, str) else source.name)
         try:
-            found = latent.load(path)
+            found = latent.load(path) if isinstance(source, str) else latent.from_bytes(source.read(), source.name)
             if self._scheduler is not None:
                 raise UsageError(
                     f"{path} is no bare tensor, and says its levels itself", hint="no --from-diffusers then"
                 )
             return found
         except NotOurs:
-            if self._what.model is None:
+            if self._what.model is None or not isinstance(source, str):
                 raise
         how = self._how
         steps = options.DEFAULT_STEPS if how.steps is None else how.steps

@@ -81,7 +81,8 @@ class Reports(options.Said):
 @flat
 def reconstruct(
     images: Annotated[
-        list[str] | None, typer.Argument(help="Images or folders; without any, the model's own held-out images.")
+        list[str] | None,
+        typer.Argument(help="Images, folders, archives, URLs; or else the model's own held-out images."),
     ] = None,
     *,
     what: Sized,
@@ -220,7 +221,7 @@ class Pictures:
 
         net = self.model
         for loaded in read_ahead(
-            self.items, lambda item: reading.read(item.source, net.channels, net.size, how=self.preprocessing), size
+            self.items, lambda item: reading.read(item.opens, net.channels, net.size, how=self.preprocessing), size
         ):
             x0 = batches.stacked(loaded, self.single, self.console, tell=len(self.items) <= SHOWN, convert=self.convert)
             self.failed += sum(b.failure is not None for b in loaded)

@@ -38,7 +38,8 @@ class Kind:
     PANEL: ClassVar[str] = "Network"
 
     captions: Annotated[
-        bool, typer.Option("--captions", help="Listen to captions, of metadata.jsonl or NAME.txt beside NAME.png.")
+        bool,
+        typer.Option("--captions", help="Listen to captions, of metadata.jsonl, captions.txt, NAME.txt or an archive."),
     ] = False
     latent: Annotated[
         Path | None,
@@ -159,7 +160,7 @@ def train(
         Path | None,
         typer.Argument(
             parser=options.parse_path,
-            help="A folder of images, or an IDX file (perhaps gzipped). With --resume, those of the run.",
+            help="A folder of images, a tar, parquet, IDX or CIFAR file. With --resume, those of the run.",
         ),
     ] = None,
     *,
@@ -300,12 +301,13 @@ def _load(about: Mapping[str, str], settings: Settings, console: Console) -> Dat
     ).preprocessing()  # fmt: skip
 
     def read(path: Path) -> tuple[Tensor, list[str]]:
-        found = datasets.load(path, settings.channels, settings.size, how=how)
+        heard = isinstance(settings, TextSettings)
+        found = datasets.load(path, settings.channels, settings.size, how=how, captions=heard)
         batches.say_failures(found.failures, len(found.failures) + len(found.sources), console)
         batches.say_left_out(found.left_out, console)
-        if not isinstance(settings, TextSettings):
+        if not heard:
             return found.images, []
-        texts = captions.read(path, [Path(s) for s in found.sources])
+        texts = list(found.captions) or captions.read(path, [Path(s) for s in found.sources])
         rows = [i for i, text in enumerate(texts) if text]
         if len(rows) < len(found.images):
             console.notice(f"{len(found.images) - len(rows):,} images without a caption are left out")

@@ -1,7 +1,12 @@
-"""What is written about images beside them: a line of ``metadata.jsonl`` each, or ``NAME.txt`` beside ``NAME.png``."""
+"""What is written about images beside them: a line of ``metadata.jsonl`` or ``captions.txt``, or a ``NAME.txt``.
+
+A line of ``captions.txt`` is a file's name and its words, with a tab between (Flickr30k has ``#0`` after the name), or with
+a comma under the heading ``image,caption`` (Flickr8k). The first caption of an image counts.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +14,7 @@ from pathlib import Path
 from ddimctl.errors import FileError
 from ddimctl.files import read_bytes
 
-TABLE = "metadata.jsonl"
+TABLE, LINES = "metadata.jsonl", "captions.txt"
 FIELDS = ("text", "caption", "prompt")  # a line's caption is the first that it has
 LIMIT, TABLE_LIMIT = 1 << 16, 1 << 30  # bytes that a caption and a table may have
 
@@ -17,9 +22,9 @@ LIMIT, TABLE_LIMIT = 1 << 16, 1 << 30  # bytes that a caption and a table may ha
 def read(folder: Path, files: Sequence[Path]) -> list[str | None]:
     """The caption of each of `files`, which lie below `folder`; None where there is none.
 
-    A file beside the image goes before the table. Raises `FileError` on what is not readable as either.
+    A file beside the image goes before the tables. Raises `FileError` on what is not readable as either.
     """
-    table = _table(folder / TABLE)
+    table = {**_lines(folder / LINES), **_table(folder / TABLE)}
     return [_beside(file) or table.get(file.relative_to(folder).as_posix()) for file in files]
 
 
@@ -44,6 +49,25 @@ def _table(path: Path) -> dict[str, str]:
         text = next((row[f] for f in FIELDS if isinstance(row.get(f), str)), None)
         if text and text.strip():
             captions[row["file_name"]] = " ".join(text.split())
+    return captions
+
+
+def _lines(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    rows = _text(path, TABLE_LIMIT).splitlines()
+    commas = bool(rows) and rows[0].replace(" ", "").lower() == "image,caption"
+    captions: dict[str, str] = {}
+    for number, row in enumerate(
+        csv.reader(rows[1:]) if commas else (r.split("\t", 1) for r in rows), 2 if commas else 1
+    ):
+        if not row or not "".join(row).strip():
+            continue
+        if len(row) < 2:
+            raise FileError(f"{path}, line {number} has no caption", hint="NAME, a tab, and the words")
+        name, words = row[0].partition("#")[0].strip(), " ".join(",".join(row[1:]).split())
+        if words:
+            captions.setdefault(name, words)
     return captions
 
 

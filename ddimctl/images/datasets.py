@@ -1,12 +1,9 @@
-"""Many images: the files of a folder, or an IDX file (MNIST's format), as one array."""
+"""Many images: the files of a folder, or those of an archive, as one array."""
 
 from __future__ import annotations
 
-import gzip
-import struct
-import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from ddimctl import archives
+from ddimctl.archives.binaries import read_idx
 from ddimctl.errors import DDIMError, FileError, UsageError
-from ddimctl.files import find, refuse_special
+from ddimctl.files import Held, find, refuse_special
 from ddimctl.images import plugins
 from ddimctl.images.fitting import FITS
 from ddimctl.images.formats import LIKE, check_channels
@@ -25,8 +24,6 @@ from ddimctl.images.reading import read
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_IDX = 1 << 30  # bytes that an IDX file may unpack to
-
 
 @dataclass(frozen=True)
 class DataSet:
@@ -35,6 +32,7 @@ class DataSet:
     images: Tensor
     sources: tuple[str, ...]  # a file each; empty for an IDX file
     failures: tuple[DDIMError, ...] = ()  # of the files that could not be used, a reason each
+    captions: tuple[str | None, ...] = ()  # of an archive, where they were asked for
     left_out: Mapping[str, int] = field(default_factory=dict)  # by suffix: images of formats that are not read here
 
 
@@ -51,7 +49,9 @@ def find_images(folder: Path) -> list[Path]:
     return found
 
 
-def load(path: Path, channels: int, size: tuple[int, int], *, how: Preprocessing | None = None) -> DataSet:
+def load(
+    path: Path, channels: int, size: tuple[int, int], *, how: Preprocessing | None = None, captions: bool = False
+) -> DataSet:
     """All images of a folder or an IDX file (perhaps gzipped), made to fit as `how` says.
 
     Files that cannot be used are left out, each with its reason. An animation gives its first frame, unless `how` names
@@ -63,26 +63,36 @@ def load(path: Path, channels: int, size: tuple[int, int], *, how: Preprocessing
     how = how or Preprocessing()
     if how.frame is None:
         how = replace(how, frame=0)
-    if not path.is_dir():
+    kind = archives.kind_of(str(path))
+    if kind is archives.ARCHIVES["IDX"] or (kind is None and not path.is_dir()):
         return DataSet(_fit_idx(read_idx(path), channels, size, how=how), ())
     arrays: list[Tensor] = []
     sources, failures = [], []
-    for file in find_images(path):
+    texts: list[str | None] = []
+    files: Iterable[Path | Held]
+    files = find_images(path) if kind is None else kind.members(str(path), tuple(plugins.readable()), captions=captions)
+    for file in files:
         try:
-            refuse_special(file)
+            if isinstance(file, Path):
+                refuse_special(file)
             pixels = read(file, channels, size, how=how)[0]
         except (FileError, UsageError) as e:
             failures.append(e)
             continue
         arrays.append(torch.from_numpy(np.moveaxis(pixels, -1, 0).copy()))
-        sources.append(str(file))
+        sources.append(file.name if isinstance(file, Held) else str(file))
+        texts.append(getattr(file, "caption", None))
+    if not arrays and not failures:
+        raise UsageError(f"{path} holds no images", hint=f"looked for {' '.join(plugins.readable())}")
     if not arrays:
         raise FileError(
             f"none of the {len(failures)} images in {path} can be used: {failures[0]}", hint=failures[0].hint
         )
+    if kind is not None:
+        return DataSet(torch.stack(arrays), tuple(sources), tuple(failures), tuple(texts) if captions else ())
     readable = plugins.readable()
     left = Counter(p.suffix.lower() for p in find(path, {s for s in LIKE if s not in readable}))
-    return DataSet(torch.stack(arrays), tuple(sources), tuple(failures), left)
+    return DataSet(torch.stack(arrays), tuple(sources), tuple(failures), left_out=left)
 
 
 def load_dataset(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
@@ -103,28 +113,3 @@ def _fit_idx(data: np.ndarray, channels: int, size: tuple[int, int], *, how: Pre
     pictures = (FITS[how.fit](Image.fromarray(a).convert(mode), (size[1], size[0]), how.colour)[0] for a in data)
     arrays = (np.asarray(p).reshape(*size, channels) for p in pictures)
     return torch.stack([torch.from_numpy(np.moveaxis(a, -1, 0).copy()) for a in arrays])
-
-
-def read_idx(path: Path) -> np.ndarray:
-    """An IDX file of grey images (MNIST's format), perhaps gzipped: uint8 (N, H, W). Raises `FileError`."""
-    try:
-        with path.open("rb") as f:
-            packed = f.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if packed else path.open("rb") as f:
-            header = f.read(16)
-            magic, n, height, width = struct.unpack(">iiii", header)
-            if magic != 0x803 or n <= 0 or not 0 < height <= 4096 or not 0 < width <= 4096:
-                raise FileError(f"{path} is not an IDX file of images")
-            size = n * height * width
-            if size > MAX_IDX:
-                raise FileError(f"{path} announces {size:,} bytes of images, more than {MAX_IDX:,}")
-            data = bytearray()  # grows with what there is, and needs no second copy to be written to
-            while part := f.read(min(1 << 20, size + 1 - len(data))):  # one more, so that gzip gets to its checksum
-                data += part
-    except FileNotFoundError as e:
-        raise UsageError(f"there is no file {path}") from e
-    except (OSError, EOFError, struct.error, zlib.error) as e:
-        raise FileError(f"{path} is not an IDX file of images: {e}") from e
-    if len(data) != size:
-        raise FileError(f"{path} does not hold the {n} images that it announces")
-    return np.frombuffer(data, np.uint8).reshape(n, height, width)

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from ddimctl.errors import FileError, UsageError
-from ddimctl.files import read_bytes, read_stdin, sha256
+from ddimctl.files import Held, read_bytes, read_stdin, sha256
 from ddimctl.images import plugins
 from ddimctl.images.colour import Raw, in_srgb, on_background
 from ddimctl.images.fitting import FITS
@@ -39,12 +39,17 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its complaint
 
 
 def read(
-    source: str | PathLike[str] | bytes, channels: int, size: tuple[int, int], *, how: Preprocessing | None = None
+    source: str | PathLike[str] | bytes | Held,
+    channels: int,
+    size: tuple[int, int],
+    *,
+    how: Preprocessing | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """An image as a model takes it, uint8 (H, W, C), and the record of what was done to it.
 
-    `source` is a path, "-" for standard input, or the file's content; `size` is (height, width). Raises `UsageError` if
-    there is no such file or a choice in `how` is missing, `FileError` if it is not a whole image of a known format.
+    `source` is a path, "-" for standard input, the file's content, or what holds it; `size` is (height, width). Raises
+    `UsageError` if there is no such file or a choice in `how` is missing, `FileError` if it is not a whole image of a known
+    format.
     """
     how = how or Preprocessing()
     name, data = content(source)
@@ -101,15 +106,17 @@ def allow_pixels(n: int) -> None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, n)
 
 
-def digest(source: str | PathLike[str]) -> str:
+def digest(source: str | PathLike[str] | Held) -> str:
     """SHA-256 of a file's bytes, as it stands in a record. Raises as `read` does."""
-    return sha256(read_bytes(Path(source), MAX_BYTES))
+    return sha256(source.read() if isinstance(source, Held) else read_bytes(Path(source), MAX_BYTES))
 
 
-def content(source: str | PathLike[str] | bytes) -> tuple[str, bytes]:
+def content(source: str | PathLike[str] | bytes | Held) -> tuple[str, bytes]:
     """(name, bytes) of what `read` was given."""
     if isinstance(source, bytes):
         return "image", source
+    if isinstance(source, Held):
+        return source.name, source.read()
     name = fsdecode(source)
     if name != "-":
         return name, read_bytes(Path(name), MAX_BYTES)

@@ -55,6 +55,8 @@ def _encode(
     from ddimctl.images import films
 
     target, model = targets.of(item.name), encoding.model
+    if item.held is not None:
+        raise UsageError(f"{item.source} is no film of its own", hint="--all-frames takes films that are files here")
     if item.source != "-":
         refuse_special(Path(item.source))
     film = films.read(item.source, model.channels, model.size, how=encoding.how)

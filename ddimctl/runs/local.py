@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddimctl.errors import DDIMError, FileError, UsageError
-from ddimctl.files import clean, digest, is_special, make_folder, refuse_source, sha256, write_bytes
+from ddimctl.files import Held, clean, digest, is_special, make_folder, refuse_source, sha256, write_bytes
 from ddimctl.ode import Progress
 from ddimctl.recipe import of_image
 from ddimctl.runs import names, work
@@ -76,7 +76,7 @@ def encode(
         if not targets.single and os.path.lexists(image.target):
             refuse_link(image.target)
             image.ready = is_there(
-                item, image.target, [source_record(item.source, encoding)], encoding=encoding, before=before
+                item, image.target, [source_record(item.opens, encoding)], encoding=encoding, before=before
             )
             if not image.ready and not targets.force:
                 raise differs(image.target)
@@ -128,7 +128,7 @@ def read(item: Item, encoding: Encoding) -> tuple[np.ndarray, dict[str, Any]]:
     from ddimctl.images import reading
 
     model = encoding.model
-    return reading.read(item.source, model.channels, model.size, how=encoding.how)
+    return reading.read(item.opens, model.channels, model.size, how=encoding.how)
 
 
 def notes(record: Mapping[str, Any], solution: Solution) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def notes(record: Mapping[str, Any], solution: Solution) -> dict[str, Any]:
     return out
 
 
-def source_record(source: str, encoding: Encoding) -> dict[str, Any]:
+def source_record(source: str | Held, encoding: Encoding) -> dict[str, Any]:
     """What `read` would record that decides about the result, without decoding the image."""
     from ddimctl.images import preprocessing, reading
 
@@ -227,7 +227,7 @@ def decode(
     batch_size: int,
     before: Mapping[str, Mapping[str, Any]],
     progress: Progress = iter,
-    opener: Callable[[Path], Latent] | None = None,
+    opener: Callable[[str | Held], Latent] | None = None,
 ) -> Iterator[Outcome]:
     """Decodes each latent file into an image file; one of several images into a file each, as `names.of_images` says.
 
@@ -241,7 +241,7 @@ def decode(
     def load(item: Item) -> _Latent:
         from ddimctl import latent
 
-        file = (opener or latent.load)(Path(item.source))
+        file = opener(item.opens) if opener else latent.load(Path(item.source))
         stems = names.of_images(file, item.name, alone=len(items) == 1, beside=targets.beside)
         if len(stems) > 1 and not taken.isdisjoint(stems):
             raise UsageError(f"{item.source} and another file would write the same image", hint="rename one")

@@ -39,7 +39,7 @@ def decoded(stem: str, file: Latent) -> str:
 
 def stem_of(image: dict[str, object]) -> str | None:
     """What a recorded image is called, without suffix, if a file could be called that anywhere."""
-    name = PurePath(str(image["name"]).replace("\\", "/")).name
+    name = PurePath(str(image["name"]).rpartition("::")[2].replace("\\", "/")).name
     stem = PurePath(name).stem
     plain = bool(stem) and stem.isprintable() and not stem.startswith((".", "-")) and not RESERVED.intersection(stem)
     return stem if "noise" not in image and plain and len(stem.encode("utf-8", "replace")) <= LONGEST else None

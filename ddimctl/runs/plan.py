@@ -6,13 +6,14 @@ import glob
 import itertools
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from ddimctl import archives, remote
 from ddimctl.errors import DDIMError, UsageError
-from ddimctl.files import find, is_special, refuse_special, sha256
+from ddimctl.files import Held, exists, find, is_special, refuse_special, sha256
 
 if TYPE_CHECKING:
     from ddimctl.ode import Solution
@@ -22,10 +23,19 @@ DONE, SKIPPED, FAILED = "done", "skipped", "failed"
 
 @dataclass(frozen=True)
 class Item:
-    """A file to work on, and what its outputs are called: a relative name, without suffix."""
+    """A file to work on, and what its outputs are called: a relative name, without suffix.
+
+    `held` is where it lies, if not in a file of its own here.
+    """
 
     source: str
     name: str
+    held: Held | None = None
+
+    @property
+    def opens(self) -> str | Held:
+        """What is read."""
+        return self.source if self.held is None else self.held
 
 
 @dataclass(frozen=True)
@@ -43,13 +53,21 @@ class Outcome:
 def gather(arguments: Sequence[str], suffixes: Collection[str]) -> list[Item]:
     """The items that files, folders and patterns stand for. What is in a folder keeps its place relative to it.
 
-    A pattern matches no pipes and no devices. Raises `UsageError` where there is nothing, if one of those is named, and
-    on an empty name, which would be the folder one is in.
+    A pattern matches no pipes and no devices. Of an archive, each image is an item. Raises `UsageError` where there is
+    nothing, if one of those is named, and on an empty name, which would be the folder one is in.
     """
-    items = []
+    items: list[Item] = []
+    several = len(arguments) > 1
     for argument in arguments:
         if not argument:
             raise UsageError("one of the names is empty", hint="is a variable of the shell not set?")
+        pattern = glob.has_magic(argument) and not exists(Path(argument))
+        if argument != "-" and not pattern and archives.kind_of(argument) is not None:
+            items += unpacked(argument, suffixes, several=several)
+            continue
+        if remote.is_url(argument) and not exists(Path(argument)):
+            items += _by_url(argument, suffixes)
+            continue
         place = _search(argument, suffixes)
         if place is None:
             if argument != "-":
@@ -57,11 +75,39 @@ def gather(arguments: Sequence[str], suffixes: Collection[str]) -> list[Item]:
             items.append(Item(argument, _name(PurePath(Path(argument).name))))
             continue
         start, found = place
+        if not found and (packed := (_search(argument, archives.SUFFIXES) or (start, []))[1]):
+            for path in packed:
+                items += unpacked(str(path), suffixes, several=len(packed) > 1)
+            continue
         if not found:
             path = Path(argument)
             what = f"{path} holds nothing to work on" if path.is_dir() else f"nothing matches {argument}"
             raise UsageError(what, hint=f"looked for {' '.join(suffixes)}")
         items += [Item(str(p), _name(p.relative_to(start))) for p in found]
+    return items
+
+
+def unpacked(archive: str, suffixes: Collection[str], *, several: bool = False) -> Iterator[Item]:
+    """An item for each image of an archive. Where they are only numbered, `several` of them keep their rows apart."""
+    kind = archives.kind_of(archive)
+    apart = f"{archives.prefix(archive)}/" if several and kind is not None and kind.numbered else ""
+    empty = True
+    for member in archives.members(archive, suffixes):
+        empty = False
+        yield Item(member.name, f"{apart}{member.key}", member)
+    if empty:
+        raise UsageError(f"{archive} holds nothing to work on", hint=f"looked for {' '.join(suffixes)}")
+
+
+def _by_url(url: str, suffixes: Collection[str]) -> list[Item]:
+    """The items that a URL stands for."""
+    found = remote.gather(url, (*suffixes, *archives.SUFFIXES))
+    items = []
+    for at, below in found:
+        if at == url or PurePath(below).suffix.lower() not in archives.SUFFIXES:
+            items.append(Item(at, _name(PurePath(below)), remote.Remote(at)))
+        else:
+            items += unpacked(at, suffixes, several=len(found) > 1)
     return items
 
 
@@ -88,7 +134,9 @@ def listed(sources: Iterable[str]) -> list[Item]:
     """The items that a list names. Outputs keep a relative path; others only their last part."""
     items = []
     for source in sources:
-        if source:
+        if source and remote.is_url(source):
+            items.append(Item(source, _name(PurePath(PurePath(source).name)), remote.Remote(source)))
+        elif source:
             path = PurePath(source)
             plain = not path.is_absolute() and ".." not in path.parts
             items.append(Item(source, _name(path if plain else PurePath(path.name))))

@@ -39,7 +39,7 @@ def read_ahead(
 
     def attempt(item: Item) -> Loaded[T]:
         try:
-            if item.source != "-":
+            if item.source != "-" and item.held is None:
                 refuse_special(Path(item.source))  # a thread that waits for a pipe could not be interrupted
             return Loaded(item, load(item))
         except (FileError, UsageError) as e:

@@ -1,0 +1,176 @@
+"""Columns of images: parquet files, and what `datasets` wrote with ``save_to_disk``; pyarrow reads them (extra `parquet`).
+
+A column of images holds the bytes of image files, or ``{bytes, path}`` of them. A path alone is never followed: a file
+from anybody names no file here.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ddimctl.archives.member import Member, checked
+from ddimctl.errors import FileError, UsageError
+from ddimctl.files import read_bytes
+from ddimctl.remote import is_url, open_url
+
+NAMES = ("image", "img", "jpg", "png", "webp", "jpeg", "picture", "bytes")  # the first of several columns that is there
+CAPTIONS = ("text", "caption", "prompt")
+KEY = "__key__"  # WebDataset's column of names
+MAX_GROUP = 1 << 31  # bytes of images that are unpacked at once
+_one = threading.Lock()  # readers share what is open
+
+
+def members(archive: str, suffixes: Collection[str], *, captions: bool = False) -> Iterator[Member]:
+    """The rows of a parquet file, or of a `save_to_disk` folder, named by ``__key__`` or by their number."""
+    del suffixes  # a row has none
+    row = 0
+    for part in parts(archive):
+        with _told(part):
+            table = opened(part)
+            column, n = image_column(table.schema, archive), table.rows
+            keys = table.texts(KEY) if KEY in table.schema.names else None
+            text = next((c for c in CAPTIONS if c in table.schema.names), None) if captions else None
+            words = table.texts(text) if text else None
+            fetch = functools.partial(_fetch, (part, column))
+            for i in range(n):
+                key = checked(str(next(keys)), archive) if keys else f"{row + i:08}"
+                said = next(words) if words else None
+                yield Member(archive, key, fetch, (i,), caption=said)
+        row += n
+
+
+def parts(archive: str) -> list[str]:
+    """The files that hold the rows."""
+    if is_url(archive) or not Path(archive).is_dir():
+        return [archive]
+    folder = Path(archive)
+    if (folder / "dataset_dict.json").is_file():
+        splits = _json(folder / "dataset_dict.json").get("splits")
+        raise UsageError(f"{archive} holds several data sets", hint=f"name one of them: {_listed(archive, splits)}")
+    files = _json(folder / "state.json").get("_data_files")
+    names = [f.get("filename") for f in files if isinstance(f, dict)] if isinstance(files, list) else []
+    if not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
+        raise FileError(f"{folder / 'state.json'} names no files of rows")
+    return [str(folder / str(n)) for n in names]
+
+
+def image_column(schema: Any, archive: str) -> str:
+    """The column that holds images. Raises `FileError` if none does, or if that cannot be told."""
+    arrow = pyarrow()
+    found = []
+    for field in schema:
+        kind = field.type
+        if arrow.types.is_struct(kind):
+            inner = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}
+            kind = inner.get("bytes", kind)
+        if arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind):
+            found.append(field.name)
+    if len(found) == 1:
+        return str(found[0])
+    if named := next((n for n in NAMES if n in found), None):
+        return named
+    what = f"several columns of bytes: {', '.join(found)}" if found else "no column of images"
+    raise FileError(f"{archive} has {what}", hint=f"its columns: {', '.join(schema.names)}; one is called image")
+
+
+def pyarrow() -> Any:
+    """The library. Raises `UsageError` where it is not installed."""
+    try:
+        importlib.import_module("pyarrow.parquet")
+        return importlib.import_module("pyarrow")
+    except ImportError as e:
+        raise UsageError("parquet needs pyarrow", hint="pip install 'ddimctl[parquet]'") from e
+
+
+class Opened:
+    """A file of rows; of parquet, one group of rows is held at a time."""
+
+    def __init__(self, path: str):
+        arrow = pyarrow()
+        self.path = path
+        self._group: tuple[str, int, Any] = ("", -1, None)
+        if path.endswith(".arrow"):
+            self._table = arrow.ipc.open_stream(arrow.memory_map(path)).read_all()
+            self.schema, self.rows, self._file = self._table.schema, self._table.num_rows, None
+            return
+        source: Any = path
+        if is_url(path):
+            source = open_url(path)
+        self._file = arrow.parquet.ParquetFile(source)
+        self.schema, self.rows = self._file.schema_arrow, self._file.metadata.num_rows
+        groups = [self._file.metadata.row_group(i) for i in range(self._file.num_row_groups)]
+        self._starts = [0]
+        for group in groups:
+            self._starts.append(self._starts[-1] + group.num_rows)
+        if any(group.total_byte_size > MAX_GROUP for group in groups):
+            raise FileError(f"{path} has groups of rows of more than {MAX_GROUP / 2**30:.0f} GiB")
+
+    def texts(self, column: str) -> Iterator[str | None]:
+        """A column of words, row by row."""
+        if self._file is None:
+            batches = self._table.select([column]).to_batches()
+        else:
+            batches = self._file.iter_batches(columns=[column])
+        for batch in batches:
+            for value in batch.column(0).to_pylist():
+                yield " ".join(value.split()) or None if isinstance(value, str) else None
+
+    def value(self, column: str, row: int) -> Any:
+        """What a row holds there."""
+        if self._file is None:
+            return self._table.column(column)[row].as_py()
+        group = next(i for i, end in enumerate(self._starts[1:]) if row < end)
+        if self._group[:2] != (column, group):
+            self._group = ("", -1, None)  # never two of them
+            self._group = (column, group, self._file.read_row_group(group, columns=[column]).column(0))
+        return self._group[2][row - self._starts[group]].as_py()
+
+
+@functools.lru_cache(maxsize=8)
+def opened(path: str) -> Opened:
+    return Opened(path)
+
+
+def _fetch(of: tuple[str, str], archive: str, where: tuple[int, ...]) -> bytes:
+    part, column = of
+    with _one, _told(part):
+        value = opened(part).value(column, where[0])
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(data, bytes):
+        return data
+    path = value.get("path") if isinstance(value, dict) else None
+    said = f" but the name of one, {str(path)[:80]!r}, which is not followed" if path else ""
+    raise FileError(f"row {where[0]} of {part} holds no image{said}", hint="embed the images in it" if path else "")
+
+
+@contextmanager
+def _told(path: str) -> Iterator[None]:
+    """Turns whatever pyarrow raises about a file into one line."""
+    try:
+        yield
+    except (FileError, UsageError):
+        raise
+    except FileNotFoundError as e:
+        raise UsageError(f"there is no file {path}") from e
+    except Exception as e:  # damaged bytes reach deep
+        raise FileError(f"{path} is damaged or cut short: {' '.join(str(e).split())[:160]}") from e
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(read_bytes(path, 1 << 24))
+    except (ValueError, RecursionError) as e:
+        raise FileError(f"{path} is not JSON: {e}") from e
+    return found if isinstance(found, dict) else {}
+
+
+def _listed(archive: str, splits: Any) -> str:
+    names = [s for s in splits if isinstance(s, str)] if isinstance(splits, list) else []
+    return ", ".join(f"{archive}/{n}" for n in names[:8])

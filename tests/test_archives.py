@@ -1,0 +1,232 @@
+"""Data sets as people keep them: each kind is read as plain files are, whoever wrote it."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import struct
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Result
+from PIL import Image
+
+from ddimctl import archives, latent
+from ddimctl.errors import DDIMError, FileError, UsageError
+from ddimctl.images import datasets, reading
+from ddimctl.runs import plan
+
+Invoke = Callable[..., Result]
+N = 6
+SUFFIXES = (".png", ".jpg")
+PIXELS = np.random.default_rng(0).integers(0, 256, (N, 16, 16), dtype=np.uint8)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def write_tar(path: Path, files: dict[str, bytes], format_: int = tarfile.PAX_FORMAT) -> Path:
+    with tarfile.open(path, "w", format=format_) as tar:
+        for name, data in files.items():
+            about = tarfile.TarInfo(name)
+            about.size = len(data)
+            tar.addfile(about, io.BytesIO(data))
+    return path
+
+
+def samples() -> dict[str, bytes]:
+    """As WebDataset has them: the files of a sample side by side."""
+    return {
+        name: data
+        for i, pixels in enumerate(PIXELS)
+        for name, data in ((f"{i:04}.png", png(pixels)), (f"{i:04}.txt", f"number\n{i}".encode()))
+    }
+
+
+def write_parquet(path: Path, values: list[object], name: str = "image", **more: list[object]) -> Path:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({name: values, **more}), path, row_group_size=4)
+    return path
+
+
+def write_idx(path: Path) -> Path:
+    raw = struct.pack(">iiii", 0x803, *PIXELS.shape) + PIXELS.tobytes()
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    return path
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    items = plan.gather([str(path)], SUFFIXES)
+    return np.stack([reading.read(item.opens, 1, (16, 16))[0][..., 0] for item in items])
+
+
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "pax.tar": lambda p: write_tar(p, samples()),
+    "gnu.tar": lambda p: write_tar(p, {f"{'d' * 120}/{k}": v for k, v in samples().items()}, tarfile.GNU_FORMAT),
+    "ustar.tar": lambda p: write_tar(p, {f"./{k}": v for k, v in samples().items()}, tarfile.USTAR_FORMAT),
+    "structs.parquet": lambda p: write_parquet(p, [{"bytes": png(x), "path": "/etc/passwd"} for x in PIXELS]),
+    "bytes.parquet": lambda p: write_parquet(p, [png(x) for x in PIXELS], "anything", label=[0] * N),
+    "images-idx3-ubyte": write_idx,
+    "images.gz": write_idx,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_kind_holds_the_images_that_were_put_in(name: str, tmp_path: Path) -> None:
+    path = WRITERS[name](tmp_path / name)
+    assert (pixels_of(path) == PIXELS).all()
+    found = datasets.load(path, 1, (16, 16))
+    assert (found.images[:, 0].numpy() == PIXELS).all()
+
+
+@pytest.mark.parametrize(("labels", "channels"), [(1, 3), (2, 3)])
+def test_cifar(labels: int, channels: int, tmp_path: Path) -> None:
+    planes = np.random.default_rng(1).integers(0, 256, (N, channels, 32, 32), dtype=np.uint8)
+    rows = np.concatenate([np.full((N, labels), 7, np.uint8), planes.reshape(N, -1)], axis=1)
+    path = tmp_path / "data_batch_1.bin"
+    path.write_bytes(rows.tobytes())
+    items = plan.gather([str(path)], SUFFIXES)
+    assert [item.name for item in items] == [f"{i:08}" for i in range(N)]
+    read = np.stack([reading.read(item.opens, 3, (32, 32))[0] for item in items])
+    assert (read == planes.transpose(0, 2, 3, 1)).all()
+
+
+def test_a_name_is_the_key(tmp_path: Path) -> None:
+    files = {"a/1.left.png": b"", "a/1.right.PNG": b"", "a/1.json": b"", "b.c/2.jpg": b"", "b.c/.hidden.png": b""}
+    items = plan.gather([str(write_tar(tmp_path / "x.tar", files))], SUFFIXES)
+    assert [item.name for item in items] == ["a/1.left", "a/1.right", "b.c/2"]
+    assert items[2].source == f"{tmp_path}/x.tar::b.c/2.jpg"
+    both = plan.gather([str(write_tar(tmp_path / "y.tar", {"1.jpg": b"", "1.png": b""}))], SUFFIXES)
+    assert [item.name for item in plan.name_apart(both)[0]] == ["1.jpg", "1.png"]
+    one, two = (write_parquet(tmp_path / n, [b"x"] * 5) for n in ("train-0.parquet", "train-1.parquet"))
+    assert plan.gather([str(one)], SUFFIXES)[4].name == "00000004"
+    for named in ([str(one), str(two)], [f"{tmp_path}/*.parquet"]):
+        assert [i.name for i in plan.gather(named, (*SUFFIXES, ".parquet") if len(named) > 1 else SUFFIXES)][4:6] == [
+            "train-0/00000004",
+            "train-1/00000000",
+        ]
+    keyed = write_parquet(tmp_path / "keyed.parquet", [b"x"], __key__=["a/b"])
+    assert [item.name for item in plan.gather([str(keyed)], SUFFIXES)] == ["a/b"]
+
+
+def test_captions_come_with_the_images(tmp_path: Path) -> None:
+    for path in (
+        write_tar(tmp_path / "x.tar", samples()),
+        write_parquet(tmp_path / "x.parquet", [png(x) for x in PIXELS], text=[f"number  {i}" for i in range(N)]),
+    ):
+        assert datasets.load(path, 1, (16, 16), captions=True).captions == tuple(f"number {i}" for i in range(N))
+    files = {"1.json": json.dumps({"caption": "first"}).encode(), "1.png": png(PIXELS[0]), "2.png": png(PIXELS[1])}
+    found = datasets.load(write_tar(tmp_path / "y.tar", files), 1, (16, 16), captions=True)
+    assert found.captions == ("first", None)
+
+
+def hostile(tmp_path: Path) -> dict[str, Path]:
+    whole = write_tar(tmp_path / "whole.tar", samples()).read_bytes()
+    out = {}
+    for name, data in {
+        "cut": whole[: len(whole) // 2],
+        "member": whole[: 512 + 100],
+        "ends": whole[: whole.rindex(b"number") + 512],
+        "empty": b"",
+        "noise": bytes(range(256)) * 8,
+        "header": whole[:1024] + b"\xff" * 512 + whole[1536:],
+    }.items():
+        out[name] = tmp_path / f"{name}.tar"
+        out[name].write_bytes(data)
+    for name in ("../up.png", "/etc/x.png", "a\nb.png", f"{'x' * 250}.png"):
+        out[name] = write_tar(tmp_path / f"{len(out)}.tar", {name: b""})
+    parquet = write_parquet(tmp_path / "p.parquet", [b"x"] * 9).read_bytes()
+    out["parquet"] = tmp_path / "cut.parquet"
+    out["parquet"].write_bytes(parquet[: len(parquet) // 2])
+    out["words"] = write_parquet(tmp_path / "words.parquet", ["a"], "text")
+    out["two"] = write_parquet(tmp_path / "two.parquet", [b"a"], "first", second=[b"b"])
+    return out
+
+
+def test_what_is_damaged_or_hostile_is_one_line(tmp_path: Path, invoke: Invoke, model_folder: Path) -> None:
+    for name, path in hostile(tmp_path).items():
+        with pytest.raises(FileError):
+            list(archives.members(str(path), SUFFIXES))
+        if name in ("cut", "parquet", "words"):
+            assert path.name in invoke("encode", path, "-m", model_folder, "-o", "out").failed(3)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "x.tar.gz").touch()
+    with pytest.raises(UsageError, match="is packed"):
+        plan.gather([str(tmp_path / "x.tar.gz")], SUFFIXES)
+    with pytest.raises(DDIMError, match="nothing to work on"):
+        plan.gather([str(write_tar(tmp_path / "texts.tar", {"1.txt": b"a"}))], SUFFIXES)
+
+
+def test_a_path_in_a_row_is_never_followed(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(png(PIXELS[0]))
+    rows: list[object] = [
+        {"bytes": None, "path": str(tmp_path / "secret.png")},
+        {"bytes": png(PIXELS[1]), "path": None},
+    ]
+    first, second = plan.gather([str(write_parquet(tmp_path / "x.parquet", rows))], SUFFIXES)
+    with pytest.raises(FileError, match="not followed"):
+        reading.read(first.opens, 1, (16, 16))
+    assert (reading.read(second.opens, 1, (16, 16))[0][..., 0] == PIXELS[1]).all()
+
+
+def test_encode_makes_of_a_tar_what_it_makes_of_its_files(tmp_path: Path, invoke: Invoke, model_folder: Path) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for i, pixels in enumerate(PIXELS):
+        (folder / f"{i:04}.png").write_bytes(png(pixels))
+    files = {**samples(), "bad.png": b"no image"}
+    write_tar(tmp_path / "x.tar", files)
+    how = ("-m", model_folder, "--steps", 2, "--batch-size", 4)
+    invoke("encode", "files", "-o", "a", *how).ok()
+    message = invoke("encode", "x.tar", "-o", "b", *how).failed(4)
+    assert "1 of 7 failed" in message
+    for i in range(N):
+        one, two = (latent.load(tmp_path / f / f"{i:04}.pt") for f in ("a", "b"))
+        assert (one.xT == two.xT).all()
+        assert two.images[0]["name"] == f"x.tar::{i:04}.png"
+        assert two.images[0]["sha256"] == one.images[0]["sha256"]
+    again = invoke("encode", "x.tar", "-o", "b", *how)
+    assert again.code == 4
+    assert f"there already: {N}" in again.err
+    assert "name a folder" in invoke("encode", "x.tar", *how).err
+    done = invoke("reconstruct", "x.tar", "-m", model_folder, "--steps", 2, "-n", N, "--json").ok()
+    assert json.loads(done.out)["images"] == N
+
+
+def test_a_folder_of_nothing_but_shards_is_their_images(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    for n in range(2):
+        write_tar(tmp_path / "shards" / f"{n:05}.tar", {f"{n}-{i}.png": png(PIXELS[i]) for i in range(2)})
+    assert [i.name for i in plan.gather([str(tmp_path / "shards")], SUFFIXES)] == ["0-0", "0-1", "1-0", "1-1"]
+    (tmp_path / "shards" / "a.png").touch()
+    assert [i.name for i in plan.gather([str(tmp_path / "shards")], SUFFIXES)] == ["a"]
+
+
+@pytest.mark.slow
+def test_what_datasets_and_webdataset_write_is_read(tmp_path: Path) -> None:
+    hf, wds = pytest.importorskip("datasets"), pytest.importorskip("webdataset")
+    made = hf.Dataset.from_dict(
+        {"image": [{"bytes": png(x), "path": None} for x in PIXELS], "text": [f"number {i}" for i in range(N)]}
+    ).cast_column("image", hf.Image())
+    made.save_to_disk(str(tmp_path / "saved"), num_shards=2)
+    made.to_parquet(str(tmp_path / "made.parquet"))
+    hf.DatasetDict({"train": made}).save_to_disk(str(tmp_path / "splits"))
+    with wds.TarWriter(str(tmp_path / "made.tar")) as sink:
+        for i, pixels in enumerate(PIXELS):
+            sink.write({"__key__": f"s/{i:03}", "png": Image.fromarray(pixels), "txt": f"number {i}"})
+    for name in ("saved", "made.parquet", "made.tar", "splits/train"):
+        assert (pixels_of(tmp_path / name) == PIXELS).all(), name
+        found = datasets.load(tmp_path / name, 1, (16, 16), captions=True)
+        assert found.captions == tuple(f"number {i}" for i in range(N))
+    with pytest.raises(UsageError, match="several data sets") as e:
+        plan.gather([str(tmp_path / "splits")], SUFFIXES)
+    assert "splits/train" in e.value.hint
