@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ddimctl import ode
@@ -16,14 +16,16 @@ from ddimctl.arrays import Array, float32, float64, on
 from ddimctl.errors import choose
 from ddimctl.images.levels import check_finite
 from ddimctl.metrics import METRICS
-from ddimctl.model import NOTHING, Condition, Model
+from ddimctl.model import NOTHING, Condition, Model, Pixels
 from ddimctl.ode import Progress
 from ddimctl.recipe import Way
 from ddimctl.solvers import Failure
 
 OF_LATENTS = ("norm", "latent_error", "xT_error")  # reports beside the metrics of images
-REPORTS = (*METRICS, *OF_LATENTS)
-ON_ARRAYS = ("mse", "mse_8bit", "psnr", "max_abs", "wrong_pixels")  # reports that need no torch
+# Where an autoencoder is: what it loses by itself, as mse, and what the ODE does in its space, relative to the states.
+APART = ("autoencoder_mse", "state_error")
+REPORTS = (*METRICS, *OF_LATENTS, *APART)
+ON_ARRAYS = ("mse", "mse_8bit", "psnr", "max_abs", "wrong_pixels", *APART)  # reports that need no torch
 REFERENCE = Way("adaptive", tolerance=1e-5)  # what latent_error compares with
 # How a report's value for each image becomes one number: the mean, but for these.
 COMBINE: dict[str, Callable[[list[float]], float]] = {"wrong_pixels": sum, "max_abs": max}
@@ -73,17 +75,31 @@ def measure(
         choose(dict.fromkeys(REPORTS), name, "report")
     trips = [RoundTrip(way.along(way.path(model.schedule))) for way in ways]
     for x0 in batches:
-        references: dict[float, Array] = {}  # x_T by the adaptive solver, by the level that counts as clean
+        z = model.autoencoder.encode(x0)
+        alone = model.autoencoder.decode(z) if "autoencoder_mse" in reports else None
+        part = Part(x0, z, alone)
         for trip in trips:
             levels = trip.way.levels or ()
-            if "latent_error" in reports and levels[0] not in references:
+            if "latent_error" in reports and levels[0] not in part.references:
                 exactly = REFERENCE.along((levels[0], levels[-1]))
-                references[levels[0]] = ode.encode(model, x0, exactly, condition, batch_size=len(x0)).x
-            _measure(
-                trip, model, x0, reports=reports, reference=references.get(levels[0]), condition=condition, keep=keep,
-                progress=progress,
-            )  # fmt: skip
+                part.references[levels[0]] = ode.encode(_of_states(model), z, exactly, condition, batch_size=len(x0)).x
+            _measure(trip, model, part, reports=reports, condition=condition, keep=keep, progress=progress)
     return trips
+
+
+@dataclass(frozen=True)
+class Part:
+    """A batch of images, and what all ways have to do with."""
+
+    images: Array
+    z: Array  # what the autoencoder makes of them
+    alone: Array | None  # what it makes of that, without the ODE, if that is asked for
+    references: dict[float, Array] = field(default_factory=dict)  # x_T by the adaptive solver, by the lowest level
+
+
+def _of_states(model: Model) -> Model:
+    """The model between states and x_T."""
+    return model if model.autoencoder.digest is None else replace(model, autoencoder=Pixels())
 
 
 def steps(ways: Sequence[Way], reports: Sequence[str]) -> int:
@@ -96,43 +112,48 @@ def steps(ways: Sequence[Way], reports: Sequence[str]) -> int:
 def _measure(
     trip: RoundTrip,
     model: Model,
-    x0: Array,
+    part: Part,
     *,
     reports: Sequence[str],
-    reference: Array | None,
     condition: Condition,
     keep: int,
     progress: Progress,
 ) -> None:
     """Encodes and decodes one batch, and adds what it comes to."""
+    n, states = len(part.images), _of_states(model)
 
-    def up(images: Array) -> ode.Solution:
-        return ode.encode(model, images, trip.way, condition, batch_size=len(x0), progress=progress, check=False)
+    def up(of: Model, x: Array) -> ode.Solution:
+        return ode.encode(of, x, trip.way, condition, batch_size=n, progress=progress, check=False)
 
     begin = time.perf_counter()
-    encoded = up(x0)
+    encoded = up(states, part.z)
     xT = float32(encoded.x)
     decoded = ode.decode(
-        model, xT, trip.way, condition, corrections=encoded.corrections, batch_size=len(x0), progress=progress
+        states, xT, trip.way, condition, corrections=encoded.corrections, batch_size=n, progress=progress
     )
-    check_finite(decoded.x, model.name)
+    images = model.autoencoder.decode(decoded.x)
+    check_finite(images, model.name)
     trip.seconds += time.perf_counter() - begin
     trip.encode_evaluations += encoded.evaluations
     trip.decode_evaluations += decoded.evaluations
     trip.residuals += encoded.residuals or []
     trip.unconverged += len(encoded.unconverged)
     trip.failures += [f for f in encoded.failures or [] if f is not None]
-    trip.shown += list(decoded.x[: max(0, keep - len(trip.shown))])
+    trip.shown += list(images[: max(0, keep - len(trip.shown))])
     for name in reports:
         if name == "norm":
-            found = rms(xT)
+            found = rms(xT).tolist()
         elif name == "latent_error":
-            found = rms(xT - reference)
+            found = rms(xT - part.references[(trip.way.levels or ())[0]]).tolist()
         elif name == "xT_error":
-            found = rms(up(decoded.x).x - xT)
+            found = rms(up(model, images).x - xT).tolist()
+        elif name == "state_error":
+            found = ode.relative(on("cpu", decoded.x), float64(on("cpu", part.z)))
+        elif name == "autoencoder_mse":
+            found = METRICS["mse"](part.images, on("cpu", part.alone)).tolist()
         else:
-            found = METRICS[name](x0, on("cpu", decoded.x))
-        trip.values.setdefault(name, []).extend(found.tolist())
+            found = METRICS[name](part.images, on("cpu", images)).tolist()
+        trip.values.setdefault(name, []).extend(found)
 
 
 def rms(xT: Any) -> Any:

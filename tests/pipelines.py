@@ -184,3 +184,25 @@ def write_flux(folder: Path, distilled: bool = True) -> Path:
         vae=kl(shift_factor=0.2), text_encoder=clip(words), tokenizer=words, text_encoder_2=encoder2, tokenizer_2=words2,
     ).save_pretrained(folder)  # fmt: skip
     return folder
+
+
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "sd": write_stable_diffusion,
+    "zero snr": lambda f: write_stable_diffusion(f, "v_prediction", rescale_betas_zero_snr=True),
+    "xl": write_sdxl,
+    "xl, no zeros": lambda f: write_sdxl(f, force_zeros_for_empty_prompt=False),
+    "vq": write_ldm,
+    "kl": lambda f: write_ldm(f, quantised=False),
+    "sd3": write_sd3,
+    "sd3, no t5": lambda f: write_sd3(f, with_t5=False),
+    "flux": write_flux,
+    "flux, no guidance": lambda f: write_flux(f, distilled=False),
+}
+WRITTEN: dict[str, Path] = {}
+
+
+def folder_of(name: str, factory: Any) -> Path:
+    """The folder of that pipeline, written once a session. Read only: all tests share it."""
+    if name not in WRITTEN:
+        WRITTEN[name] = WRITERS[name](factory.mktemp("family") / "model")
+    return WRITTEN[name]

@@ -92,8 +92,7 @@ def test_names_are_those_of_the_registries() -> None:
     from ddimctl.families import bundled
     from ddimctl.features import KINDS
     from ddimctl.images.fitting import FITS
-    from ddimctl.metrics import METRICS
-    from ddimctl.roundtrip import OF_LATENTS
+    from ddimctl.roundtrip import REPORTS
     from ddimctl.schedule import SPACINGS
     from ddimctl.solvers import SOLVERS
 
@@ -104,7 +103,7 @@ def test_names_are_those_of_the_registries() -> None:
         (names.PRECISIONS, PRECISIONS),
         (names.FITS, FITS),
         (names.FEATURES, KINDS),
-        (names.REPORTS, (*METRICS, *OF_LATENTS)),
+        (names.REPORTS, REPORTS),
     ):
         assert set(known) == set(registry)
     assert list(names.models("")) == bundled()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from ddimctl.errors import UsageError
 from ddimctl.families import flux as flux_family
 from ddimctl.families import load, resized, stable_diffusion_3
 from ddimctl.families.autoencoders import quiet
-from ddimctl.images import writing
+from ddimctl.images import levels, writing
 from ddimctl.model import NOTHING, Condition, Model, Pixels
 from ddimctl.recipe import Way
 
@@ -136,29 +137,24 @@ def flux_sampled(pipe: Any, model: Model, xT: torch.Tensor, steps: int, conditio
 class Case:
     """A family, how its pipeline is asked, and how near the two come."""
 
-    write: Callable[[Path], Path]
     family: str
     compare: Callable[[Made, torch.Tensor, int, Condition], Both] = vp
     conditions: tuple[Condition, ...] = tuple(CONDITIONS)
     most: float = 1e-5
 
 
-def v_of_zero_snr(folder: Path) -> Path:
-    return pipelines.write_stable_diffusion(folder, "v_prediction", rescale_betas_zero_snr=True)
-
-
 TOLD = Condition(prompt=PROMPT, distilled=1.5)
 CASES = {
-    "sd": Case(pipelines.write_stable_diffusion, "stable-diffusion"),
-    "zero snr": Case(v_of_zero_snr, "stable-diffusion", zero_snr),
-    "xl": Case(pipelines.write_sdxl, "stable-diffusion-xl"),
-    "xl, no zeros": Case(lambda f: pipelines.write_sdxl(f, force_zeros_for_empty_prompt=False), "stable-diffusion-xl"),
-    "vq": Case(pipelines.write_ldm, "latent-diffusion", ldm, (NOTHING,)),
-    "kl": Case(lambda f: pipelines.write_ldm(f, quantised=False), "latent-diffusion", ldm, (NOTHING,)),
-    "sd3": Case(pipelines.write_sd3, "stable-diffusion-3", flow, most=1e-4),
-    "sd3, no t5": Case(lambda f: pipelines.write_sd3(f, with_t5=False), "stable-diffusion-3", flow, most=1e-4),
-    "flux": Case(pipelines.write_flux, "flux", flux, (*CONDITIONS, TOLD), 1e-4),
-    "flux, no guidance": Case(lambda f: pipelines.write_flux(f, distilled=False), "flux", flux, most=1e-4),
+    "sd": Case("stable-diffusion"),
+    "zero snr": Case("stable-diffusion", zero_snr),
+    "xl": Case("stable-diffusion-xl"),
+    "xl, no zeros": Case("stable-diffusion-xl"),
+    "vq": Case("latent-diffusion", ldm, (NOTHING,)),
+    "kl": Case("latent-diffusion", ldm, (NOTHING,)),
+    "sd3": Case("stable-diffusion-3", flow, most=1e-4),
+    "sd3, no t5": Case("stable-diffusion-3", flow, most=1e-4),
+    "flux": Case("flux", flux, (*CONDITIONS, TOLD), 1e-4),
+    "flux, no guidance": Case("flux", flux, most=1e-4),
 }
 MADE: dict[str, tuple[Path, Model, Any]] = {}
 
@@ -179,7 +175,7 @@ def both(case: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Mod
     if case not in MADE:
         from diffusers import DiffusionPipeline
 
-        folder = CASES[case].write(tmp_path_factory.mktemp("family") / "model")
+        folder = pipelines.folder_of(case, tmp_path_factory)
         with quiet():
             missing = {"text_encoder_3": None, "tokenizer_3": None} if case == "sd3, no t5" else {}
             pipe: Any = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **missing)
@@ -248,6 +244,35 @@ def test_the_command_line_of_a_flow(
     plain = both("sd", tmp_path_factory)[0]
     assert "not told of guidance" in invoke("sample", "-m", plain, "--distilled", "2").failed(2)
     assert "ends where it was trained" in invoke("sample", "-m", plain, "--sigma-max", "20").failed(2)
+
+
+@pytest.mark.parametrize("name", ["sd", "vq", "flux"])
+def test_what_is_told_of_it(name: str, tmp_path_factory: pytest.TempPathFactory, invoke: Callable[..., Any]) -> None:
+    folder, model, _ = both(name, tmp_path_factory)
+    for command in (["info"], ["models", "show"]):
+        record = json.loads(invoke(*command, folder, "--json").ok().out)
+        assert (record["family"], record["digest"]) == (CASES[name].family, model.digest)
+        assert record["autoencoder"] == model.autoencoder.digest
+    assert "pixels a side" in invoke("info", folder).ok().out
+
+
+def test_the_loss_told_apart(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, invoke: Callable[..., Any]
+) -> None:
+    """Random weights keep nothing of the image; of the states `exact` does."""
+    folder, model, _ = both("sd", tmp_path_factory)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    writing.save_image(tmp_path / "a.png", pixels)
+    asked = ["-m", folder, "--steps", "8", "--solver", "ddim,exact", "--json"]
+    results = json.loads(invoke("reconstruct", "a.png", *asked).ok().out)["results"]
+    ddim, exact = results
+    x0 = levels.to_tensor(pixels[None])
+    alone = model.autoencoder.decode(model.autoencoder.encode(x0))
+    assert (
+        ddim["autoencoder_mse"] == exact["autoencoder_mse"] == pytest.approx(float(((alone - x0) / 2).square().mean()))
+    )
+    assert exact["state_error"] < 1e-3 < ddim["state_error"]
+    assert exact["mse"] == pytest.approx(exact["autoencoder_mse"], rel=1e-2)
 
 
 def test_t5_reads_as_much_as_their_pipelines_have_it_read() -> None:

@@ -53,6 +53,7 @@ def test_it_is_encode_and_decode_by_hand(way: Way) -> None:
     again = ode.encode(model(), down.x, way).x
     expected = {name: f(X0, down.x).tolist() for name, f in metrics.METRICS.items()}
     expected |= {"norm": rms(xT), "latent_error": rms(xT - truth), "xT_error": rms(again - xT)}
+    expected |= {"autoencoder_mse": [0.0] * len(X0), "state_error": ode.relative(down.x, X0.double())}
     assert trip.values.keys() == expected.keys() == set(REPORTS)
     for name, values in expected.items():
         assert trip.values[name] == pytest.approx(values, rel=1e-9, abs=1e-12), name

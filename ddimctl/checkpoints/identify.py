@@ -168,6 +168,12 @@ def pickled_names(data: bytes) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def _in_one_file(pipeline: str) -> str:
+    """How diffusers makes a folder of it, with the configuration of a folder that is here: without one it would ask the
+    hub."""
+    return f"make a folder of it: diffusers.{pipeline}.from_single_file(FILE, config=FOLDER).save_pretrained(OUT)"
+
+
 def content(where: Path, loaded: Any) -> FileError:
     """What to say of a file that loaded but has no layout we read."""
     if not isinstance(loaded, Mapping):
@@ -179,8 +185,15 @@ def content(where: Path, loaded: Any) -> FileError:
     def has(*parts: str) -> bool:
         return any(part in key for key in keys for part in parts)
 
-    if has("first_stage_model.", "cond_stage_model.", "model.diffusion_model.", "conditioner.embedders"):
-        what, hint = "a Stable Diffusion or other latent diffusion checkpoint", NOT_HERE
+    if has("double_blocks.0."):
+        what, hint = "a Flux checkpoint in one file", _in_one_file("FluxPipeline")
+    elif has("joint_blocks.0."):
+        what, hint = "a Stable Diffusion 3 checkpoint in one file", _in_one_file("StableDiffusion3Pipeline")
+    elif has("conditioner.embedders"):
+        what, hint = "a Stable Diffusion XL checkpoint in one file", _in_one_file("StableDiffusionXLPipeline")
+    elif has("first_stage_model.", "cond_stage_model.", "model.diffusion_model."):
+        what = "a Stable Diffusion or other latent diffusion checkpoint in one file"
+        hint = _in_one_file("StableDiffusionPipeline")
     elif has("transformer_blocks", "attn2.to_k", "encoder_hid_proj"):
         what, hint = "a text-conditional (Stable Diffusion) network", NOT_HERE
     elif has("quant_conv", "quantize.embedding", "encoder.down.", "encoder.down_blocks."):

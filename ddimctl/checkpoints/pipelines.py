@@ -134,10 +134,11 @@ def read_config(folder: Path, kind: str, file: str = "config.json") -> dict[str,
 
 def read_weights(folder: Path, stem: str = folders.STEM) -> dict[str, Tensor]:
     """A part's weights in float32: one file or shards, full precision before half. Raises `FileError` if there are none."""
-    names = {p.name for p in folder.iterdir() if p.is_file()}
+    names = {p.name for p in folder.iterdir() if p.is_file() and ".bin" not in p.name}
     files, index = folders.choose_weights(names, folder, stem=stem)
     if not files and not index:
-        raise FileError(f"{folder} has no weights ({stem}.safetensors)", hint="copy or download them too")
+        hint = "only safetensors are read; copy or download them"
+        raise FileError(f"{folder} has no weights ({stem}.safetensors)", hint)
     state = weights.state(weights.load_parts(folder, files, index), str(folder))
     state = {k: w for k, w in state.items() if not k.endswith("position_ids")}  # no weights; older files have them
     odd = sorted({str(w.dtype) for w in state.values() if not w.is_floating_point()})

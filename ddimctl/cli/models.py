@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddimctl.cli import names, options
+from ddimctl.cli import described, names, options
 from ddimctl.cli.console import Console, plain, table
 from ddimctl.cli.groups import flat, group, like
 from ddimctl.cli.help import Command, Group
@@ -144,9 +144,13 @@ def pull(
 def describe(reference: str, what: options.Config, console: Console) -> tuple[str, dict[str, Any]]:
     """What a model is, as text and as a record; what was guessed, as notices. It is not asked for any class."""
     from ddimctl.checkpoints import folders, formats
-    from ddimctl.families import find, pixel
+    from ddimctl.families import family_of, find, pixel
 
     where = find(reference, config=what.config, schedule=what.schedule, guess=what.guess)
+    family = family_of(where.path)
+    if family is not pixel:
+        model = family.load(where.path, where.about, where.said, device="cpu")
+        return described.about(model, licence=folders.licence(where.path))
     checkpoint, folder = formats.read(where.path, where.said), where.about.folder
     facts = pixel.make_module(checkpoint, where.about.name).facts
     report(console, checkpoint)

@@ -19,7 +19,8 @@ KINDS = ("pt", "safetensors", "npy")
 FITS = ("crop", "pad", "stretch")
 FEATURES = ("classifier", "inception")
 REPORTS = (
-    "mse", "mse_8bit", "psnr", "ssim", "max_abs", "wrong_pixels", "norm", "latent_error", "xT_error",
+    "mse", "mse_8bit", "psnr", "ssim", "max_abs", "wrong_pixels", "norm", "latent_error", "xT_error", "autoencoder_mse",
+    "state_error",
 )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ddimctl.roundtrip import RoundTrip
     from ddimctl.runs.plan import Item
 
+REPORTED = "mse,mse_8bit,psnr,wrong_pixels,max_abs"
 GAP = 4  # pixels between them
 SHOWN = 20  # of more images than that, what was done to each is not told without -v
 
@@ -72,7 +73,7 @@ class Reports(options.Said):
             help="What to measure: see the list below, or all.",
             autocompletion=names.some_of(*names.REPORTS, "all"),
         ),
-    ] = "mse,mse_8bit,psnr,wrong_pixels,max_abs"
+    ] = REPORTED
     fail_above: Annotated[
         float | None, typer.Option(metavar="MSE", help="Exit with 5 if any line's mse is above this.")
     ] = None
@@ -97,7 +98,8 @@ def reconstruct(
     Reports: mse (the paper's: per dimension, pixels in 0 to 1), mse_8bit (after rounding to 8 bits), psnr (dB), ssim,
     max_abs (worst pixel, in 8-bit levels, before rounding), wrong_pixels (8-bit values that differ, in all),
     norm (of x_T, divided by the root of its dimension: 1 for noise), latent_error (of x_T itself, against the adaptive
-    solver: root mean square), xT_error (x_T decoded and encoded again: root mean square).
+    solver: root mean square), xT_error (x_T decoded and encoded again: root mean square). Of a model with an autoencoder
+    also autoencoder_mse (what that loses without the ODE) and state_error (what the ODE loses in its space, relative).
 
     Where the paper has a figure for the same number of steps (table 2, CIFAR-10), it stands in the last column. -o writes
     a sheet: original, then for each line its reconstruction and the difference, amplified as far as that line needs.
@@ -115,6 +117,8 @@ def reconstruct(
     if not files.kept and set(reports) <= set(roundtrip.ON_ARRAYS):
         quick = inputs.recall(what, machine, console)
     net = quick or inputs.open_model(what, machine, console)
+    if said.report in (REPORTED, "all") and net.autoencoder.digest is not None:
+        reports += roundtrip.APART
     ways = ways_of(how, net)
     if images or files.from_file:
         batches.tell_left_out(images or [], console)
@@ -278,11 +282,13 @@ def report(
 
 
 def parse_reports(text: str) -> list[str]:
-    """The reports asked for; "all" for every one."""
-    from ddimctl.roundtrip import REPORTS
+    """The reports asked for; "all" for every one that every model has."""
+    from ddimctl.roundtrip import APART, REPORTS
 
     known = {name: name for name in REPORTS}
-    return list(known) if text == "all" else [choose(known, n, "report") for n in options.parse_list(text)]
+    if text == "all":
+        return [name for name in known if name not in APART]
+    return [choose(known, n, "report") for n in options.parse_list(text)]
 
 
 def save_page(
