@@ -108,14 +108,15 @@ def integrate(
     solver: str = DEFAULT_SOLVER,
     *,
     tolerance: float | None = None,
+    mix: Sequence[float] = (),
     progress: Progress = iter,
 ) -> Solution:
     """Solves dx̄ = ε(x̄, σ) dσ along `path` from x̄ at its start: rising levels encode, falling levels decode.
 
-    `tolerance` is for the iterative solvers (see `TOLERANCES`). Raises `UsageError` for an unknown solver, or a tolerance
-    that it has no use for.
+    `tolerance` is for the iterative solvers (see `TOLERANCES`), `mix` for `ab2`. Raises `UsageError` for an unknown solver,
+    or what it has no use for.
     """
-    solve, tolerance = bind(solver, tolerance)
+    solve, tolerance = bind(solver, tolerance, mix)
     calls, result = 0, None
 
     def counted(x: Array, sigma: float | Sequence[float]) -> Array:
@@ -152,7 +153,8 @@ def encode(
     not promise that where decoding magnifies it. Where `way` keeps its path, the corrections come with it. Raises
     `UsageError` where the model has no such way or condition.
     """
-    path, eps = way.path(model.schedule), model.eps(condition)
+    way, eps = way.on(model.schedule), model.eps(condition)
+    path = way.path(model.schedule)
     scale = model.schedule.scale(path[-1])
     if way.keep is not None and way.solver == "adaptive":
         raise UsageError("adaptive takes steps of its own, and has no path to keep", hint="choose another solver")
@@ -169,7 +171,7 @@ def encode(
                     states.append(state)
                 yield state
 
-        solution = integrate(eps, xbar, path, way.solver, tolerance=way.tolerance, progress=watched)
+        solution = integrate(eps, xbar, path, way.solver, tolerance=way.tolerance, mix=way.mix, progress=watched)
         solution = replace(solution, x=solution.x * (1 / scale))
         held = float64(float32(solution.x)) * scale  # what a file holds
         if way.keep is not None:
@@ -236,7 +238,8 @@ def decode(
     `corrections` (N, K + 1, C, H, W), which encoding has given where `way` keeps its path, the way down is DDIM's,
     corrected; see `keeping`. Raises `UsageError` where they do not belong to it.
     """
-    path, eps = way.path(model.schedule), model.eps(condition)
+    way, eps = way.on(model.schedule), model.eps(condition)
+    path = way.path(model.schedule)
     if corrections is not None:
         keeping.check(corrections, len(path) - 1, tuple(xT.shape))
     done = 0
@@ -245,7 +248,9 @@ def decode(
         nonlocal done
         xbar = _state(part, model) * model.schedule.scale(path[-1])
         if corrections is None:
-            solution = integrate(eps, xbar, path[::-1], way.solver, tolerance=way.tolerance, progress=progress)
+            solution = integrate(
+                eps, xbar, path[::-1], way.solver, tolerance=way.tolerance, mix=way.mix, progress=progress
+            )
         else:
             mine = corrections[done : done + len(part)]
             for state in progress(keeping.corrected(eps, xbar, path[::-1], corrections=mine)):

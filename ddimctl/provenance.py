@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ddimctl.keeping import PRECISIONS
+from ddimctl.tuned import MOST
 
 
 def check_provenance(record: Any, n: int) -> None:
@@ -26,6 +27,8 @@ def check_provenance(record: Any, n: int) -> None:
             raise ValueError(f"its provenance has a wrong {name}")
     if record["steps"] != len(record["path"]) - 1:
         raise ValueError("its provenance has another number of steps than levels")
+    if len(record.get("mix") or record["path"][1:]) != record["steps"]:
+        raise ValueError("its provenance has another number of steps than parts to mix")
     for name in EACH:
         if record.get(name) is not None and len(record[name]) != n:
             raise ValueError(f"its provenance has {name} for {len(record[name])} images, not {n}")
@@ -138,6 +141,7 @@ LATER: dict[str, Callable[[Any], bool]] = {  # fields that not every file has
     "autoencoder": _is_name,
     "dither": _all(_is_dither),
     "made": _is_made,
+    "mix": lambda v: _all(_is_number)(v) and all(abs(part) <= MOST for part in v),
     "to_level": lambda v: _is_number(v) and v > 0,
     "condition": lambda v: (
         isinstance(v, dict)

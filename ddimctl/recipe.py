@@ -15,8 +15,8 @@ from ddimctl.dither import read as read_dithers
 from ddimctl.dither import seed_of
 from ddimctl.keeping import Keep
 from ddimctl.model import NOTHING, Condition, Model
-from ddimctl.schedule import Levels, default_spacing
-from ddimctl.solvers import DEFAULT_SOLVER, bind, decoder
+from ddimctl.schedule import Levels, default_spacing, mix
+from ddimctl.solvers import DEFAULT_SOLVER, MIXING, bind, decoder
 
 DEFAULT_STEPS = 20
 # What of an image's record decides about the pixels that the model gets.
@@ -29,7 +29,8 @@ class Way:
 
     `levels`, a rising path of noise levels, stands for what `spacing` and `steps` would give. Where no spacing is named it
     is the solver's own. `to` is the noise level where the way ends, if it leads only a part of it. `keep` is for encoding,
-    and says of what decodes that it goes by the corrections.
+    and says of what decodes that it goes by the corrections. `mix` is for `ab2`, a part for each step; where the levels are
+    not spelled out, a tuned path brings its own.
     """
 
     solver: str = DEFAULT_SOLVER
@@ -39,6 +40,7 @@ class Way:
     levels: tuple[float, ...] | None = None
     to: float | None = None
     keep: Keep | None = None  # how much of the path is kept, so that decoding returns; nothing by default
+    mix: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.spacing:
@@ -52,8 +54,15 @@ class Way:
         return part.path(self.steps, self.spacing)
 
     def along(self, levels: Sequence[float]) -> Way:
-        """The same along these levels."""
-        return replace(self, levels=tuple(levels), steps=len(levels) - 1)
+        """The same along these levels, without a mix, which is of other ones."""
+        return replace(self, levels=tuple(levels), steps=len(levels) - 1, mix=())
+
+    def on(self, schedule: Levels) -> Way:
+        """The same with levels and mix spelled out. Raises `UsageError` where the schedule has none of that kind."""
+        if self.levels is not None:
+            return self if self.solver in MIXING or not self.mix else replace(self, mix=())
+        way = self.along(self.path(schedule))
+        return replace(way, mix=mix(schedule, self.steps, self.spacing)) if self.solver in MIXING else way
 
     def check(self) -> None:
         """Raises `UsageError` for an unknown solver, or a tolerance that it has no use for."""
@@ -89,7 +98,7 @@ class Recipe:
         dither: int | None = None,
     ) -> Recipe:
         """What `model` makes that way. The tolerance is spelled out."""
-        way = replace(way.along(way.path(model.schedule)), tolerance=way.used_tolerance)
+        way = replace(way.on(model.schedule), tolerance=way.used_tolerance)
         if way.keep is not None:
             way = replace(way, keep=way.keep.of(way.steps))
         return cls(
@@ -114,6 +123,7 @@ class Recipe:
             provenance["tolerance"],
             levels,
             provenance.get("to_level"),
+            mix=tuple(float(p) for p in provenance.get("mix") or ()),
         )
         if (kept := provenance.get("keep_path")) is not None:
             way = replace(way, keep=Keep(kept["precision"], kept["steps"]))
@@ -144,6 +154,8 @@ class Recipe:
             out["keep_path"] = asdict(self.way.keep)
         if self.autoencoder is not None:
             out["autoencoder"] = self.autoencoder
+        if self.way.mix:
+            out["mix"] = list(self.way.mix)
         if self.way.to is not None:
             out["to_level"] = self.way.to
         if replace(self.condition, class_label=None) != NOTHING:  # the class stands beside the model

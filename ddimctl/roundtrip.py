@@ -73,7 +73,7 @@ def measure(
     """
     for name in reports:
         choose(dict.fromkeys(REPORTS), name, "report")
-    trips = [RoundTrip(way.along(way.path(model.schedule))) for way in ways]
+    trips = [RoundTrip(way.on(model.schedule)) for way in ways]
     for x0 in batches:
         z = model.autoencoder.encode(x0)
         alone = model.autoencoder.decode(z) if "autoencoder_mse" in reports else None

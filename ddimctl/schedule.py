@@ -15,18 +15,20 @@ import hashlib
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from operator import mul
 from typing import ClassVar
 
 from ddimctl.errors import UsageError, choose
+from ddimctl.tuned import Tuned, between
 
 FLOW_SIGMA_MAX = 100.0  # t = 0.99: far above it what rounding and tolerances leave open is more than the image
 MOST_SIGMA = 1e8
 RHO = 7.0  # Karras et al. 2022, eq. 5
 DEFAULT_SPACING = "karras"
+TUNED = "tuned"  # the spacing that is of a model, not of its schedule alone
 OF_SOLVERS = {"exact": "log"}  # where another spacing is better: each step is as hard as the others
 
 
@@ -44,11 +46,13 @@ def linear_betas(T: int, start: float, end: float) -> list[float]:
 class Schedule:
     """`alpha[t]` for t = 0 … T: starts at 1, falls strictly, stays above 0.
 
-    Where it is `endless`, α_T stands for 0 (zero terminal SNR), and σ(T) for ∞. Raises `ValueError` where it is otherwise.
+    Where it is `endless`, α_T stands for 0 (zero terminal SNR), and σ(T) for ∞. `paths` are those that were tuned to the
+    model whose schedule this is, and no part of what it is. Raises `ValueError` where α is otherwise.
     """
 
     alpha: tuple[float, ...]
     endless: bool = False
+    paths: tuple[Tuned, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         a = self.alpha
@@ -124,11 +128,14 @@ class Schedule:
         return i - 2 + (math.log(sigma) - low) / (high - low)
 
     def path(self, steps: int, spacing: str = DEFAULT_SPACING) -> tuple[float, ...]:
-        """S+1 rising noise levels, so S steps; see `SPACINGS`. Raises `UsageError` unless 1 ≤ S ≤ T."""
+        """S+1 rising noise levels, so S steps; see `SPACINGS`. Raises `UsageError` unless 1 ≤ S ≤ T.
+
+        The spacing `TUNED` is the model's own, and raises `UsageError` where it has none.
+        """
         return _path(self, steps, spacing)
 
     def until(self, sigma: float) -> Schedule:
-        """The same up to a noise level, which is its last: its paths lead part of the way.
+        """The same up to a noise level, which is its last: its paths lead part of the way. No tuned one does.
 
         Raises `UsageError` unless the level lies above σ(1), and no higher than σ(T).
         """
@@ -167,6 +174,7 @@ class FlowSchedule:
     shift: float = 1.0
     sigma_max: float = FLOW_SIGMA_MAX
     growth: tuple[float, float, int] | None = None
+    paths: tuple[Tuned, ...] = field(default=(), compare=False, repr=False)  # as a `Schedule`'s
     T: ClassVar[int] = 1000  # as many levels have names
     endless: ClassVar[bool] = True
     lowest: ClassVar[float] = 0.0  # it was trained on all
@@ -199,14 +207,14 @@ class FlowSchedule:
         """The same with another end. Raises `UsageError` where that makes no sense."""
         if not 1 <= sigma <= MOST_SIGMA:
             raise UsageError(f"--sigma-max {sigma:g} is not possible for a flow", hint=f"1 to {MOST_SIGMA:g} are")
-        return replace(self, sigma_max=float(sigma))
+        return replace(self, sigma_max=float(sigma), paths=())
 
     def until(self, sigma: float) -> FlowSchedule:
         """As `Schedule.until`."""
         if not 0 < sigma <= self.sigma_max * (1 + 1e-9):
             hint = f"this model's levels lie above 0, up to {self.sigma_max:.4g}"
             raise UsageError(f"the noise level {sigma:g} is no part of the way", hint=hint)
-        return replace(self, sigma_max=sigma)
+        return replace(self, sigma_max=sigma, paths=())
 
     def sigma_of(self, strength: float) -> float:
         """As `Schedule.sigma_of`."""
@@ -231,7 +239,7 @@ Levels = Schedule | FlowSchedule
 
 
 def _path(schedule: Levels, steps: int, spacing: str) -> tuple[float, ...]:
-    levels = choose(SPACINGS, spacing, "spacing")
+    levels = choose({**SPACINGS, TUNED: tuned}, spacing, "spacing")
     if not 1 <= steps <= schedule.T or (path := tuple(levels(schedule, steps)))[0] == path[-1]:
         raise UsageError(f"{steps} steps are not possible", hint=f"this model allows 1 to {schedule.T}")
     return path
@@ -295,6 +303,19 @@ def leading(schedule: Levels, steps: int) -> list[float]:
     apart = schedule.T // steps
     offset = 1 if apart > 1 else 0  # where every label is used there is none to leave out
     return [schedule.sigma(offset), *(schedule.sigma(1 + offset + i * apart) for i in range(steps))]
+
+
+def tuned(schedule: Levels, steps: int) -> list[float]:
+    """What was tuned to the model, or lies between: see `between`. Raises `UsageError` where nothing was."""
+    if not schedule.paths:
+        hint = "ddimctl tune makes one in the model's folder, for the whole way; or choose another spacing"
+        raise UsageError("no path was tuned to this model", hint=hint)
+    return list(between(schedule.paths, steps).levels)
+
+
+def mix(schedule: Levels, steps: int, spacing: str) -> tuple[float, ...]:
+    """For each step of that path, the part that `ab2` extrapolates in √(1−α); empty where only log σ counts."""
+    return between(schedule.paths, steps).mix if spacing == TUNED and schedule.paths else ()
 
 
 def _even(schedule: Levels, steps: int, to: Callable[[float], float], *, back: Callable[[float], float]) -> list[float]:

@@ -66,50 +66,48 @@ def ddim(eps: Eps, xbar: Array, path: Sequence[float]) -> States:
     return None
 
 
-def ab2(eps: Eps, xbar: Array, path: Sequence[float]) -> States:
+def ab2(eps: Eps, xbar: Array, path: Sequence[float], *, mix: Sequence[float] = ()) -> States:
     """Two-step exponential Adams–Bashforth. One evaluation a step, order 2.
 
     ε is extrapolated linearly in log σ through the last two levels r and s, and integrated exactly against dσ:
     x̄_t = x̄_s + (t−s) ε_s + (ε_s−ε_r)/log(s/r) · ∫_s^t log(σ/s) dσ. The first step has no r and is DDIM's.
+
+    `mix`, a number for each step of the rising path, is the part of it that is extrapolated in √(1−α) = σ/√(1+σ²) instead:
+    along the exact flow of Gaussian data of variance 1, ε is proportional to that, and ∫ √(1−α) dσ = √(1+σ²).
     """
-    return two_step(eps, xbar, path, weight=by_log)
-
-
-def ab2mix(eps: Eps, xbar: Array, path: Sequence[float]) -> States:
-    """`ab2` with ε extrapolated in two variables at once: 0.3 parts in log σ, 0.7 in √(1−α) = σ/√(1+σ²). Order 2.
-
-    Along the exact flow of Gaussian data of variance 1, ε is proportional to √(1−α); and ∫ √(1−α) dσ = √(1+σ²). The
-    parts are those that lost fewest images at S = 20, with `arsinh` spacing (docs/inversion.md).
-    """
-    return two_step(eps, xbar, path, weight=by_mix)
-
-
-def two_step(eps: Eps, xbar: Array, path: Sequence[float], *, weight: Callable[[float, float, float], float]) -> States:
-    """Euler's method, and from the second step on weight(r, s, t) (ε_s − ε_r) for the slope of ε from s to t."""
+    parts = list(mix) or [0.0] * (len(path) - 1)
+    if path and path[-1] < path[0]:
+        parts.reverse()
     r, eps_r = 0.0, None
-    for s, t in pairwise(path):
+    for (s, t), part in zip(pairwise(path), parts, strict=True):
         eps_s = eps(xbar, s)
         xbar = xbar + (t - s) * eps_s
         if eps_r is not None:
-            xbar = xbar + weight(r, s, t) * (eps_s - eps_r)
+            xbar = xbar + slope(r, s, t, part=part) * (eps_s - eps_r)
         r, eps_r = s, eps_s
         yield xbar
     return None
 
 
-def by_log(r: float, s: float, t: float) -> float:
-    """∫_s^t log(σ/s) dσ / log(s/r); 0 from σ = 0, where log 0 = −∞ leaves no slope."""
-    return integral_log(s, t) / math.log(s / r) if r > 0 and s > 0 else 0.0
+def ab2mix(eps: Eps, xbar: Array, path: Sequence[float]) -> States:
+    """`ab2` with 0.7 parts of √(1−α) in every step. Order 2.
 
-
-def by_mix(r: float, s: float, t: float) -> float:
-    """The same for v = σ/√(1+σ²), ∫_s^t (v(σ)−v(s)) dσ / (v(s)−v(r)), mixed with `by_log` where that is defined."""
-    R, S, T = math.sqrt(1 + r * r), math.sqrt(1 + s * s), math.sqrt(1 + t * t)
-    by_v = (T - S - (t - s) * s / S) / (s / S - r / R)
-    return MIX * by_v + (1 - MIX) * by_log(r, s, t) if r > 0 and s > 0 else by_v
+    The parts are those that lost fewest images at S = 20, with `arsinh` spacing (docs/inversion.md).
+    """
+    return ab2(eps, xbar, path, mix=[MIX] * (len(path) - 1))
 
 
 MIX = 0.7
+
+
+def slope(r: float, s: float, t: float, *, part: float) -> float:
+    """What ε_s − ε_r counts for from s to t: ∫_s^t (f(σ)−f(s)) dσ / (f(s)−f(r)), f = √(1−α) for that part, log for the rest.
+
+    From or to σ = 0, where log 0 = −∞ leaves no slope, log counts for nothing, and any part of √(1−α) is the whole.
+    """
+    R, S, T = math.sqrt(1 + r * r), math.sqrt(1 + s * s), math.sqrt(1 + t * t)
+    in_sine = (T - S - (t - s) * s / S) / (s / S - r / R) if part else 0.0
+    return part * in_sine + (1 - part) * integral_log(s, t) / math.log(s / r) if r > 0 and s > 0 else in_sine
 
 
 def heun(eps: Eps, xbar: Array, path: Sequence[float]) -> States:
@@ -251,9 +249,20 @@ def decoder(solver: str) -> str:
     return "ddim" if solver == "exact" else solver
 
 
-def bind(solver: str, tolerance: float | None) -> tuple[Solver, float | None]:
-    """The solver of that name with its tolerance (its own default where none is given), and that tolerance."""
+MIXING = ("ab2",)  # the solvers that take a mix
+
+
+def bind(solver: str, tolerance: float | None, mix: Sequence[float] = ()) -> tuple[Solver, float | None]:
+    """The solver of that name with its tolerance (its own default where none is given), and that tolerance.
+
+    Raises `UsageError` for an unknown solver, or a tolerance or mix that it has no use for.
+    """
     solve = choose(SOLVERS, solver, "solver")
+    if mix:
+        if solver not in MIXING:
+            raise UsageError(f"the solver {solver} mixes nothing", hint=f"these do: {', '.join(MIXING)}")
+        mixing: Any = solve
+        solve = partial(mixing, mix=mix)
     if solver not in TOLERANCES:
         if tolerance is not None:
             raise UsageError(f"the solver {solver} takes no tolerance", hint=f"these do: {', '.join(TOLERANCES)}")

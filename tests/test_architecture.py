@@ -31,6 +31,7 @@ LAYERS: list[set[str]] = [
     {
         "cache",
         "schedule",
+        "tuned",
         "solvers",
         "implicit",
         "keeping",
@@ -48,7 +49,7 @@ LAYERS: list[set[str]] = [
     {"checkpoints", "engines", "model", "features"},
     {"recipe", "ode", "families", "catalogue"},
     {"provenance"},
-    {"latent", "arithmetic", "bare", "lossless", "origin", "sampling", "roundtrip", "plots", "bench"},
+    {"latent", "arithmetic", "bare", "lossless", "origin", "sampling", "roundtrip", "plots", "bench", "tune"},
     {"evaluate", "notebook", "report", "runs", "training"},
     {"cli", "__main__"},
 ]
@@ -78,6 +79,7 @@ NO_LIBRARY = {
     "files",
     "paper",
     "schedule",
+    "tuned",
     "motion",
     "charts",
     "images",

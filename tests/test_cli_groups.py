@@ -93,12 +93,12 @@ def test_names_are_those_of_the_registries() -> None:
     from ddimctl.features import KINDS
     from ddimctl.images.fitting import FITS
     from ddimctl.roundtrip import REPORTS
-    from ddimctl.schedule import SPACINGS
+    from ddimctl.schedule import SPACINGS, TUNED
     from ddimctl.solvers import SOLVERS
 
     for known, registry in (
         (names.SOLVERS, SOLVERS),
-        (names.SPACINGS, SPACINGS),
+        (names.SPACINGS, [*SPACINGS, TUNED]),
         (names.ENGINES, ENGINES),
         (names.PRECISIONS, PRECISIONS),
         (names.FITS, FITS),

@@ -30,6 +30,7 @@ COMMANDS = {
     "train": "Train a model on images.",
     "bench": "Measure how fast a model is evaluated here.",
     "latent": "Add, average and compare latents.",
+    "tune": "Tune a model's levels: search those, and the weights of the two-step method, that bring images back best.",
     "models": "List, examine, convert and download models.",
 }
 PANEL = "Output"  # where --help stands in a command's help

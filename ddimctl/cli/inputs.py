@@ -196,19 +196,20 @@ def way_back(latent: Latent, model: Model, how: options.OtherHow) -> Way:
     from ddimctl.solvers import SOLVERS
 
     about, way = latent.provenance, latent.recipe.way
-    levels = way.levels or ()
-    if how.steps is not None or how.spacing is not None:
-        s = len(levels) - 1 if how.steps is None else how.steps  # 0 is a number too, and refused
-        schedule = model.schedule if way.to is None else model.schedule.until(way.to)
-        levels = schedule.path(s, way.spacing if how.spacing is None else how.spacing)
-    if not (len(levels) - 1 <= model.schedule.T and levels[-1] <= model.schedule.sigma(model.schedule.T) * (1 + 1e-9)):
-        raise FileError("the latent's noise levels are not the model's", hint="choose others with --steps")
     if about["decoder"] not in SOLVERS and how.solver is None:
         raise FileError(f"the latent was made for a solver that is not known, {about['decoder']!r}")
     solver = how.solver or about["decoder"]
     asked = any(v is not None for v in (how.steps, how.spacing, how.solver, how.tolerance))
     keep = None if asked or latent.recipe.model != model.digest else way.keep
-    return replace(way, solver=solver, tolerance=tolerance_of(way, solver, how), keep=keep).along(levels)
+    way = replace(way, solver=solver, tolerance=tolerance_of(way, solver, how), keep=keep)
+    if how.steps is not None or how.spacing is not None:
+        s = way.steps if how.steps is None else how.steps  # 0 is a number too, and refused
+        way = replace(way, levels=None, mix=(), steps=s, spacing=way.spacing if how.spacing is None else how.spacing)
+    way = way.on(model.schedule)
+    levels = way.levels or ()
+    if not (len(levels) - 1 <= model.schedule.T and levels[-1] <= model.schedule.sigma(model.schedule.T) * (1 + 1e-9)):
+        raise FileError("the latent's noise levels are not the model's", hint="choose others with --steps")
+    return way
 
 
 def tolerance_of(way: Way, solver: str, how: options.OtherHow) -> float | None:
@@ -239,7 +240,7 @@ def refuse_mixture(first: str, a: tuple[Way, Condition], later: str, *, b: tuple
             f"{later} was encoded under another class or prompt than {first}",
             hint="ask for one for all, such as with --class, or encode one of them again",
         )
-    if other.levels != way.levels or other.solver != way.solver:
+    if (other.levels, other.mix, other.solver) != (way.levels, way.mix, way.solver):
         raise FileError(
             f"{later} was made with {describe_way(other)}, {first} with {describe_way(way)}",
             hint="encode one as the other was; or ask for one way for all with --steps, --spacing and --solver",
@@ -363,7 +364,7 @@ def gather_latents(
         net = open_model(what, machine, console)
         s = options.DEFAULT_STEPS if how.steps is None else how.steps
         up = Way(how.solver or options.DEFAULT_SOLVER, how.spacing or "", s)
-        up = back = replace(up.along(up.path(net.schedule)), tolerance=how.tolerance)
+        up = back = replace(up.on(net.schedule), tolerance=how.tolerance)
     up.check()
     # One tolerance for both ways, where both take one: what `exact` encodes, `ddim` decodes.
     back = replace(back, solver=decoder(back.solver))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from ddimctl import files
+from ddimctl import files, tuned
 from ddimctl.catalogue import bundled as bundled
 from ddimctl.checkpoints import Said
 from ddimctl.errors import UsageError
@@ -54,7 +54,9 @@ def load(
 
     found = find(reference, config=config, schedule=schedule, guess=guess)
     where = pytorch.device(device)
-    return family_of(found.path).load(found.path, found.about, found.said, device=where)
+    model = family_of(found.path).load(found.path, found.about, found.said, device=where)
+    paths = tuned.load(found.about.folder, schedule=model.schedule.digest)
+    return replace(model, schedule=replace(model.schedule, paths=paths)) if paths else model
 
 
 def family_of(path: Path) -> Family:

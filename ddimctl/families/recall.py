@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ddimctl import cache, engines
+from ddimctl import cache, engines, tuned
 from ddimctl.checkpoints import folders
 from ddimctl.engines import openvino
 from ddimctl.errors import UsageError
@@ -75,9 +75,10 @@ def recall(reference: str, device: str, *, precision: str = "float32") -> Model 
         folder.resolve().name, reference, folder=folder, classes=known["classes"],
         notes=tuple(known["notes"]), guesses=tuple(known["guesses"]),
     )  # fmt: skip
+    schedule = Schedule(tuple(known["alpha"]), known.get("endless", False))
     return Model(
         engines.make(module, "openvino", precision),
-        Schedule(tuple(known["alpha"]), known.get("endless", False)),
+        replace(schedule, paths=tuned.load(folder, schedule=schedule.digest)),
         image_shape=module.state_shape,
         about=about,
         prediction=known["prediction"],

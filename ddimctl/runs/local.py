@@ -275,9 +275,11 @@ def decoding_key(file: Latent, decoding: Decoding, suffix: str) -> str:
     from ddimctl import latent
     from ddimctl.recipe import read_condition
 
-    model, way = decoding.model, decoding.way
-    levels = way.path(model.schedule)
-    made: list[Any] = [file.provenance, model.digest, levels, way.solver, way.tolerance, suffix, model.network.dtype]
+    model = decoding.model
+    way = decoding.way.on(model.schedule)
+    made: list[Any] = [
+        file.provenance, model.digest, way.levels, way.solver, way.tolerance, suffix, model.network.dtype, *way.mix
+    ]  # fmt: skip
     if decoding.condition != read_condition(file.provenance):
         made.append(repr(decoding.condition))
     kept = file.corrections if way.keep is not None else None
@@ -344,7 +346,7 @@ def made(item: Item, file: Latent, decoding: Decoding) -> list[dict[str, Any]]:
     from ddimctl import origin
 
     of, source = decoding.model, origin.parent(item.source)
-    way = decoding.way.along(decoding.way.path(of.schedule))
+    way = decoding.way.on(of.schedule)
     out = []
     for i, record in enumerate(file.images):
         more: dict[str, Any] = {"latent": i} if len(file.xT) > 1 else {}

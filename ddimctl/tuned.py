@@ -1,0 +1,109 @@
+"""Paths that were tuned to a model, as its folder holds them in ``paths.json``; `tune` makes them.
+
+Each is a list of levels and, for every step, the part of it that `ab2` extrapolates in √(1−α) rather than log σ. A number
+of steps that nobody tuned lies between two that somebody did: log σ and the parts are interpolated along the way, and
+between the two paths in log S. Python floats, no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ddimctl.errors import FileError
+from ddimctl.files import read_bytes
+
+FILE = "paths.json"
+FORMAT = "ddimctl-paths"
+VERSION = 1
+MAX_BYTES = 1 << 22
+MOST = 100.0  # a part of √(1−α) beyond this makes no sense
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tuned path: S + 1 rising levels, S parts, and what is known of it (how it was tuned, what it came to)."""
+
+    levels: tuple[float, ...]
+    mix: tuple[float, ...]
+    about: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        if not len(self.levels) == len(self.mix) + 1 >= 2:
+            raise ValueError("a path has a part for each of its steps")
+        if not all(0 < s < t < math.inf for s, t in pairwise(self.levels)):
+            raise ValueError("the levels of a path rise from above 0")
+        if not all(abs(part) <= MOST for part in self.mix):
+            raise ValueError(f"the parts of a path lie between −{MOST:g} and {MOST:g}")
+
+    @property
+    def steps(self) -> int:
+        return len(self.mix)
+
+
+def between(paths: Sequence[Tuned], steps: int) -> Tuned:
+    """The path of so many steps: the tuned one, or one between its two neighbours; beyond the last, like that one."""
+    below = max((p for p in paths if p.steps <= steps), key=lambda p: p.steps, default=None)
+    above = min((p for p in paths if p.steps >= steps), key=lambda p: p.steps, default=None)
+    a, b = below or above, above or below
+    if a is None or b is None:
+        raise ValueError("no path is tuned")
+    if steps in (a.steps, b.steps):
+        return a if a.steps == steps else b
+    share = math.log(steps / a.steps) / math.log(b.steps / a.steps) if a.steps != b.steps else 0.0
+    (log_a, mix_a), (log_b, mix_b) = _at(a, steps), _at(b, steps)
+    inner = [math.exp((1 - share) * p + share * q) for p, q in zip(log_a, log_b, strict=True)][1:-1]
+    mix = tuple((1 - share) * p + share * q for p, q in zip(mix_a, mix_b, strict=True))
+    return Tuned((a.levels[0], *inner, a.levels[-1]), mix)
+
+
+def _at(path: Tuned, steps: int) -> tuple[list[float], list[float]]:
+    """log σ at the ends, and the parts in the middles, of so many equal steps along a path."""
+    logs = [math.log(s) for s in path.levels]
+    return (
+        [along(logs, path.steps * i / steps) for i in range(steps + 1)],
+        [along(path.mix, path.steps * (i + 0.5) / steps - 0.5) for i in range(steps)],
+    )
+
+
+def along(values: Sequence[float], x: float) -> float:
+    """`values` at 0, 1, 2, …, linearly between; beyond the ends as there."""
+    i = min(max(math.floor(x), 0), max(len(values) - 2, 0))
+    share = min(max(x - i, 0.0), 1.0)
+    return values[i] if share == 0 or len(values) == 1 else (1 - share) * values[i] + share * values[i + 1]
+
+
+def load(folder: Path | None, *, schedule: str) -> tuple[Tuned, ...]:
+    """The paths in a model's folder, tuned with the schedule of that digest; none where there is no such file.
+
+    Raises `FileError` for a file that makes no sense.
+    """
+    file = None if folder is None else folder / FILE
+    if file is None or not file.is_file():
+        return ()
+    try:
+        found = json.loads(read_bytes(file, MAX_BYTES))
+        if (found["format"], found["version"]) != (FORMAT, VERSION):
+            raise ValueError(f"its format is not {FORMAT} {VERSION}")
+        if found["schedule"] != schedule:  # the model was given another
+            return ()
+        paths = [Tuned(tuple(map(float, p["levels"])), tuple(map(float, p["mix"])), p) for p in found["paths"]]
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as e:
+        raise FileError(f"{file} makes no sense: {e}", hint="remove it, or tune the model again") from e
+    return tuple(sorted(paths, key=lambda p: p.steps))
+
+
+def to_bytes(paths: Sequence[Tuned], *, model: str, schedule: str) -> bytes:
+    """The content of the file. `model` and `schedule` are digests."""
+    records = [{"steps": p.steps, "levels": list(p.levels), "mix": list(p.mix), **_rest(p)} for p in paths]
+    found = {"format": FORMAT, "version": VERSION, "model": model, "schedule": schedule, "paths": records}
+    return (json.dumps(found, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _rest(path: Tuned) -> dict[str, Any]:
+    return {k: v for k, v in path.about.items() if k not in ("steps", "levels", "mix")}

@@ -1,0 +1,190 @@
+"""The search for a path: on laws whose ε is known, and as a command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Result
+from problems import Gaussian, Mixture, in_a_network
+
+from ddimctl import tune, tuned
+from ddimctl.errors import UsageError
+from ddimctl.images import writing
+from ddimctl.recipe import Way
+from ddimctl.roundtrip import measure
+from ddimctl.schedule import Schedule
+from ddimctl.tune import Curves, Errors, Problem, search, starts
+from ddimctl.tuned import Tuned
+
+SCHEDULE = Schedule.linear()
+LOW, HIGH = SCHEDULE.sigma(1), SCHEDULE.sigma(SCHEDULE.T)
+
+
+def gaussian(n: int = 6, seed: int = 0) -> Problem:
+    """Data N(0.2, s²) with four widths, and what the exact flow takes it to."""
+    law = Gaussian(0.2, np.array([0.05, 0.2, 0.6, 1.5]).reshape(1, 2, 2))
+    x0 = 0.2 + law.s * np.random.default_rng(seed).standard_normal((n, 1, 2, 2))
+    return Problem(law.eps, SCHEDULE, x0, law.flow(x0, LOW, HIGH) / SCHEDULE.scale(HIGH))
+
+
+def test_the_exact_flow_is_the_reference_and_comes_back() -> None:
+    """Many steps bring every image back, to where the exact flow leads."""
+    fine = Tuned(SCHEDULE.path(800, "log"), (0.0,) * 800)
+    errors = gaussian().errors(fine)
+    assert tune.rms(errors.back).max() < 1e-4
+    assert tune.rms(errors.away).max() < 1e-3
+
+
+def test_numbers_at_knots_are_the_path() -> None:
+    path = Tuned(SCHEDULE.path(7, "karras"), tuple(0.1 * i for i in range(7)))
+    curves = Curves(7, LOW, HIGH)
+    again = curves.path(curves.theta(path))
+    assert again.levels == pytest.approx(path.levels, rel=1e-12)
+    assert again.mix == pytest.approx(path.mix, rel=1e-12)
+    assert (again.levels[0], again.levels[-1]) == (LOW, HIGH)
+    shifted = curves.theta(path) + np.repeat([3.0, 0.0], 7)  # all gaps alike: the ends stay, so nothing changes
+    assert curves.path(shifted).levels == pytest.approx(path.levels, rel=1e-12)
+    assert len(Curves(50, LOW, HIGH).knots) == tune.KNOTS
+    even = Tuned(SCHEDULE.path(50, "log"), (0.4,) * 50)  # straight curves need few knots
+    many = Curves(50, LOW, HIGH)
+    assert many.path(many.theta(even)).levels == pytest.approx(even.levels, rel=1e-12)
+
+
+def test_the_weighted_squares_fall_as_the_score_does() -> None:
+    """The gradient of the squares, as the step of steepest descent shows it, is the score's own."""
+    problem, curves = gaussian(), Curves(3, LOW, HIGH)
+    theta = curves.theta(Tuned(SCHEDULE.path(3, "log"), (0.2,) * 3))
+    errors = problem.errors(curves.path(theta))
+    step = tune.descent(theta, errors, lambda t: problem.errors(curves.path(t)))
+    huge = 1e9  # so damped a step is the gradient over the square's diagonal
+    h = 1e-4
+    downhill = step(huge)
+    slope = [
+        (problem.errors(curves.path(theta + h * u)).score - problem.errors(curves.path(theta - h * u)).score) / (2 * h)
+        for u in np.eye(6)
+    ]
+    assert (np.sign(downhill) == -np.sign(slope)).all()
+    small = 1e-3 * step(1e-3)
+    fell = problem.errors(curves.path(theta + small)).score - errors.score
+    assert fell == pytest.approx(float(np.dot(slope, small)), rel=0.1)
+    assert fell < 0
+
+
+def test_a_search_beats_every_start_on_images_that_had_no_part_in_it() -> None:
+    problem, other = gaussian(), gaussian(40, seed=1)
+    begin = starts(SCHEDULE, 5)
+    found = list(search(problem, begin, rounds=6))
+    scores = [f.errors.score for f in found]
+    assert scores == sorted(scores, reverse=True)
+    assert [f.round for f in found] == list(range(len(found)))
+    best = min(other.errors(p).score for p in begin)
+    assert other.errors(found[-1].path).score < best - 1  # measured: 2.4 below
+
+
+def test_it_goes_on_where_it_stopped() -> None:
+    problem, begin = gaussian(), starts(SCHEDULE, 4)
+    whole = list(search(problem, begin, rounds=3))
+    first = list(search(problem, begin, rounds=1))[-1]
+    then = list(search(problem, [first.path], rounds=2))
+    assert then[-1].path.levels == pytest.approx(whole[-1].path.levels, rel=1e-3)
+    assert then[0].errors.score == pytest.approx(first.errors.score, rel=1e-9)
+
+
+def test_a_round_costs_a_round_trip_a_knot_and_a_few() -> None:
+    count = 0
+
+    def tick() -> None:
+        nonlocal count
+        count += 1
+
+    begin = starts(SCHEDULE, 4)
+    list(search(gaussian(), begin, rounds=1, tick=tick))
+    assert len(begin) + 2 * 4 + 1 <= count <= len(begin) + 2 * 4 + len(tune.DAMPINGS)
+
+
+def test_no_rounds_choose_the_best_start_and_a_lost_one_never_wins() -> None:
+    problem, begin = gaussian(), starts(SCHEDULE, 6)
+    (found,) = search(problem, begin, rounds=0)
+    assert found.errors.score == pytest.approx(min(problem.errors(p).score for p in begin), rel=1e-9)
+    lost = Errors(np.full((2, 3), np.nan), np.zeros((2, 3)))
+    assert tune._score(lost) == np.inf
+
+
+def test_of_a_model_the_adaptive_solver_is_the_reference() -> None:
+    """Two peaks, so the flow is not linear; the reference is the exact flow's to the solver's tolerance."""
+    law = Mixture()
+    model = in_a_network(law)
+    import torch
+
+    x0 = torch.tensor(np.random.default_rng(0).uniform(-1, 1, (3, 1, 4, 4)))
+    problem = tune.problem(model, x0, batch_size=2)
+    exact = law.flow(x0, LOW, HIGH) / SCHEDULE.scale(HIGH)
+    assert (problem.references - exact).abs().max().item() < 1e-3
+    known = [Tuned(SCHEDULE.path(8, "log"), (0.1,) * 8)]
+    path = list(search(problem, starts(SCHEDULE, 4, known), rounds=1))[-1].path
+    (trip,) = measure(model, [x0], [Way().along(path.levels)])
+    assert trip.total("mse") < 1
+
+
+@pytest.fixture
+def work(tame_folder: Path, tmp_path: Path) -> Path:
+    """A model of one's own, and images it might have been trained on."""
+    shutil.copytree(tame_folder, tmp_path / "own")
+    (tmp_path / "train").mkdir()
+    for i, pixels in enumerate(np.random.default_rng(5).integers(0, 256, (5, 16, 16, 1), dtype=np.uint8)):
+        writing.save_image(tmp_path / "train" / f"{i}.png", pixels)
+    for path in sorted((tmp_path / "own" / "held-out").iterdir())[1:]:
+        path.unlink()
+    return tmp_path
+
+
+def test_the_command_writes_a_path_that_others_use(invoke: Callable[..., Result], work: Path) -> None:
+    command = ("tune", "train", "-m", "own", "--steps", "2,3", "--rounds", 1, "--images", 2, "--engine", "torch")
+    out = json.loads(invoke(*command, "--json").ok().out)
+    assert [p["steps"] for p in out["paths"]] == [2, 3]
+    found = tuned.load(work / "own", schedule=SCHEDULE.digest)
+    assert [list(p.levels) for p in found] == [p["levels"] for p in out["paths"]]
+    for path in found:
+        assert (path.about["images"], path.about["held_out_images"]) == (2, 1)
+        assert set(path.about["held_out"]) == {"tuned", "karras", "log", "arsinh"}
+        assert path.about["held_out"]["tuned"]["mse"] > 0
+    used = invoke(
+        "reconstruct", "-m", "own", "--spacing", "tuned", "--steps", "2,3", "--json", "--engine", "torch"
+    ).ok()
+    mse = [r["mse"] for r in json.loads(used.out)["results"]]
+    assert mse == pytest.approx([p.about["held_out"]["tuned"]["mse"] for p in found], rel=1e-3)
+
+
+def test_it_does_not_search_twice_and_goes_on(invoke: Callable[..., Result], work: Path) -> None:
+    command = ("tune", "train", "-m", "own", "--steps", 2, "--images", 1, "--engine", "torch")
+    invoke(*command, "--rounds", 1).ok()
+    first = (work / "own" / "paths.json").read_bytes()
+    again = invoke(*command, "--rounds", 1).ok()
+    assert "S = 2 is tuned already" in again.err
+    assert (work / "own" / "paths.json").read_bytes() == first
+    invoke(*command, "--rounds", 2).ok()
+    after = json.loads((work / "own" / "paths.json").read_text())["paths"][0]
+    assert after["rounds"] == 2 or after["done"]
+    assert after["score"] <= json.loads(first)["paths"][0]["score"]
+    assert "tuned already" not in invoke(*command, "--rounds", 1, "--force").ok().err
+
+
+def test_what_cannot_be_tuned_is_told(invoke: Callable[..., Result], work: Path) -> None:
+    assert "0 steps" in invoke("tune", "train", "-m", "own", "--steps", "0").failed(2)
+    assert "held out" in invoke("tune", "own/held-out", "-m", "own", "--steps", 2).failed(2)
+    assert "nothing" in invoke("tune", "nothing", "-m", "own", "--steps", 2).failed(2)
+    shutil.rmtree(work / "own" / "held-out")
+    assert "without held-out images" in invoke("tune", "train", "-m", "own", "--steps", 2).failed(2)
+    assert not (work / "own" / "paths.json").exists()
+
+
+def test_curves_of_one_step() -> None:
+    curves = Curves(1, LOW, HIGH)
+    assert curves.path(np.zeros(2)).levels == (LOW, HIGH)
+    with pytest.raises(UsageError):
+        starts(SCHEDULE, 0)

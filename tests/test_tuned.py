@@ -1,0 +1,228 @@
+"""Tuned paths: what lies between them, their file, what a way and a latent make of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Result
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from problems import Gaussian
+
+from ddimctl import latent, load, ode, tuned
+from ddimctl.errors import FileError, UsageError
+from ddimctl.images import writing
+from ddimctl.ode import integrate
+from ddimctl.provenance import check_provenance
+from ddimctl.recipe import Way
+from ddimctl.schedule import Schedule
+from ddimctl.tuned import Tuned, between
+
+PLAIN = Schedule.linear()
+
+
+def path(steps: int, spacing: str = "log", part: float = 0.0) -> Tuned:
+    return Tuned(PLAIN.path(steps, spacing), tuple(part + 0.1 * i for i in range(steps)))
+
+
+def test_a_tuned_number_of_steps_has_its_own_path() -> None:
+    paths = [path(5), path(10, "karras"), path(20)]
+    assert [between(paths, p.steps) for p in paths] == paths
+
+
+@given(st.integers(1, 200))
+def test_between_and_beyond_levels_rise_from_end_to_end(steps: int) -> None:
+    found = between([path(10, "karras"), path(20, "arsinh", 0.5)], steps)
+    assert found.steps == steps  # that they rise, a `Tuned` itself sees to
+    assert (found.levels[0], found.levels[-1]) == (PLAIN.sigma(1), PLAIN.sigma(1000))
+
+
+def test_even_levels_stay_even_and_straight_parts_straight() -> None:
+    """Of paths that are even in log σ, and one part for all, every one between is so too."""
+    paths = [Tuned(PLAIN.path(s, "log"), (0.3,) * s) for s in (5, 20)]
+    for steps in (2, 7, 13, 40):
+        found = between(paths, steps)
+        assert found.levels == pytest.approx(PLAIN.path(steps, "log"), rel=1e-12)
+        assert found.mix == pytest.approx([0.3] * steps, rel=1e-12)
+
+
+def test_half_way_in_log_s_is_the_mean() -> None:
+    a, b = Tuned(PLAIN.path(4, "log"), (0.0,) * 4), Tuned(PLAIN.path(16, "karras"), (1.0,) * 16)
+    found = between([a, b], 8)
+    assert found.mix == pytest.approx([0.5] * 8)
+    middle = math.sqrt(a.levels[2] * b.levels[8])
+    assert found.levels[4] == pytest.approx(middle, rel=1e-12)
+
+
+def test_ab2_with_equal_parts_is_ab2mix_and_without_ab2() -> None:
+    eps, x0 = Gaussian(0.3, 0.5).eps, np.array([[-0.7], [0.9]])
+    for levels in (PLAIN.path(9, "karras"), PLAIN.path(9, "karras")[::-1], PLAIN.path(9, "linear")):
+        same = integrate(eps, x0, levels, "ab2", mix=[0.7] * 9).x
+        assert np.array_equal(same, integrate(eps, x0, levels, "ab2mix").x)
+        assert np.array_equal(integrate(eps, x0, levels, "ab2", mix=[0.0] * 9).x, integrate(eps, x0, levels, "ab2").x)
+
+
+def test_each_step_has_its_part_whichever_way_the_path_runs() -> None:
+    """Only the middle step of three mixes: going up and going down differ from `ab2` from there on, as by hand."""
+    eps, x0, levels = Gaussian(0.3, 0.5).eps, np.array([[0.9]]), (0.5, 1.0, 2.0, 4.0)
+    v = [s / math.sqrt(1 + s * s) for s in levels]
+
+    def by_hand(order: list[int]) -> list[float]:
+        x, out = 0.9, []
+        before: float | None = None
+        for k, (i, j) in enumerate(zip(order, order[1:], strict=False)):
+            s, t = levels[i], levels[j]
+            e = float(eps(np.array([[x]]), s)[0, 0])
+            x += (t - s) * e
+            if before is not None:
+                r, old = levels[order[k - 1]], before
+                log = (t * math.log(t / s) - (t - s)) / math.log(s / r)
+                sine = (math.hypot(1, t) - math.hypot(1, s) - (t - s) * v[i]) / (v[i] - v[order[k - 1]])
+                x += (sine if {i, j} == {1, 2} else log) * (e - old)
+            before = e
+            out.append(x)
+        return out
+
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0]):
+        states: list[Any] = []
+
+        def kept(steps: Any, states: list[Any] = states) -> Any:
+            for state in steps:
+                states.append(state)
+                yield state
+
+        integrate(eps, x0, [levels[i] for i in order], "ab2", mix=(0.0, 1.0, 0.0), progress=kept)
+        assert [float(s[0, 0]) for s in states] == pytest.approx(by_hand(order), rel=1e-12)
+
+
+def test_a_mix_fits_its_path_and_its_solver() -> None:
+    eps, x0 = Gaussian(0.3, 0.5).eps, np.array([[0.9]])
+    with pytest.raises(UsageError, match="ddim mixes nothing"):
+        integrate(eps, x0, (0.5, 1.0), "ddim", mix=(0.5,))
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        integrate(eps, x0, (0.5, 1.0), "ab2", mix=(0.5, 0.5))
+
+
+def test_a_way_brings_the_mix_of_a_tuned_path_and_drops_one_that_is_of_other_levels() -> None:
+    schedule = replace(PLAIN, paths=(path(5),))
+    way = Way(spacing="tuned", steps=5).on(schedule)
+    assert (way.levels, way.mix) == (path(5).levels, path(5).mix)
+    assert way.on(PLAIN) == way  # what is spelled out needs no file
+    assert replace(way, solver="ddim").on(PLAIN).mix == ()
+    assert Way("exact", "tuned", 5).on(schedule).mix == ()
+    assert way.along((0.1, 1.0)).mix == ()
+    assert Way(steps=5).on(schedule).mix == ()
+    assert schedule == PLAIN
+    assert schedule.digest == PLAIN.digest
+    for without in (PLAIN, schedule.until(2.0)):
+        with pytest.raises(UsageError, match="no path was tuned"):
+            Way(spacing="tuned", steps=5).path(without)
+
+
+def test_the_file_gives_back_what_was_written(tmp_path: Path) -> None:
+    paths = [replace(path(s), about={"score": -1.5, "rounds": 3}) for s in (5, 10)]
+    (tmp_path / "paths.json").write_bytes(tuned.to_bytes(paths, model="m", schedule=PLAIN.digest))
+    found = tuned.load(tmp_path, schedule=PLAIN.digest)
+    assert list(found) == paths
+    assert [p.about["score"] for p in found] == [-1.5, -1.5]
+    assert tuned.to_bytes(found, model="m", schedule=PLAIN.digest) == (tmp_path / "paths.json").read_bytes()
+    assert tuned.load(tmp_path, schedule="0" * 64) == ()  # the model was given another
+    assert tuned.load(None, schedule="") == tuned.load(tmp_path / "nothing", schedule="") == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda d: d.update(format="x"), "format"),
+        (lambda d: d.update(version=2), "format"),
+        (lambda d: d["paths"][0].update(levels=[3.0, 2.0, 1.0]), "rise"),
+        (lambda d: d["paths"][0].update(levels=[0.0, 1.0, 2.0]), "rise"),
+        (lambda d: d["paths"][0].update(levels=[0.5, math.nan, 2.0]), "rise"),
+        (lambda d: d["paths"][0].update(levels=[0.5, 1.0, math.inf]), "rise"),
+        (lambda d: d["paths"][0].update(levels=[1.0, 2.0]), "part for each"),
+        (lambda d: d["paths"][0].update(levels=[], mix=[]), "part for each"),
+        (lambda d: d["paths"][0].update(mix=[math.nan, 0.0]), "parts"),
+        (lambda d: d["paths"][0].update(mix=[1e9, 0.0]), "parts"),
+        (lambda d: d["paths"][0].pop("mix"), "mix"),
+        (lambda d: d.update(paths=7), ""),
+    ],
+)
+def test_what_makes_no_sense_is_refused(change: Callable[[Any], Any], why: str, tmp_path: Path) -> None:
+    found = json.loads(tuned.to_bytes([path(2)], model="m", schedule=PLAIN.digest))
+    change(found)
+    (tmp_path / "paths.json").write_text(json.dumps(found))
+    with pytest.raises(FileError, match=rf"paths\.json makes no sense.*{why}"):
+        tuned.load(tmp_path, schedule=PLAIN.digest)
+
+
+@pytest.mark.parametrize("text", ["", "[" * 100_000, "[]", "null", '{"format": "ddimctl-paths"}', "\ufeff"])
+def test_what_is_no_such_file_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "paths.json").write_text(text)
+    with pytest.raises(FileError, match="makes no sense"):
+        tuned.load(tmp_path, schedule=PLAIN.digest)
+
+
+@pytest.fixture
+def own(tame_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the tame model, with a path tuned (by nobody) for 4 and 8 steps."""
+    import shutil
+
+    folder = tmp_path / "own"
+    shutil.copytree(tame_folder, folder)
+    paths = [path(4, "log", 0.3), path(8, "arsinh", -0.3)]
+    (folder / "paths.json").write_bytes(tuned.to_bytes(paths, model="m", schedule=PLAIN.digest))
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 1), dtype=np.uint8)
+    writing.save_image(tmp_path / "a.png", pixels)
+    return folder
+
+
+def test_a_latent_records_levels_and_mix_and_needs_the_file_no_more(
+    invoke: Callable[..., Result], own: Path, tmp_path: Path
+) -> None:
+    model = load(str(own), "cpu")
+    assert [p.steps for p in model.schedule.paths] == [4, 8]
+    invoke("encode", "a.png", "-m", own, "--spacing", "tuned", "--steps", 4, "-o", "a.pt").ok()
+    way = latent.load(tmp_path / "a.pt").recipe.way
+    assert (way.levels, way.mix, way.spacing) == (path(4, "log", 0.3).levels, path(4, "log", 0.3).mix, "tuned")
+    x0 = ode.decode(model, latent.load(tmp_path / "a.pt").xT, way).x
+    assert not np.allclose(x0, ode.decode(model, latent.load(tmp_path / "a.pt").xT, replace(way, mix=())).x)
+    invoke("decode", "a.pt", "-o", "with.png").ok()
+    (own / "paths.json").unlink()
+    invoke("decode", "a.pt", "-o", "without.png").ok()
+    assert np.array_equal(np.asarray(Image.open("with.png")), np.asarray(Image.open("without.png")))
+    assert "no path was tuned" in invoke("decode", "a.pt", "-o", "x.png", "--steps", 5).failed(2)
+    assert "no path was tuned" in invoke("encode", "a.png", "-m", own, "--spacing", "tuned", "-o", "b.pt").failed(2)
+
+
+def test_decoding_otherwise_leaves_the_mix_behind(invoke: Callable[..., Result], own: Path, tmp_path: Path) -> None:
+    invoke("encode", "a.png", "-m", own, "--spacing", "tuned", "--steps", 4, "-o", "a.pt").ok()
+    for options in (["--steps", 6], ["--spacing", "log"], ["--solver", "ddim"], ["--steps", 8, "--spacing", "karras"]):
+        invoke("decode", "a.pt", "-o", "x.png", "--force", *options).ok()
+    invoke("encode", "a.png", "-m", own, "--spacing", "log", "--steps", 4, "-o", "b.pt").ok()  # the levels of a.pt
+    assert latent.load(tmp_path / "b.pt").path == latent.load(tmp_path / "a.pt").path
+    assert "b.pt was made with" in invoke("interpolate", "a.pt", "b.pt", "--frames", 2, "-o", "x.gif").failed(3)
+
+
+def test_a_file_with_a_wrong_mix_is_refused(invoke: Callable[..., Result], own: Path, tmp_path: Path) -> None:
+    invoke("encode", "a.png", "-m", own, "--spacing", "tuned", "--steps", 4, "-o", "a.pt").ok()
+    file = latent.load(tmp_path / "a.pt")
+    for wrong in ([0.1], [0.1, 0.2, 0.3, 1e9], [None] * 4, "0123"):
+        with pytest.raises(ValueError, match="mix"):
+            check_provenance({**file.provenance, "mix": wrong}, 1)
+
+
+def test_reconstruct_and_a_model_without_torch_know_it(
+    invoke: Callable[..., Result], own: Path, tmp_path: Path
+) -> None:
+    command = ("reconstruct", "-m", own, "--spacing", "tuned,log", "--steps", 6, "--json", "-q")
+    out = json.loads(invoke(*command, "--engine", "torch").ok().out)
+    assert [r["spacing"] for r in out["results"]] == ["tuned", "log"]
+    assert out["results"][0]["mse"] != out["results"][1]["mse"]
