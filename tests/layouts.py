@@ -60,20 +60,27 @@ def openai_state(
     learn_sigma: bool = False,
     classes: int = 0,
     seed: int = 0,
+    model_channels: int | None = None,
+    shapes_alone: bool = False,
 ) -> State:
-    """Random weights of OpenAI's U-Net. `attention` lists the resolutions that have it, 0 being the finest."""
+    """Random weights of OpenAI's U-Net. `attention` lists the resolutions that have it, 0 being the finest;
+    `model_channels` are the sinusoid's, where the first resolution has others. With `shapes_alone` nothing is drawn."""
     g = torch.Generator().manual_seed(seed)
     state: State = {}
-    width = 4 * channels[0]
+    sinusoid = model_channels or channels[0]
+    width = 4 * sinusoid
+
+    def draw(*shape: int) -> Tensor:
+        return torch.empty(shape, device="meta") if shapes_alone else torch.randn(shape, generator=g)
 
     def layer(name: str, *shape: int) -> None:
         fan = math.prod(shape[1:])
-        state[f"{name}.weight"] = torch.randn(shape, generator=g) / math.sqrt(fan)
-        state[f"{name}.bias"] = torch.randn(shape[0], generator=g) * 0.1
+        state[f"{name}.weight"] = draw(*shape) / math.sqrt(fan)
+        state[f"{name}.bias"] = draw(shape[0]) * 0.1
 
     def norm(name: str, c: int) -> None:
-        state[f"{name}.weight"] = 1 + 0.1 * torch.randn(c, generator=g)
-        state[f"{name}.bias"] = 0.1 * torch.randn(c, generator=g)
+        state[f"{name}.weight"] = 1 + 0.1 * draw(c)
+        state[f"{name}.bias"] = 0.1 * draw(c)
 
     def resblock(name: str, i: int, o: int) -> None:
         norm(f"{name}.in_layers.0", i)
@@ -89,10 +96,10 @@ def openai_state(
         layer(f"{name}.qkv", 3 * c, c, 1)
         layer(f"{name}.proj_out", c, c, 1)
 
-    layer("time_embed.0", width, channels[0])
+    layer("time_embed.0", width, sinusoid)
     layer("time_embed.2", width, width)
     if classes:
-        state["label_emb.weight"] = torch.randn(classes, width, generator=g)
+        state["label_emb.weight"] = draw(classes, width)
     layer("input_blocks.0.0", channels[0], 3, 3, 3)
     skips, c, k = [channels[0]], channels[0], 1
     for level, o in enumerate(channels):

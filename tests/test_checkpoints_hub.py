@@ -115,6 +115,26 @@ def test_only_what_is_needed_is_downloaded(fake: FakeHub) -> None:
     assert model.about.folder == fake.cache
 
 
+def test_an_id_and_its_clone_are_one_model(fake: FakeHub) -> None:
+    """unet_ema/ comes first in both, online and not."""
+    averaged = write_tiny_model(fake.repo.parent / "averaged", seed=5)
+    shutil.copytree(averaged / "unet", fake.repo / "unet_ema")
+    model = load("someone/tiny", "cpu")
+    assert model.digest == load(str(fake.repo), "cpu").digest == load(str(averaged), "cpu").digest
+    assert "unet_ema/diffusion_pytorch_model.safetensors" in fake.asked
+    assert "unet/diffusion_pytorch_model.safetensors" not in fake.asked
+    fake.online = False
+    assert load("someone/tiny", "cpu").digest == model.digest
+
+
+def test_weights_of_another_name_are_fetched(fake: FakeHub) -> None:
+    (fake.repo / "unet/diffusion_pytorch_model.safetensors").rename(fake.repo / "unet/model.safetensors")
+    for name in ("unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.safetensors"):
+        (fake.repo / name).unlink()
+    assert load("someone/tiny", "cpu").digest == load(str(fake.repo), "cpu").digest
+    assert "unet/model.safetensors" in fake.asked
+
+
 def test_flat_repositories(fake: FakeHub) -> None:
     for path in (fake.repo / "unet").iterdir():
         path.rename(fake.repo / path.name)

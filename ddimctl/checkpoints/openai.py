@@ -52,8 +52,9 @@ ONLY = {
     "context_dim": None,
 }
 IMPROVED = {"diffusion_steps": 4000, "noise_schedule": "cosine", "rescale_timesteps": True, "num_heads": 4}
-LSUN_IMPROVED = {"image_size": 256, "num_heads": 1, "rescale_timesteps": False}
-GUIDED = {"num_head_channels": 64, "noise_schedule": "linear", "rescale_timesteps": False}
+LINEAR = {"diffusion_steps": 1000, "noise_schedule": "linear", "rescale_timesteps": False}
+LSUN_IMPROVED = {**LINEAR, "image_size": 256, "num_heads": 1}
+GUIDED = {**LINEAR, "num_head_channels": 64}
 # The flags of the published files, by the files' names, from the README of both repositories.
 PRESETS: dict[str, dict[str, Any]] = {
     "cifar10_uncond_50M_500K": {**IMPROVED, "image_size": 32},
@@ -64,7 +65,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "lsun_uncond_100M_1200K_bs128": LSUN_IMPROVED,
     "lsun_uncond_100M_2400K_bs64": LSUN_IMPROVED,
     "64x64_diffusion": {**GUIDED, "image_size": 64, "noise_schedule": "cosine", "use_new_attention_order": True},
-    "128x128_diffusion": {"image_size": 128, "num_heads": 4, "rescale_timesteps": False},
+    "128x128_diffusion": {**LINEAR, "image_size": 128, "num_heads": 4},
     "256x256_diffusion": {**GUIDED, "image_size": 256},
     "256x256_diffusion_uncond": {**GUIDED, "image_size": 256},
     "512x512_diffusion": {**GUIDED, "image_size": 512},
