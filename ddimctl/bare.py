@@ -10,14 +10,13 @@ import io
 import math
 import zipfile
 import zlib
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
 from ddimctl import containers, latent, ode
 from ddimctl.errors import FileError
-from ddimctl.files import read_bytes
 from ddimctl.model import NOTHING, Condition, Model
 from ddimctl.recipe import Recipe, Way
 
@@ -25,13 +24,14 @@ NPY = b"\x93NUMPY"
 HINT = "save x_T alone, (C, H, W) or (N, C, H, W), as .npy, .safetensors or .pt"
 
 
-def load(path: Path, model: Model, way: Way, *, condition: Condition = NOTHING) -> latent.Latent:
-    """The tensor in a file as a latent of `model`, to be decoded `way`. Raises `FileError` if it cannot be one."""
+def load(content: tuple[str, bytes], model: Model, way: Way, *, condition: Condition = NOTHING) -> latent.Latent:
+    """The tensor in a file, (its name, its bytes), as a latent of `model`, to be decoded `way`. Raises `FileError` if it
+    cannot be one."""
     import torch
 
-    name = str(path)
-    xT = torch.from_numpy(read(read_bytes(path, latent.MAX_BYTES), name))
-    records = [{"name": path.name} for _ in xT]
+    name, data = content
+    xT = torch.from_numpy(read(data, name))
+    records = [{"name": PurePath(name).name} for _ in xT]
     found = ode.Solution(xT, [0] * len(xT), None, way.used_tolerance)
     return latent.Latent(xT, latent.provenance(model, Recipe.of(model, way, condition), found, records=records))
 

@@ -49,6 +49,15 @@ def values(x: np.ndarray) -> memoryview:
     return x.reshape(-1).view(np.uint8).data
 
 
+def could_be(data: bytes) -> bool:
+    """Whether content of unknown origin begins as one of the containers, rather than as a picture."""
+    try:
+        check_head(data[:8], len(data), "")
+    except FileError:
+        return False
+    return True
+
+
 def to_zip(text: dict[str, str], tensors: Mapping[str, np.ndarray]) -> bytes:
     """What ``torch.save({**text, **tensors})`` makes: a zip of a pickle and the values; without its unchecked padding."""
     out = io.BytesIO()

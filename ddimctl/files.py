@@ -17,10 +17,13 @@ import stat
 import sys
 import tempfile
 from collections.abc import Collection, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
 
 from ddimctl.errors import DDIMError, FileError, UsageError
+from ddimctl.places import is_special as is_special
+from ddimctl.places import is_stdout, is_stream
 
 try:
     import fcntl
@@ -44,7 +47,7 @@ class Held(Protocol):
 def digest(path: Path) -> str | None:
     """SHA-256 of a file's content; None if it cannot be read."""
     try:
-        return sha256(path.read_bytes()) if path.is_file() else None
+        return sha256(path.read_bytes()) if not is_stream(path) and path.is_file() else None
     except OSError:
         return None
 
@@ -61,13 +64,26 @@ def refuse_existing(path: Path, force: bool, makes_folder: bool = False) -> None
     A pipe or a device such as /dev/null may always be written to. A link counts as existing even if it leads nowhere.
     Its folder has to be there, unless the command makes it.
     """
+    if is_stream(path):
+        return
     if path.is_dir():
         raise UsageError(f"{path} is a folder", hint="name a file")
     if os.path.lexists(path) and not force and not is_special(path):
-        raise UsageError(f"{path} exists already", hint="add --force to overwrite it")
+        raise UsageError(f"{path} exists already", hint=f"name another file; --force writes over it ({_told(path)})")
     if not makes_folder and not path.parent.is_dir():
         hint = "a file is called that" if exists(path.parent) else f"make it first: mkdir -p {path.parent}"
         raise UsageError(f"there is no folder {path.parent}", hint=hint)
+
+
+def _told(path: Path) -> str:
+    """What would be lost where `path` were written over: its size and age, or where it leads."""
+    try:
+        if path.is_symlink():
+            return f"a link to {path.readlink()}"
+        about = path.stat()
+    except OSError:
+        return "a link"
+    return f"{about.st_size:,} bytes of {datetime.fromtimestamp(about.st_mtime):%Y-%m-%d %H:%M}"
 
 
 def bundled_folder() -> Path:
@@ -82,15 +98,6 @@ def exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):
         return False
-
-
-def is_special(path: Path) -> bool:
-    """Whether `path` is a pipe, a terminal or a device: something that is written to, never replaced."""
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError):
-        return False
-    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def refuse_special(path: Path) -> None:
@@ -116,10 +123,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         if is_special(path):
             with tempfile.TemporaryDirectory() as folder:
-                temporary = Path(folder) / path.name
+                temporary = Path(folder) / f"stream{path.suffix}"
                 temporary.touch()
                 yield temporary
-                with temporary.open("rb") as source, path.open("wb") as sink:
+                with temporary.open("rb") as source, _sink(path) as sink:
                     shutil.copyfileobj(source, sink)
             return
         target = Path(os.path.realpath(path))
@@ -134,6 +141,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
     except OSError as e:
         raise DDIMError(f"cannot write {path}: {e.strerror or e}") from e
+
+
+@contextlib.contextmanager
+def _sink(path: Path) -> Iterator[BinaryIO]:
+    if not is_stdout(path):
+        with path.open("wb") as f:
+            yield f
+        return
+    sys.stdout.flush()
+    yield sys.stdout.buffer
+    sys.stdout.buffer.flush()
 
 
 @contextlib.contextmanager

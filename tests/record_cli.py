@@ -142,7 +142,7 @@ RUNS: dict[str, dict[str, list[str]]] = {
                   "sample --eta 2", "sample --eta 0.5 --solver ab2", "sample -n 2 --steps 5 --save-noise n.pt -o y.png",
                   "sample --save-noise n.txt -o z.png"],
         "wrong usage": ["sample -n 0", "sample --steps ten", "sample --solver nothing", "sample --spacing nothing",
-                        "sample -m nothing", "sample -o x.pt", "sample -o x.txt", "sample -o -", "sample --seed -1",
+                        "sample -m nothing", "sample -o x.pt", "sample -o x.txt", "sample -o - --json", "sample --seed -1",
                         "sample --tolerance 1e-3", "sample a.png", "sample -m classes", "sample --steps 0"],
     },
     "evaluate": {

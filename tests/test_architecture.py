@@ -27,6 +27,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS: list[set[str]] = [
     {"telemetry"},
     {"", "errors", "version"},
+    {"places"},
     {"files", "paper", "arrays", "remote", "archives"},
     {
         "cache",
@@ -77,6 +78,7 @@ NO_LIBRARY = {
     "version",
     "telemetry",
     "files",
+    "places",
     "paper",
     "schedule",
     "tuned",

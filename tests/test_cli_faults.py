@@ -110,7 +110,7 @@ def test_what_is_not_finite_becomes_no_image(
     done = tiny(*command, *steps, "-m", broken_model)
     assert done.failed(1) == f"the model {broken_model.name} gives values that are not finite"
     assert done.out == ""
-    assert sorted(p.name for p in tmp_path.rglob("*.*")) == latents
+    assert sorted(p.name for p in tmp_path.rglob("*.*") if p.name != "manifest.jsonl") == latents
 
 
 def test_a_batch_counts_what_is_not_finite(
@@ -311,10 +311,10 @@ def test_an_empty_name_is_not_the_folder_one_is_in(command: list[str], tiny: Inv
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
-@pytest.mark.parametrize("command", [["encode", "a.png"], ["decode", "a.pt"], ["sample"], ["train", "."]], ids=str)
-def test_standard_output_is_no_place_for_files(command: list[str], tiny: Invoke, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [["train", "."], ["models", "convert", "x"]], ids=str)
+def test_standard_output_is_no_place_for_folders(command: list[str], tiny: Invoke, tmp_path: Path) -> None:
     done = tiny(*command, "-o", "-")
-    assert "standard output is no place" in done.failed(2)
+    assert "is no place for a folder" in done.failed(2)
     assert "hint: ./-" in done.err
     assert list(tmp_path.iterdir()) == []
 

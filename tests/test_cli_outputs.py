@@ -76,7 +76,12 @@ def test_folders_of_results_are_made(image: Path, invoke: Invoke, model_folder: 
     invoke("decode", "new/latents/a.pt", "-o", "new/images").ok()
     words = ("sample", "-n", 2, "--steps", 2, "-m", model_folder, "-o", "new/samples")
     invoke(*words, "--save-noise", "new/samples/n.pt").ok()
-    assert {p.name for p in (tmp_path / "new" / "samples").iterdir()} == {"000.png", "001.png", "n.pt"}
+    assert {p.name for p in (tmp_path / "new" / "samples").iterdir()} == {
+        "000.png",
+        "001.png",
+        "n.pt",
+        "manifest.jsonl",
+    }
 
 
 def test_the_table_comes_before_the_plot(

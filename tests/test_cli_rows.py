@@ -75,9 +75,9 @@ def test_a_source_that_would_be_written_anyway_may_be(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(b"x")
     targets = local.Targets(tmp_path, ".png", force=True, single=True)
-    assert local._write(path, b"x", targets, sources={sha256(b"x")}) == sha256(b"x")
+    assert local.put(path, b"x", targets, sources={sha256(b"x")}) == sha256(b"x")
     with pytest.raises(UsageError, match="left alone"):
-        local._write(path, b"y", targets, sources={sha256(b"x")})
+        local.put(path, b"y", targets, sources={sha256(b"x")})
     assert path.read_bytes() == b"x"
 
 

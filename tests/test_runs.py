@@ -204,7 +204,7 @@ def test_an_output_that_is_not_the_same_is_not_taken_for_it(encode: Invoke, phot
     said = encode(photos, "-o", "out")
     assert said.failed(4) == "2 of 7 failed"
     assert said.err.count("exists already and is not what this would make") == 2
-    assert said.err.count("hint: add --force to overwrite it") == 1
+    assert said.err.count("hint: name another place with -o; --force writes over it") == 1
     assert changed.read_bytes() == data  # nothing is overwritten without --force
     assert "encoded: 2, there already: 5" in encode(photos, "-o", "out", "--force").ok().err
     assert changed.read_bytes() == made["0.pt"]

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ddimctl import places
 from ddimctl.cli.progress import Meter
 
 T = TypeVar("T")
@@ -23,6 +24,7 @@ class Console:
     quiet: bool = False
     verbose: bool = False
     json: bool = False
+    piped: bool = False  # stdout takes a file
 
     def notice(self, text: str) -> None:
         """Something the user should know; not with -q."""
@@ -34,8 +36,12 @@ class Console:
         if self.verbose and not self.quiet:
             _tell(text)
 
-    def data(self, text: str, record: dict[str, Any]) -> None:
-        """The result: `text`, or `record` as one JSON object with --json, null where it is not finite."""
+    def data(self, text: str, record: dict[str, Any] | list[dict[str, Any]]) -> None:
+        """The result: `text`, or `record` as JSON with --json, null where it is not finite."""
+        if self.piped:
+            if lines := [line for line in text.split("\n") if line not in places.STDOUT]:
+                self.notice("\n".join(lines))
+            return
         line = json.dumps(_finite(record), allow_nan=False) if self.json else text
         print(f"{line}\n", end="")  # in one piece, also unbuffered: whoever reads its first line gets all of it
 

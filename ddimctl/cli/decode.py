@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ddimctl import places
 from ddimctl.cli import batches, inputs, options
 from ddimctl.cli.console import Console
 from ddimctl.cli.groups import flat, group
@@ -40,7 +42,7 @@ class Theirs(options.OtherHow):
 def decode(
     latents: Annotated[
         list[str] | None,
-        typer.Argument(help="Latent files (.pt, .safetensors), folders, archives, patterns or URLs."),
+        typer.Argument(help="Latent files (.pt, .safetensors), folders, archives, patterns, URLs, or -."),
     ] = None,
     *,
     what: options.OtherWhat,
@@ -70,7 +72,8 @@ def decode(
     from ddimctl.runs import local, plan
     from ddimctl.runs.manifest import read_manifest
 
-    console = said.console()
+    files = replace(files, output=places.of_kind(files.output, ".png"))
+    console = said.console(files.output)
     suffixes = latent.SUFFIXES if what.model is None else inputs.BARE_SUFFIXES
     items = batches.items_of(latents or [], files, suffixes, console=console)
     single = batches.is_single(latents or [], items, files)
@@ -144,7 +147,10 @@ def plan_target(
         if is_film:
             return files.output
         if one is None:
-            raise UsageError(f"several images do not fit into one file {files.output}", hint="name a folder with -o")
+            raise UsageError(
+                f"several images do not fit into one file {files.output}",
+                hint="name a folder with -o; with a slash at its end if there is a dot in its name",
+            )
         formats.check_suffix(files.output)
     elif files.output is None and (
         any(Path(a).is_dir() for a in latents) or (one is None and any(i.held for i in items))
@@ -165,11 +171,9 @@ def plan_target(
 
 def decode_one(item: Item, target: Path, models: Opened, *, console: Console) -> None:
     """One latent → one image: a run of one. What is wrong with it is the command's own error."""
-    from dataclasses import replace
-
     from ddimctl.runs import local
 
-    targets = local.Targets(target.parent, target.suffix, single=True)
+    targets = local.Targets(target.parent, target.suffix, single=True, one=target)
     named = replace(item, name=target.name.removesuffix(target.suffix))
     steps = models.way_back(models.load(item.opens), item.source).way.steps
     with console.bar(steps, "decoding") as bar:

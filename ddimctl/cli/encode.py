@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from ddimctl import places
 from ddimctl.cli import batches, inputs, names, options
 from ddimctl.cli.console import Console
 from ddimctl.cli.groups import flat, group
@@ -180,8 +181,8 @@ def encode(
     from ddimctl.runs import films, local
     from ddimctl.runs.work import Encoding
 
-    console = said.console()
-    preprocessing = fit.preprocessing()
+    files = replace(files, output=places.of_kind(files.output, files.suffix))
+    console, preprocessing = said.console(files.output), fit.preprocessing()
     batches.tell_left_out(images or [], console)
     items = batches.items_of(images or [], files, fit.suffixes(), console=console)
     single = batches.is_single(images or [], items, files)
@@ -224,9 +225,11 @@ def plan_target(images: list[str], items: Sequence[Item], files: Kind, *, single
     from ddimctl.images.formats import check_apart
 
     suffix = files.suffix
-    one_file = files.output is not None and files.output.suffix.lower() in latent.WRITTEN and not files.output.is_dir()
-    if files.output is not None and files.output.suffix and not one_file and not files.output.is_dir() and single:
+    one_file = files.output is not None and bool(files.output.suffix) and not files.output.is_dir()
+    if files.output is not None and one_file:
         latent.check_suffix(files.output)
+        if places.is_stream(files.output) and not single:
+            raise UsageError(f"several latents do not fit into {files.output}", hint="name a file or a folder with -o")
     if files.output is None and (any(Path(a).is_dir() for a in images) or (not single and any(i.held for i in items))):
         raise UsageError("a folder of images makes many latents", hint="name a folder for them with -o")
     target = files.output if files.output is not None and one_file else Path()
@@ -303,7 +306,7 @@ def encode_one(
     """One image, or one film, → one file: a run of one. What is wrong with it is the command's own error."""
     from ddimctl.runs import local
 
-    targets = local.Targets(target.parent, target.suffix, single=True)
+    targets = local.Targets(target.parent, target.suffix, single=True, one=target)
     named = replace(item, name=target.name.removesuffix(target.suffix))
     with console.bar(encoding.way.steps * encoding.passes, "encoding") as bar:
         (outcome,) = encode_each([named], targets, encoding, batch_size=size, before={}, progress=bar)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ddimctl import places
 from ddimctl.cli import inputs, looks, models, names, options, pages
-from ddimctl.cli.console import figure, plain, table
+from ddimctl.cli.console import Console, figure, plain, table
 from ddimctl.cli.groups import flat, group, like
-from ddimctl.errors import DDIMError, FileError
+from ddimctl.errors import DDIMError, FileError, SomeFailed, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,9 +34,10 @@ class Drawing(options.Output, looks.Dark, looks.Looks):
 @flat
 def info(
     file: Annotated[
-        str,
+        list[str],
         typer.Argument(
-            help="A latent file, a model, or a picture or film that ddimctl made.", autocompletion=names.models
+            help="Latent files, models, pictures or films that ddimctl made, folders of these, or - for stdin.",
+            autocompletion=names.models,
         ),
     ],
     *,
@@ -43,7 +46,7 @@ def info(
     said: options.Said,
 ) -> None:
     """Tell what a file is: where a latent comes from and how much it resembles noise, what a model is, or how a picture
-    was made.
+    was made. Of several, or of what is in a folder, a table.
 
     Each figure of a latent stands beside what noise of its shape gives: the mean, and the range of 98 % of draws; * marks
     those outside. Few latents of real images are like noise in all of them, and they decode none the worse: see "How much
@@ -51,57 +54,156 @@ def info(
 
     Example: ddimctl info latent.pt
     """
-    console = said.console()
-    if (made := origin_of(file)) is not None:
-        console.data(*about_picture(file, made))
-        return
-    if what.config or what.schedule or what.guess or not inputs.is_latent(file):
-        console.data(*models.describe(file, what, console))
-        return
-    from ddimctl import latent
     from ddimctl.files import refuse_existing
     from ddimctl.images import formats
 
+    files = replace(files, output=places.of_kind(files.output, ".png"))
+    console = said.console(files.output)
+    if len(file) > 1 or is_many(file[0]):
+        if files.output is not None:
+            raise UsageError("-o draws one latent file", hint="name one")
+        table_of(file, what, console)
+        return
+    found = examine(file[0], what, console)
+    x = found.latent
+    if files.output is not None and x is not None:
+        formats.check_suffix(files.output)
+        refuse_existing(files.output, files.force)
+        formats.check_apart(files.output, file)
+    if x is not None:
+        files.check_page([files.output, file[0]], force=files.force)
+    console.data(found.text, found.record)
+    if x is None:
+        return
+    if files.html is not None:
+        about = {k: v for k, v in x.provenance.items() if isinstance(v, str | int | float) or k == "model"}
+        files.write_page(
+            f"Latent {Path(file[0]).name}", found.text.split("\n")[0], pages.of_latent(x, MANY),
+            made=about, record=found.record, side=x.xT.shape[-1], console=console,
+        )  # fmt: skip
+    if files.shows(console):
+        files.print_whole(*portraits_of(x, files.dark))
+    if files.output is not None:
+        drawn = draw(files.output, x) if files.no_labels else draw_portraits(files.output, x, files.dark)
+        console.notice(f"{files.output}: {drawn}, black at -3 and white at 3")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a file is, for people and for machines."""
+
+    text: str
+    record: dict[str, Any]
+    latent: Latent | None = None
+
+
+def examine(file: str, what: options.Config, console: Console) -> Found:
+    """A latent file, a model, or a picture or film that says how it was made; - is standard input. Raises `DDIMError`."""
+    from ddimctl import containers, latent
+    from ddimctl.files import read_stdin
+
+    if file == "-":
+        data = read_stdin(latent.MAX_BYTES)
+        if containers.could_be(data):
+            found = latent.from_bytes(data, file, tensors=False)
+            return Found(*about_latent(found), found)
+        if (made := origin_in(data)) is not None:
+            return Found(*about_picture(file, made))
+        raise FileError("standard input is no latent, and no picture that ddimctl made")
+    if (made := origin_of(file)) is not None:
+        return Found(*about_picture(file, made))
+    if what.config or what.schedule or what.guess or not inputs.is_latent(file):
+        return Found(*models.describe(file, what, console))
     try:
         found = latent.load(Path(file), tensors=False)
     except FileError as e:  # checkpoints have the same suffixes
         try:
-            described = models.describe(file, what, console)
+            return Found(*models.describe(file, what, console))
         except DDIMError as f:
             raise (f if "--config" in f.hint else e) from None  # what lacks only that is a model
-        console.data(*described)
-        return
-    if files.output is not None:
-        formats.check_suffix(files.output)
-        refuse_existing(files.output, files.force)
-        formats.check_apart(files.output, [file])
-    files.check_page([files.output, file], force=files.force)
-    said_text, record = about_latent(found)
-    console.data(said_text, record)
-    if files.html is not None:
-        about = {k: v for k, v in found.provenance.items() if isinstance(v, str | int | float) or k == "model"}
-        files.write_page(
-            f"Latent {Path(file).name}", said_text.split("\n")[0], pages.of_latent(found, MANY),
-            made=about, record=record, side=found.xT.shape[-1], console=console,
-        )  # fmt: skip
-    if files.shows(console):
-        files.print_whole(*portraits_of(found, files.dark))
-    if files.output is not None:
-        drawn = draw(files.output, found) if files.no_labels else draw_portraits(files.output, found, files.dark)
-        console.notice(f"{files.output}: {drawn}, black at -3 and white at 3")
+    return Found(*about_latent(found), found)
+
+
+def is_many(file: str) -> bool:
+    """Whether it is a folder of files, and no model's."""
+    from ddimctl.catalogue import bundled
+    from ddimctl.checkpoints import folders
+
+    return file not in bundled() and Path(file).is_dir() and not folders.recognises(Path(file))
+
+
+def table_of(given: list[str], what: options.Config, console: Console) -> None:
+    """A line a file. Raises `SomeFailed` if some cannot be told of."""
+    from ddimctl.files import find
+    from ddimctl.images.formats import READ_ONLY, SUFFIXES
+
+    pictures = (*SUFFIXES, *READ_ONLY, *FILMS)
+    known = (*inputs.LATENT_SUFFIXES, *pictures)
+    listed = [x for f in given for x in (map(str, find(Path(f), known)) if is_many(f) else [f])]
+    if not listed:
+        raise UsageError(f"{given[0]} holds nothing to tell of", hint=f"looked for {' '.join(known)}")
+    rows, records, failed = [], [], 0
+    for file in listed:
+        try:
+            found = examine(file, what, console)
+        except (FileError, UsageError) as e:
+            if Path(file).suffix.lower() not in pictures or not Path(file).is_file():
+                failed += 1
+                console.notice(f"failed: {e}")
+                continue
+            found = Found("", {"kind": "picture", "made": None})
+        records.append({"file": file, **found.record})
+        rows.append([plain(cell) for cell in (file, *line_of(found.record))])
+    console.data(table(["file", "kind", "images", "size", "model", "made by", "resembles noise"], rows), records)
+    if failed:
+        raise SomeFailed(f"{failed} of {len(listed)} files could not be told of")
+
+
+def line_of(record: dict[str, Any]) -> list[str]:
+    """The cells of a file's line in the table: kind, images, size, model, how it was made, whether it is like noise."""
+    if record["kind"] == "latent":
+        about, shape = record["provenance"], record["shape"]
+        drawn = all("noise" in image for image in about["images"])
+        way = "noise of a seed" if drawn else f"encode, {about['solver']}, {about['spacing']}, {about['steps']} steps"
+        alike = sum(h["verdict"].startswith("like") for h in record["health"])
+        resembles = f"{alike} of {shape[0]}" if shape[0] > 1 else "yes" if alike else "no"
+        return ["latent", str(shape[0]), " x ".join(map(str, shape[1:])), about["model"]["name"], way, resembles]
+    if record["kind"] == "model":
+        size = record["image_size"]
+        sides = " x ".join(map(str, [record["channels"], *size])) if size else "any"
+        return ["model", "-", sides, str(record["name"]), "-", "-"]
+    made = record["made"]
+    if made is None:
+        return ["picture", "1", "-", "-", "it does not say", "-"]
+    model = made.get("model")
+    way = ", ".join(str(made[k]) for k in ("command", "solver", "spacing") if k in made)
+    way += f", {made['steps']} steps" if "steps" in made else ""
+    name = str(model.get("name", "-")) if isinstance(model, dict) else "-"
+    return ["picture", str(made.get("frames", 1)), "-", name, way, "-"]
 
 
 def origin_of(file: str) -> dict[str, Any] | None:
     """How a picture or a film says that it was made; None if it is none, or says nothing."""
+    from ddimctl.files import read_bytes
     from ddimctl.images.formats import READ_ONLY, SUFFIXES
 
     if Path(file).suffix.lower() not in (*SUFFIXES, *READ_ONLY, *FILMS):
         return None
+    from ddimctl.images.reading import MAX_BYTES
+
+    try:
+        return origin_in(read_bytes(Path(file), MAX_BYTES))
+    except DDIMError:  # which will be said of it as of any other file
+        return None
+
+
+def origin_in(data: bytes) -> dict[str, Any] | None:
+    """As `origin_of`, in a file's content."""
     from ddimctl.images import metadata
 
     try:
-        return metadata.find(Path(file))
-    except DDIMError:  # which will be said of it as of any other file
+        return metadata.find_in(data, "a picture")
+    except DDIMError:
         return None
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from ddimctl.cli import inputs, looks, options, pages
+from ddimctl import places
+from ddimctl.cli import gathered, looks, options, pages
 from ddimctl.cli.console import Console, table
 from ddimctl.cli.groups import flat, group, like
 from ddimctl.errors import DDIMError, UsageError
@@ -117,13 +119,14 @@ def interpolate(
     from ddimctl.motion import order
     from ddimctl.runs import work
 
-    console = said.console()
+    files = replace(files, output=places.of_kind(files.output, ".png" if motion.grid else ".gif"))
+    console = said.console(files.output)
     output = target_of(latents, motion, files, console=console)
     seconds, count = lengths(motion)
     rows, columns = options.parse_size(motion.size, "--size") if motion.grid else (1, count)
     sound = None if files.audio is None else read_bytes(files.audio, MAX_SOUND)
     try:
-        keys = inputs.gather_latents(
+        keys = gathered.gather_latents(
             latents, what, how, machine=machine, console=console, force=files.force, outputs=count, dither=motion.dither
         )
     except DDIMError as e:
@@ -195,7 +198,7 @@ def target_of(latents: list[str], motion: Motion, files: Film, *, console: Conso
     return output
 
 
-def tell_of_weak(keys: inputs.Keys, motion: Motion, console: Console) -> None:
+def tell_of_weak(keys: gathered.Keys, motion: Motion, console: Console) -> None:
     """Says which latents are weaker than noise ever is, unless what lies between them is made up for."""
     from ddimctl.health import too_weak
 
@@ -207,7 +210,7 @@ def tell_of_weak(keys: inputs.Keys, motion: Motion, console: Console) -> None:
         )
 
 
-def grid_of(keys: inputs.Keys, motion: Motion, rows: int, *, columns: int) -> tuple[Tensor, dict[int, int]]:
+def grid_of(keys: gathered.Keys, motion: Motion, rows: int, *, columns: int) -> tuple[Tensor, dict[int, int]]:
     """(x_T of the grid, row by row; which of them are the latents themselves, by their number)."""
     from ddimctl.interpolate import INTERPOLANTS, grid
 
@@ -234,7 +237,7 @@ def lengths(motion: Motion) -> tuple[list[float], int]:
 
 
 def frames_of(
-    keys: inputs.Keys,
+    keys: gathered.Keys,
     motion: Motion,
     seconds: Sequence[float],
     *,
@@ -347,6 +350,8 @@ def save_film(
     animation.save_frames(output, pixels[list(shown)], motion.fps, sound=sound, made=made)
     if slow := animation.slowed(output, motion.fps):
         console.notice(slow)
+    if places.is_special(output):
+        return
     reading.allow_pixels(pixels.shape[1] * pixels.shape[2])  # to count what was just written
     distinct = 1 + sum(a != b for a, b in pairwise(shown))
     if output.suffix.lower() in animation.MERGING and (held := animation.count_frames(output)[0]) < distinct:

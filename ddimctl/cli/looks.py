@@ -41,7 +41,7 @@ class Looks(Page):
         """Whether pictures are shown: if that is asked for and stdout is a terminal, on which there is no JSON."""
         from ddimctl.cli import terminal
 
-        return self.show and not console.json and terminal.is_there()
+        return self.show and not console.json and not console.piped and terminal.is_there()
 
     def print_sheet(self, pixels: np.ndarray, columns: int, **words: Any) -> None:
         """Shows images (N, H, W, C) in the terminal, as a sheet; `words` are of `labels.Labels`."""

@@ -71,7 +71,10 @@ def show(model: Reference, what: options.Config, said: options.Said) -> None:
 class Converted(options.Forced):
     """Where the model goes, and what its card says."""
 
-    output: Annotated[Path, like(options.Output, "output", metavar="FOLDER", help="The model folder to make.")]
+    output: Annotated[
+        Path,
+        like(options.Output, "output", parser=options.parse_folder, metavar="FOLDER", help="The model folder to make."),
+    ]
     license_: Annotated[str, typer.Option("--license", metavar="NAME", help="The model's licence, for the card.")] = ""
 
 
@@ -98,7 +101,9 @@ def convert(
     if files.output.exists() and not files.output.is_dir():
         raise UsageError(f"{files.output} is a file", hint="name a folder")
     if files.output.exists() and any(files.output.iterdir()) and not files.force:
-        raise UsageError(f"{files.output} is a folder with something in it", hint="name another, or add --force")
+        raise UsageError(
+            f"{files.output} is a folder with something in it", hint="name another; --force replaces its model"
+        )
     where = find(checkpoint, config=what.config, schedule=what.schedule, guess=what.guess)
     found, name, folder = formats.read(where.path, where.said), where.about.name, where.about.folder
     if folder is not None and folder.resolve() == files.output.resolve():

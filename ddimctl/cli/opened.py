@@ -41,20 +41,26 @@ class Opened:
         self._what, self._how, self._machine, self._console, self._force = what, how, machine, console, force
         self._lock = Lock()  # files are read by several threads
         self._models: dict[str, Model | DDIMError] = {}
-        self._told: set[Path] = set()  # which are bare tensors
+        self._stdin: bytes | None = None
+        self._reading = Lock()
+        self._told: set[str] = set()  # which are bare tensors
 
     def load(self, source: str | Held) -> Latent:
         """A latent; or another program's bare tensor, where the command line names the model that it is of."""
         from ddimctl import bare, latent
         from ddimctl.containers import NotOurs
+        from ddimctl.files import read_bytes
         from ddimctl.recipe import Way
 
-        path = Path(source if isinstance(source, str) else source.name)
+        name = source if isinstance(source, str) else source.name
         try:
-            found = latent.load(path) if isinstance(source, str) else latent.from_bytes(source.read(), source.name)
+            if isinstance(source, str) and name != "-":
+                found = latent.load(Path(name))
+            else:
+                found = latent.from_bytes(self._input() if isinstance(source, str) else source.read(), name)
             if self._scheduler is not None:
                 raise UsageError(
-                    f"{path} is no bare tensor, and says its levels itself", hint="no --from-diffusers then"
+                    f"{name} is no bare tensor, and says its levels itself", hint="no --from-diffusers then"
                 )
             return found
         except NotOurs:
@@ -75,12 +81,26 @@ class Opened:
                 raise model
             if self._scheduler is not None:
                 way = sampled_by(self._scheduler, model, way)
-            if path not in self._told:
+            if name not in self._told:
                 self._console.notice(
-                    f"{path} is a bare tensor, taken for x_T: {steps} steps of {way.solver}, {way.spacing}"
+                    f"{name} is a bare tensor, taken for x_T: {steps} steps of {way.solver}, {way.spacing}"
                 )
-            self._told.add(path)
-        return bare.load(path, model, way, condition=self._what.condition())
+            self._told.add(name)
+        if isinstance(source, str):
+            data = self._input() if name == "-" else read_bytes(Path(name), latent.MAX_BYTES)
+        else:
+            data = source.read()
+        return bare.load((name, data), model, way, condition=self._what.condition())
+
+    def _input(self) -> bytes:
+        """Standard input, which can be read once."""
+        from ddimctl import latent
+        from ddimctl.files import read_stdin
+
+        with self._reading:
+            if self._stdin is None:
+                self._stdin = read_stdin(latent.MAX_BYTES)
+        return self._stdin
 
     def of(self, file: Latent, name: str, *, images: int = 1) -> Model:
         """The model that decodes `file`, ready for about so many `images`.

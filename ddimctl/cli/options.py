@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from typer import Option
 
+from ddimctl import places
 from ddimctl.cli import looks, names
 from ddimctl.cli.console import Console
 from ddimctl.cli.groups import group, like
+from ddimctl.cli.values import parse_folder as parse_folder
+from ddimctl.cli.values import parse_integers as parse_integers
+from ddimctl.cli.values import parse_list as parse_list
+from ddimctl.cli.values import parse_output as parse_output
+from ddimctl.cli.values import parse_path as parse_path
+from ddimctl.cli.values import parse_seeds as parse_seeds
+from ddimctl.cli.values import parse_size as parse_size
 from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,28 +34,11 @@ DEFAULT_STEPS = 20
 DEFAULT_SOLVER = "ab2"
 DEFAULT_SPACING = "karras"
 DEFAULT_BATCH = 64
-MAX_SEEDS = 1_000_000  # in one list
 DEFAULT_MAX_PIXELS = 100_000_000
 
 MODEL_HELP = "A bundled model's name, a model folder, a checkpoint file, or a hub id (OWNER/NAME)."
 SPACING_HELP = f"Where the noise levels lie: {', '.join(names.SPACINGS)}."
 SOLVER_HELP = f"How the ODE is integrated: {', '.join(names.SOLVERS)}."
-
-
-def parse_path(text: str) -> Path:
-    """A path. Raises `UsageError` on the empty one, which would mean the folder one is in."""
-    if not text:
-        raise UsageError(
-            "an empty name was given", hint="is a variable of the shell not set? . is the folder you are in"
-        )
-    return Path(text)
-
-
-def parse_output(text: str) -> Path:
-    """As `parse_path`, for what is written. Raises `UsageError` on -, too."""
-    if text == "-":
-        raise UsageError("standard output is no place for files", hint="./- would name one that is called so")
-    return parse_path(text)
 
 
 # What
@@ -239,7 +230,8 @@ class Output(Forced):
     """Where the result goes."""
 
     output: Annotated[
-        Path | None, Option("-o", "--output", metavar="PATH", parser=parse_output, help="Where the result goes.")
+        Path | None,
+        Option("-o", "--output", metavar="PATH", parser=parse_output, help="Where the result goes; - is stdout."),
     ] = None
 
 
@@ -344,8 +336,12 @@ class Said:
     quiet: Annotated[bool, Option("-q", "--quiet", help="No notices and no progress bar.")] = False
     verbose: Annotated[bool, Option("-v", "--verbose", help="Say more on stderr.")] = False
 
-    def console(self) -> Console:
-        return Console(self.quiet, self.verbose, self.json)
+    def console(self, output: Path | None = None) -> Console:
+        """Where `output` is standard output, the file alone goes there, and all else to stderr."""
+        piped = places.is_stdout(output)
+        if piped and self.json:
+            raise UsageError("the file and the JSON would both go to standard output", hint="leave one of them away")
+        return Console(self.quiet, self.verbose, self.json, piped)
 
 
 # What the values of options mean
@@ -354,39 +350,3 @@ class Said:
 def default_model() -> str:
     """The model where neither a flag nor a file names one."""
     return os.environ.get("DDIMCTL_MODEL") or DEFAULT_MODEL
-
-
-def parse_list(text: str) -> list[str]:
-    """ "a,b" → ["a", "b"]. Raises `UsageError` if there is nothing in it."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts:
-        raise UsageError(f"{text!r} names nothing", hint="give one name, or several with commas between")
-    return parts
-
-
-def parse_integers(text: str, option: str) -> tuple[int, ...]:
-    """ "1,2,3" → (1, 2, 3)."""
-    try:
-        return tuple(int(p) for p in text.split(","))
-    except ValueError:
-        raise UsageError(f"{option} takes whole numbers with commas between, not {text!r}") from None
-
-
-def parse_seeds(text: str) -> list[int]:
-    """ "1,4,10-20" → [1, 4, 10, …, 20], each once. Raises `UsageError` for what is no list of seeds."""
-    found: list[int] = []
-    for part in parse_list(text):
-        low, dash, high = part.partition("-")
-        ends = [end for end in (low, high if dash else low) if end.isdecimal() and len(end) < 19]
-        if len(ends) < 2 or not int(low) <= int(ends[1]) < int(low) + MAX_SEEDS - len(found):
-            raise UsageError(f"--seed {text!r} makes no sense", hint="such as 7, or 1,4,10-20")
-        found += range(int(low), int(ends[1]) + 1)
-    return list(dict.fromkeys(found))
-
-
-def parse_size(text: str, option: str) -> tuple[int, int]:
-    """ "32" → (32, 32), "48x64" → (48, 64): height × width."""
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(p.isdigit() and 0 < int(p) <= 4096 for p in parts):
-        raise UsageError(f"{option} {text!r} is not a size", hint="such as 32, or 48x64 for height x width")
-    return int(parts[0]), int(parts[-1])

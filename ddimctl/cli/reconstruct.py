@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ddimctl import places
 from ddimctl.cli import batches, inputs, looks, names, options, pages
 from ddimctl.cli.console import Console, figure, table
 from ddimctl.cli.groups import flat, group, like
@@ -109,7 +110,8 @@ def reconstruct(
     from ddimctl import roundtrip
     from ddimctl.images import formats, levels, plugins, sheets
 
-    console = said.console()
+    files = replace(files, output=places.of_kind(files.output, ".png"))
+    console = said.console(files.output)
     preprocessing = fit.preprocessing()
     reports = parse_reports(said.report)
     check_targets(files, said, how, reports=reports)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ddimctl import places
 from ddimctl.cli import inputs, looks, options, pages
 from ddimctl.cli.console import Console, figure, table
 from ddimctl.cli.drawn import Batch, Folder, Row
 from ddimctl.cli.groups import flat, group, like
 from ddimctl.cli.sized import Sized
+from ddimctl.cli.values import MAX_SEEDS
 from ddimctl.errors import UsageError, choose
 
 if TYPE_CHECKING:
@@ -66,7 +69,7 @@ class Sampling(options.Iterating):
         """(seed, number) of every image."""
         seeds = options.parse_seeds(self.seed)
         n = self.n or (DEFAULT_NUMBER if len(seeds) == 1 else 1)
-        if n * len(seeds) > options.MAX_SEEDS:
+        if n * len(seeds) > MAX_SEEDS:
             raise UsageError(f"{n * len(seeds):,} images make no sense", hint="give fewer seeds, or a smaller -n")
         return [(seed, k) for seed in seeds for k in range(n)]
 
@@ -94,15 +97,14 @@ def sample(
     """
     from ddimctl.images import formats, sheets
 
-    console = said.console()
+    files = replace(files, output=places.of_kind(files.output, ".png"))
+    console = said.console(files.output)
     lengths = list(dict.fromkeys(options.parse_integers(how.steps, "--steps")))
     ways = ways_of(how, lengths)
     draws = how.draws()
     n, seeds = len(draws), list(dict.fromkeys(seed for seed, _ in draws))
-    output, is_folder = target_of(files)
+    output, is_folder = target_of(files, console)
     files.check_page([output, files.noise], force=files.force)
-    if files.output is None:
-        console.notice(f"writing {output}")
 
     net = inputs.open_model(what, machine, console)
     formats.check_channels(f"an image of the model {net.name}", net.channels)
@@ -112,9 +114,9 @@ def sample(
     factor = sheets.factor_to_see(net.size)
     if not is_folder:
         files.check_sheet(output, n * len(lengths), net.size, columns=columns, gap=GAP, factor=factor)
+    for way in ways:
+        way.way.path(net.schedule)
     rows = [Row(way) for way in ways]
-    for row in rows:
-        row.how.way.path(net.schedule)
     longest = max(rows, key=lambda row: row.steps)
     net = inputs.start_engine(net, machine, console, work=inputs.evaluations(n, sum(lengths), longest.how.way.solver))
     batch = Batch(net, rows, what.condition(), draws, machine.batch_size, console)
@@ -169,7 +171,7 @@ def ways_of(how: Sampling, lengths: Sequence[int]) -> list[Noising]:
     return ways
 
 
-def target_of(files: Samples) -> tuple[Path, bool]:
+def target_of(files: Samples, console: Console) -> tuple[Path, bool]:
     """(the sheet or the folder, which of the two). Raises `UsageError` for what cannot be written, before any work."""
     from ddimctl import latent
     from ddimctl.files import refuse_existing
@@ -187,6 +189,8 @@ def target_of(files: Samples) -> tuple[Path, bool]:
     if files.noise is not None:
         latent.check_suffix(files.noise)
         refuse_existing(files.noise, files.force, makes_folder=is_folder and files.noise.parent == output)
+    if files.output is None:
+        console.notice(f"writing {output}")
     return output, is_folder
 
 

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 class Folder(options.Forced):
     """Where the model goes."""
 
-    output: Annotated[Path, like(options.Output, "output", metavar="FOLDER", help="The model folder to make.")]
+    output: Annotated[
+        Path,
+        like(options.Output, "output", parser=options.parse_folder, metavar="FOLDER", help="The model folder to make."),
+    ]
 
 
 @group
@@ -242,7 +245,8 @@ def _check_folder(output: Path, *, going_on: bool) -> None:
         raise UsageError(f"{output} is a file", hint="-o names a folder")
     if output.exists() and any(output.iterdir()) and not going_on:
         raise UsageError(
-            f"{output} is a folder with something in it", hint="--resume continues a run, --force starts again there"
+            f"{output} is a folder with something in it",
+            hint="--resume continues a run, --force replaces its model",
         )
 
 

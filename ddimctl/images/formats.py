@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ddimctl.errors import FileError, UsageError
+from ddimctl.places import is_stream
 
 SUFFIXES = {
     ".png": "PNG",
@@ -94,6 +95,8 @@ def check_memory(n: int, size: tuple[int, int], channels: int) -> None:
 
 def check_apart(path: Path, others: Iterable[str | Path]) -> None:
     """Raises `UsageError` if `path` is one of `others`, files that the same command reads or writes, by any name."""
+    if is_stream(path):
+        return
     real = os.path.realpath(path)
     for other in others:
         with contextlib.suppress(ValueError):  # no file could be called that

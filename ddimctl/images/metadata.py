@@ -58,12 +58,16 @@ def find(path: Path) -> dict[str, Any] | None:
 
     Raises `UsageError` if there is no such file, `FileError` if it is none that is known.
     """
-    data = read_bytes(path, MAX_BYTES)
+    return find_in(read_bytes(path, MAX_BYTES), str(path))
+
+
+def find_in(data: bytes, name: str) -> dict[str, Any] | None:
+    """As `find`, in a picture's content; `name` is for messages."""
     if plugins.brands(data) and not (plugins.begins_avif(data) or plugins.begins_heic(data)):
         return parse(_mp4_comment(data))
     with (
-        decoding(str(path)),
-        Image.open(io.BytesIO(data), formats=plugins.formats_for(data, str(path), 1 << 62)) as image,
+        decoding(name),
+        Image.open(io.BytesIO(data), formats=plugins.formats_for(data, name, 1 << 62)) as image,
     ):
         found = image.info.get(KEY) or image.info.get("comment")
         if not found and image.format in ("WEBP", "TIFF"):

@@ -40,9 +40,10 @@ class Targets:
     dry_run: bool = False
     single: bool = False
     beside: bool = False
+    one: Path | None = None  # the single file, where its name is not all that there is to it
 
     def of(self, name: str) -> Path:
-        return self.folder / f"{name}{self.suffix}"
+        return self.one or self.folder / f"{name}{self.suffix}"
 
 
 @dataclass
@@ -197,7 +198,10 @@ def is_whole_and_same(target: Path, records: Sequence[Mapping[str, Any]], encodi
 
 def differs(target: Path) -> UsageError:
     """The one error for an output that is there and is something else."""
-    return UsageError(f"{target} exists already and is not what this would make", hint="add --force to overwrite it")
+    return UsageError(
+        f"{target} exists already and is not what this would make",
+        hint="name another place with -o; --force writes over it",
+    )
 
 
 def refuse_link(target: Path) -> None:

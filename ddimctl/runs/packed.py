@@ -82,7 +82,7 @@ def _held(target: Path, encoding: Encoding) -> deque[Mapping[str, Any]]:
     try:
         found = latent.load(target)
     except FileError as e:
-        raise UsageError(f"{target} exists already and is no latent file", hint="name another, or --force") from e
+        raise UsageError(f"{target} exists already and is no latent file", hint="name another") from e
     if found.recipe != encoding.recipe:
         raise differs(target)
     return deque(of_image(record) for record in found.images)

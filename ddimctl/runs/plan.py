@@ -72,7 +72,7 @@ def gather(arguments: Sequence[str], suffixes: Collection[str]) -> list[Item]:
         if place is None:
             if argument != "-":
                 refuse_special(Path(argument))
-            items.append(Item(argument, _name(PurePath(Path(argument).name))))
+            items.append(Item(argument, "image" if argument == "-" else _name(PurePath(Path(argument).name))))
             continue
         start, found = place
         if not found and (packed := (_search(argument, archives.SUFFIXES) or (start, []))[1]):
