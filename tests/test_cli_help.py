@@ -73,7 +73,7 @@ def completed(invoke: Invoke, *words: str) -> list[str]:
     ("words", "expected"),
     [
         (["encode", "--solver", "ab"], ["ab2", "ab2mix"]),
-        (["encode", "--spacing", "l"], ["linear", "log"]),
+        (["encode", "--spacing", "l"], ["linear", "log", "leading"]),
         (["decode", "--solver", "h"], ["heun"]),
         (["sample", "--spacing", "q"], ["quadratic"]),
         (["reconstruct", "--solver", "ab2,d"], ["ab2,ddim"]),

@@ -22,6 +22,7 @@ COMMANDS = {
     "encode": "Encode images into latents x_T.",
     "decode": "Decode latents into images.",
     "interpolate": "Interpolate between latents with slerp and decode every frame.",
+    "translate": "Encode images as one class, prompt or model, and decode them as another.",
     "reconstruct": "Encode images, decode them again, and report the error.",
     "evaluate": "Measure how good samples are, and what they cost, for every η and number of steps S.",
     "sample": "Make images out of noise.",
