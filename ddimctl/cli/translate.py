@@ -177,7 +177,7 @@ def plan_target(items: Sequence[Item], files: Sheet, *, targets: int) -> Path:
 def open_other(what: From, condition: Condition, machine: options.Machine, *, console: Console) -> Model:
     """The model that decodes."""
     asked = replace(
-        what, model=what.to_model, class_label=condition.class_label, prompt=condition.prompt,
+        what, model=what.to_model or what.model, class_label=condition.class_label, prompt=condition.prompt,
         negative=condition.negative, guidance=condition.guidance, config=None,
     )  # fmt: skip
     return inputs.open_model(asked, machine, console)
