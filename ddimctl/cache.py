@@ -63,14 +63,19 @@ def fetch(key: str, make: Callable[[], bytes]) -> bytes:
     content = load(key)
     if content is None:
         content = make()
-        with contextlib.suppress(DDIMError):  # a full disk, or no right to write
-            make_folder(folder())
-            clean(folder())
-            with atomic_file(folder() / key) as f:
-                f.write(sha256(content).encode())
-                f.write(content)
-            _shrink()
+        store(key, content)
     return content
+
+
+def store(key: str, content: bytes) -> None:
+    """Keeps an entry, whatever was there, where that is possible."""
+    with contextlib.suppress(DDIMError):  # a full disk, or no right to write
+        make_folder(folder())
+        clean(folder())
+        with atomic_file(folder() / key) as f:
+            f.write(sha256(content).encode())
+            f.write(content)
+        _shrink()
 
 
 def _shrink() -> None:

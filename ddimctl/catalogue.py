@@ -67,20 +67,38 @@ def hub_folder() -> Path:
     return Path(home) / "hub"
 
 
-def remember(folder: Path, digest: str) -> None:
-    """Has `here` know the digest of a downloaded model from now on."""
-    if hub_folder() in folder.parents:
-        cache.fetch(_key(folder), digest.encode)
+def remember(place: Path, digest: str) -> None:
+    """Has `remembered` and `used` know a model's folder, or file, from now on. The bundled ones are known anyway."""
+    try:
+        place = place.resolve()
+        if place.parent == bundled_folder().resolve():
+            return
+        cache.fetch(_key(place), digest.encode)
+        if used(digest) is None:
+            cache.store(cache.name("place", digest), os.fsencode(place))
+    except OSError:  # it is gone, or may not be read any more
+        return
+
+
+def used(digest: str) -> Path | None:
+    """Where the model of that digest was when it was used last, if it is still there and the same."""
+    found = cache.load(cache.name("place", digest))
+    place = Path(os.fsdecode(found)) if found else None
+    return place if place is not None and remembered(place) == digest else None
 
 
 def remembered(folder: Path) -> str | None:
-    """The digest of the model in a folder, if it was loaded here since it last changed."""
-    found = cache.load(_key(folder))
+    """The digest of the model in a folder, or in a file, if it was loaded here since it last changed."""
+    try:
+        found = cache.load(_key(folder))
+    except OSError:
+        return None
     return found.decode("ascii", "replace") if found else None
 
 
 def _key(folder: Path) -> str:
-    files = sorted(p for p in folders.network(folder).iterdir() if p.is_file())
+    place = folder.resolve()
+    files = [place] if place.is_file() else sorted(p for p in folders.network(place).iterdir() if p.is_file())
     return cache.name("digest", *((str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files))
 
 

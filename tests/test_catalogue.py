@@ -64,10 +64,17 @@ def test_downloaded_ones_are_listed_as_they_are_asked_for(hub: Path) -> None:
     assert [e.digest for e in here() if e.where == "hub"] == [None]
 
 
-def test_only_what_is_in_the_hubs_cache_is_remembered(hub: Path, tmp_path: Path) -> None:
+def test_what_was_used_is_remembered_while_it_is_the_same(hub: Path, tmp_path: Path) -> None:
     shutil.copytree(FIXTURES / "models/grey", tmp_path / "grey")
     catalogue.remember(tmp_path / "grey", "0" * 64)
+    assert catalogue.remembered(tmp_path / "grey") == "0" * 64
+    assert catalogue.used("0" * 64) == (tmp_path / "grey").resolve()
+    (tmp_path / "grey/unet/config.json").touch()
+    os.utime(tmp_path / "grey/unet/config.json", (1, 1))
     assert catalogue.remembered(tmp_path / "grey") is None
+    assert catalogue.used("0" * 64) is None
+    catalogue.remember(tmp_path / "gone", "1" * 64)
+    assert catalogue.used("1" * 64) is None
 
 
 @pytest.mark.parametrize("damage", ["config", "header", "short", "no weights", "no branch"])

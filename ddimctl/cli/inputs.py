@@ -50,8 +50,7 @@ def open_model(
     if condition.negative is not None and condition.guidance == 1:
         console.notice("the negative prompt does nothing without guidance; 7.5 is usual: --guidance 7.5")
     console.detail(f"{model.name}: {model.network.module.facts.parameters:,} parameters on {model.device}")
-    if model.about.folder is not None:
-        catalogue.remember(model.about.folder, model.digest)
+    catalogue.remember(model.about.folder or Path(model.about.reference), model.digest)
     for note in model.about.notes:
         console.detail(f"{model.name}: {note}")
     return model
@@ -111,8 +110,8 @@ def model_of(
 
     Raises `FileError` if that is not the model that encoded it, unless `force`.
     """
-    from ddimctl.families import bundled, resized
-    from ddimctl.files import exists, is_special
+    from ddimctl.families import located, resized
+    from ddimctl.files import is_special
 
     about = latent.provenance["model"]
     recorded = about["reference"]
@@ -132,10 +131,15 @@ def model_of(
         for told in (recorded, what.config, what.schedule):
             if told is not None and is_special(Path(told)):
                 raise FileError(f"{name} names {told!r}, which is a pipe or a device", hint="name the model with -m")
-        if recorded not in bundled() and not exists(Path(recorded)):
+        found = located.locate(about, None if name == "-" else Path(name).parent)
+        if found.reference is None:
             raise UsageError(
-                f"{name} was encoded with the model {recorded!r}, which is not here", hint="name it with -m"
+                f"{name} was encoded with the model {recorded!r}, which is not here",
+                hint=f"name it with -m; tried: {', '.join(found.tried)}",
             )
+        if found.reference != recorded:
+            console.detail(f"{name}: the model {recorded} is {found.reference}")
+        recorded = found.reference
     model = open_model(what, machine, console, reference=what.model or recorded)
     if model.multiple is not None and len(latent.xT) and latent.xT.shape[1] == model.state_shape[0]:
         model = resized(model, (latent.xT.shape[2] * model.factor, latent.xT.shape[3] * model.factor))
