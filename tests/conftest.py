@@ -134,7 +134,8 @@ def isolated(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, st
     system = ("PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "LD_LIBRARY_PATH")
     kept = {k: v for k, v in os.environ.items() if k in (*system, *processor)}
     fixed = {"HOME": str(home), "LC_ALL": "C.UTF-8", "NO_COLOR": "1", "COLUMNS": "120", "OMP_NUM_THREADS": THREADS}
-    return {**kept, **fixed, "HF_HUB_OFFLINE": "1", **(extra or {})}
+    cache = {"XDG_CACHE_HOME": str(home.with_name(f"{home.name}-cache"))}  # not among what a command makes
+    return {**kept, **fixed, **cache, "HF_HUB_OFFLINE": "1", **(extra or {})}
 
 
 @pytest.fixture

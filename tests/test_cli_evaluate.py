@@ -171,7 +171,7 @@ def test_a_run_that_was_stopped_goes_on_and_comes_to_the_same(
     again = run(*FEW, "--json").ok()
     assert results(again) == results(whole)
     assert total <= sum(evaluations) <= total + 8 * 3  # one chunk at most was made twice
-    here, there = (chunks(p) for p in (Path(".cache/ddimctl"), Path("whole")))
+    here, there = (chunks(p) for p in (Path(os.environ["XDG_CACHE_HOME"], "ddimctl"), Path("whole")))
     assert [c.read_bytes().partition(b"\n")[2] for c in here] == [c.read_bytes().partition(b"\n")[2] for c in there]
 
 

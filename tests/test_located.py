@@ -26,7 +26,7 @@ def encoded(invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def forget(home: Path) -> None:
-    shutil.rmtree(home / ".cache", ignore_errors=True)
+    shutil.rmtree(home.with_name(f"{home.name}-cache"))
 
 
 def test_in_another_folder_it_is_the_one_that_was_used(
