@@ -24,7 +24,7 @@ import pages
 import torch
 from torch import Tensor
 
-from ddimctl import dither, features, frechet, load, ode
+from ddimctl import bottleneck, dither, features, frechet, load, ode
 from ddimctl.images import levels, reading
 from ddimctl.interpolate import INTERPOLANTS
 from ddimctl.model import Model
@@ -43,6 +43,17 @@ def held_out(model: Model) -> Tensor:
     return torch.cat([levels.to_tensor(reading.read(f, model.channels, model.size)[0][None]) for f in files])
 
 
+def features_of(model: Model) -> features.Extractor:
+    """What came with the model: a classifier, or statistics of its own features."""
+    assert model.about.folder is not None
+    file = model.about.folder / features.FILE
+    if features.kind_of(file) == "classifier":
+        return features.load_classifier(file)
+    found = bottleneck.read(file, bottleneck.extractor(model))
+    assert found is not None
+    return found
+
+
 def neighbours(x: Tensor) -> float:
     """The mean difference of neighbouring pixels, in levels."""
     x = levels.nearest(x.double())
@@ -59,14 +70,13 @@ def measure(model: Model, wanted: int) -> tuple[list[dict[str, Any]], dict[str, 
     """A row for each way to interpolate, and what is true of real images."""
     x = held_out(model)
     path = WAY.path(model.schedule)
-    classifier = features.load_classifier(model.about.folder / features.FILE) if model.about.folder else None
-    assert classifier is not None
-    assert classifier.reference is not None
-    reference = classifier.reference
+    extractor = features_of(model)
+    assert extractor.reference is not None
+    reference = extractor.reference
 
     def distance(images: Tensor) -> float:
         pixels = torch.from_numpy(levels.to_pixels(images)).movedim(-1, 1)
-        return frechet.distance(frechet.statistics(classifier.parts(pixels)), reference)
+        return frechet.distance(frechet.statistics(extractor.parts(pixels)), reference)
 
     pairs, rows = pairs_of(len(x), wanted), []
     for seed in (None, 0):

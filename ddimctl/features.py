@@ -30,7 +30,7 @@ FILE = "features.safetensors"
 MAX_BYTES = 64 << 20
 MAX_LAYERS, MAX_WIDTH = 12, 4096  # of a classifier in a file
 BATCH = 250
-KINDS = ("classifier", "inception")
+KINDS = ("classifier", "bottleneck", "inception")
 INCEPTION_SIZE = 2048
 
 
@@ -85,6 +85,52 @@ def save_classifier(path: Path, network: Classifier, reference: Statistics, *, a
     write_bytes(path, save(tensors, metadata={"ddimctl": json.dumps(said, ensure_ascii=False)}))
 
 
+def save_statistics(path: Path, reference: Statistics, about: dict[str, Any]) -> None:
+    """Writes a file of statistics alone: the features are a model's own, see `bottleneck`."""
+    tensors = {"mean": torch.from_numpy(reference.mean), "cov": torch.from_numpy(reference.cov)}
+    said = {**about, "reference_images": reference.n}
+    write_bytes(path, save(tensors, metadata={"ddimctl": json.dumps(said, ensure_ascii=False)}))
+
+
+def load_statistics(path: Path) -> tuple[dict[str, Any], Statistics]:
+    """(what the file says, its statistics) of a file that `save_statistics` wrote. Raises as `load_classifier`."""
+    read_bytes(path, MAX_BYTES)
+    try:
+        with safe_open(path, "pt") as f:
+            about = json.loads((f.metadata() or {})["ddimctl"])
+            mean, cov = (f.get_tensor(name).double().numpy() for name in ("mean", "cov"))
+        d, n = len(mean), about["reference_images"]
+        if about["kind"] != "bottleneck" or not isinstance(about["features"], str) or type(n) is not int or n < 2:
+            raise ValueError("it is none of a model's own features")
+        if mean.shape != (d,) or cov.shape != (d, d) or not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+            raise ValueError("its mean and covariance do not fit")
+        about["floor"] = _floor(about)
+        json.dumps(about, allow_nan=False)
+    except (
+        SafetensorError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RuntimeError
+    ) as e:  # fmt: skip
+        raise FileError(f"{path} is not a file of features, or damaged: {e}") from e
+    return about, Statistics(mean, cov, n)
+
+
+def kind_of(path: Path) -> str:
+    """Whose features a file is about: a classifier's in it, or a model's own. Raises `UsageError` if there is none."""
+    read_bytes(path, MAX_BYTES)
+    try:
+        with safe_open(path, "pt") as f:
+            about = json.loads((f.metadata() or {})["ddimctl"])
+        return "bottleneck" if about.get("kind") == "bottleneck" else "classifier"
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError, RecursionError):
+        return "classifier"  # whose reader says what is wrong with it
+
+
+def _floor(about: dict[str, Any]) -> dict[str, Any]:
+    """How far real images are apart, as a file says; values from JSON can be anything."""
+    given = about.get("floor", {})
+    halves = {k: float(given[k]) for k in given if k == "halves"}
+    return {**halves, "test": {str(int(k)): float(v) for k, v in given.get("test", {}).items()}}
+
+
 def load_classifier(path: Path, device: str | torch.device = "cpu") -> Extractor:
     """The classifier in a file that `save_classifier` wrote. Raises `UsageError` if there is none, `FileError` if it
     is damaged or something else."""
@@ -106,9 +152,7 @@ def load_classifier(path: Path, device: str | torch.device = "cpu") -> Extractor
         if mean.shape != (d,) or cov.shape != (d, d) or not (np.isfinite(mean).all() and np.isfinite(cov).all()):
             raise ValueError("its mean and covariance do not fit")
         reference = Statistics(mean, cov, about["reference_images"])
-        given = about.get("floor", {})
-        floor = {k: float(given[k]) for k in given if k == "halves"}
-        about["floor"] = {**floor, "test": {str(int(k)): float(v) for k, v in given.get("test", {}).items()}}
+        about["floor"] = _floor(about)
         json.dumps(about, allow_nan=False)  # as a report will repeat it
     except (
         SafetensorError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RuntimeError

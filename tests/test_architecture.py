@@ -47,7 +47,7 @@ LAYERS: list[set[str]] = [
         "containers",
     },
     {"shown", "metrics", "frechet", "unet", "health", "dither"},
-    {"checkpoints", "engines", "model", "features"},
+    {"checkpoints", "engines", "model", "features", "bottleneck"},
     {"recipe", "ode", "families", "catalogue"},
     {"provenance"},
     {

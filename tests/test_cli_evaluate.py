@@ -334,12 +334,12 @@ def test_wrong_input_is_one_line(run: Run, tmp_path: Path, words: list[object], 
 
 
 def test_a_model_without_a_classifier(invoke: Run, model_folder: Path, rated: Path) -> None:
-    """It needs Inception, or a classifier from elsewhere that fits."""
+    """It has its own bottleneck, or takes a classifier from elsewhere that fits, or Inception."""
     few = ("evaluate", "-m", model_folder, *FEW)
     assert "came without a classifier" in invoke(*few, "--features", "classifier").failed(2)
     invoke(*few, "--features", rated / features.FILE).ok()
+    assert "the features bottleneck came without a reference" in invoke(*few).failed(2)
     if not _has_fidelity():
-        assert "came without a classifier" in invoke(*few).failed(2)
         assert "extra 'fid'" in invoke(*few, "--features", "inception").failed(2)
 
 

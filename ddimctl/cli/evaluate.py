@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +65,7 @@ class Against:
         str | None,
         typer.Option(
             metavar="NAME",
-            help="classifier (the model's own, or a file of that kind) or inception.",
+            help="classifier (that came with the model, or a file), bottleneck (the model's own) or inception.",
             autocompletion=names.one_of(*names.FEATURES),
         ),
     ] = None
@@ -105,8 +104,9 @@ def evaluate(
     """Measure how good samples are, and what they cost, for every η and number of steps S.
 
     The measure is the Fréchet distance between features of generated images and of the reference: less is better. The
-    features are those of a small classifier that came with the model, or Inception's (extra fid), which make it the FID.
-    It depends on the number of images: compare only what was measured with the same N and the same features.
+    features are those of a small classifier that came with the model; without one, the middle of the model's own network;
+    or Inception's (extra fid), which make it the FID. It depends on the number of images: compare only what was measured
+    with the same N and the same features.
 
     Images are kept in a cache, by the model and everything that decides what they are. A run that was stopped goes on
     where it was, and a larger N makes only what is missing.
@@ -130,7 +130,8 @@ def evaluate(
     for setting in settings:
         setting.how.check()
         setting.how.way.path(net.schedule)
-    extractor = open_features(against.features, net)
+    extractor = open_features(against.features, net, what.condition())
+    console.notice(said_of(extractor))
     known, floor = open_reference(against.reference, extractor, net, console=console)
     for count, kind in ((how.n, "generated images"), (known.n, "reference images")):
         if count <= extractor.dimension:
@@ -244,40 +245,55 @@ def parse_etas(text: str) -> list[float]:
         raise UsageError(f"--eta takes numbers from 0 to 1 with commas between, not {text!r}") from None
 
 
-def open_features(wanted: str | None, model: Model) -> Extractor:
-    """What --features asks for; without, the classifier that came with the model, or Inception if that is here."""
-    from ddimctl import features
+def open_features(wanted: str | None, model: Model, condition: Condition) -> Extractor:
+    """What --features asks for; without, the classifier that came with the model, or the model's own bottleneck.
+
+    Raises `UsageError` where it is not here, `FileError` where it is for other images or of another model.
+    """
+    from ddimctl import bottleneck, features
     from ddimctl.errors import choose
 
-    own = model.about.folder / features.FILE if model.about.folder else None
-    if own is not None and not own.is_file():
-        own = None
-    if wanted is not None and wanted.endswith(".safetensors"):
-        own, wanted = Path(wanted), "classifier"
-    kind = wanted or ("classifier" if own or not has_inception() else "inception")
-    if choose({k: k for k in features.KINDS}, kind, "features") == "inception":
+    file = model.about.folder / features.FILE if model.about.folder else None
+    named = wanted is not None and wanted.endswith(".safetensors")
+    if wanted is not None and named:
+        file, wanted = Path(wanted), None
+    elif file is not None and not file.is_file():
+        file = None
+    held = None if file is None else features.kind_of(file)
+    kind = choose({k: k for k in features.KINDS}, wanted or held or "bottleneck", "features")
+    if kind == "inception":
         return features.load_inception(model.device)
-    if own is None:
+    if kind == "bottleneck":
+        own = bottleneck.extractor(model, condition)
+        known = bottleneck.read(file, own) if file is not None and held == kind else None
+        if named and known is None:
+            raise FileError(f"{file} is of another model's features than those of {model.name}")
+        return known or own
+    if file is None or held != kind:
         raise UsageError(
             f"the model {model.name} came without a classifier ({features.FILE})",
-            hint="make one with examples/features.py, or use --features inception (pip install 'ddimctl[fid]')",
+            hint="--features bottleneck needs none; --features inception is the extra 'fid'",
         )
-    extractor = features.load_classifier(own, model.device)
+    extractor = features.load_classifier(file, model.device)
     takes = (extractor.about["channels"], *extractor.about["size"])
     if takes != model.image_shape:
-        raise FileError(f"{own} is for images of shape {takes}, the model {model.name} makes {model.image_shape}")
+        raise FileError(f"{file} is for images of shape {takes}, the model {model.name} makes {model.image_shape}")
     return extractor
+
+
+def said_of(extractor: Extractor) -> str:
+    """Which features the numbers are of: those of other features are other numbers."""
+    whose = {"classifier": "the classifier's", "inception": "Inception's"}.get(
+        extractor.name, "the model's own bottleneck,"
+    )
+    digest = str(extractor.about.get("digest", ""))[:16]
+    return f"features: {whose} {extractor.dimension} numbers an image{f' ({digest}…)' if digest else ''}"
 
 
 def described(extractor: Extractor) -> dict[str, Any]:
     """The features, as a record."""
     about = {k: v for k, v in extractor.about.items() if k != "floor"}
     return {"name": extractor.name, "dimension": extractor.dimension, **about}
-
-
-def has_inception() -> bool:
-    """Whether the extra fid is here."""
-    return importlib.util.find_spec("torch_fidelity") is not None
 
 
 def open_reference(
@@ -293,7 +309,8 @@ def open_reference(
             raise UsageError(
                 f"the features {extractor.name} came without a reference", hint="name images with --reference"
             )
-        console.notice(f"reference: the {extractor.reference.n:,} training images of the classifier")
+        whose = "classifier" if extractor.name == "classifier" else "model"
+        console.notice(f"reference: the {extractor.reference.n:,} training images of the {whose}")
         floor = extractor.about["floor"]
         if floor.get("test"):
             apart = ", ".join(f"{figure(v)} for {int(k):,}" for k, v in floor["test"].items())

@@ -17,7 +17,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 KINDS = ("pt", "safetensors", "npy")
 FITS = ("crop", "pad", "stretch")
-FEATURES = ("classifier", "inception")
+FEATURES = ("classifier", "bottleneck", "inception")
 REPORTS = (
     "mse", "mse_8bit", "psnr", "ssim", "max_abs", "wrong_pixels", "norm", "latent_error", "xT_error", "autoencoder_mse",
     "state_error",

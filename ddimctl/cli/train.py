@@ -154,6 +154,9 @@ class Training(options.Seeded):
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in FOLDER, exactly.")] = False
     sample_every: Annotated[int, typer.Option(metavar="N", min=1, help="Steps between sample sheets.")] = 2000
     save_every: Annotated[int, typer.Option(metavar="N", min=1, help="Steps between checkpoints.")] = 500
+    features: Annotated[
+        bool, typer.Option("--features", help="Keep what evaluate compares samples with: features of these images.")
+    ] = False
 
 
 @flat
@@ -192,6 +195,7 @@ def train(
     from ddimctl.engines import pytorch
     from ddimctl.training import card, tasks
     from ddimctl.training.loop import Trainer, stored
+    from ddimctl.training.settings import PixelSettings
 
     console = said.console()
     output = files.output
@@ -202,6 +206,8 @@ def train(
     if not about["images"]:
         raise UsageError("there are no images to train on", hint="name a folder, or an IDX file")
     settings = _settings(_kind(kind, before), ctx.params, given, before=before)
+    if training.features and not isinstance(settings, PixelSettings):
+        raise UsageError("--features are of models of pixels")
     data = _load(about, settings, console)
     device = torch.device(pytorch.device(machine.device))
     task = tasks.make(settings, data, device, latent=about["latent"], start=about["start"])
@@ -219,7 +225,7 @@ def train(
         latent=Path(about["latent"]).name,
         start=Path(about["start"]).name,
     )
-    _run(trainer, story, console, sample_every=training.sample_every, save_every=training.save_every)
+    _run(trainer, story, console, training=training)
     console.data(str(output), {"folder": str(output)})
 
 
@@ -332,7 +338,7 @@ def _load(about: Mapping[str, str], settings: Settings, console: Console) -> Dat
     return split(data, fraction, settings.seed, captions=texts)
 
 
-def _run(trainer: Trainer, about: About, console: Console, *, sample_every: int, save_every: int) -> None:
+def _run(trainer: Trainer, about: About, console: Console, *, training: Training) -> None:
     """The loop with its log, sheets and checkpoints, to the end or to a signal; then what is measured once."""
     from ddimctl.files import make_folder
     from ddimctl.training import card
@@ -352,9 +358,9 @@ def _run(trainer: Trainer, about: About, console: Console, *, sample_every: int,
             if report.step == steps:
                 trainer.save()
                 break
-            if report.step % sample_every == 0:
+            if report.step % training.sample_every == 0:
                 trainer.sheet()
-            if stopped or report.step % save_every == 0:
+            if stopped or report.step % training.save_every == 0:
                 trainer.save()
                 trainer.export(card.write(trainer, about, log.held_out_loss))
             if stopped:
@@ -366,3 +372,17 @@ def _run(trainer: Trainer, about: About, console: Console, *, sample_every: int,
     with console.bar(card.round_trip_steps(), "measuring round trips") as bar:
         measured = card.measure(trainer, progress=bar)
     trainer.export(card.write(trainer, about, held_out_loss, measured=measured))
+    if training.features:
+        _write_features(trainer, about, console)
+
+
+def _write_features(trainer: Trainer, about: About, console: Console) -> None:
+    """What `ddimctl evaluate` compares the model's samples with: its own features of the images trained on."""
+    from ddimctl import bottleneck, families
+    from ddimctl.features import FILE
+
+    device = next(trainer.task.network.parameters()).device
+    data, model = trainer.task.data, families.load(str(trainer.folder), str(device))
+    said = {"data": about.data_name, "license": about.license}
+    own = bottleneck.write(trainer.folder / FILE, model, data.images, held_out=data.held_out, about=said)
+    console.notice(f"{FILE}: {own.dimension} features of {len(data.images):,} images, for ddimctl evaluate")
