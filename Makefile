@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast margins lint format docs bench reliability clean
+.PHONY: demo test test-fast test-ui margins lint format docs bench reliability clean
 
 # Encode, interpolate and reconstruct real images into demo/.
 demo: $(READY)
@@ -21,6 +21,14 @@ test: lint
 # What the hand waits for: no test that takes seconds.
 test-fast: $(READY)
 	$(PYTEST) -m "not slow"
+
+# The tests of `ddimctl ui`, in an environment of their own, as gradio needs an older Pillow; those with a browser need Chromium.
+UI := .venv-ui/bin/python
+test-ui:
+	test -x $(UI) || $(PYTHON) -m venv .venv-ui
+	$(UI) -m pip install --quiet --upgrade "pip>=25.1"
+	$(UI) -m pip install --quiet --constraint constraints-ui.txt --editable '.[ui]' hypothesis playwright pytest
+	$(UI) -m pytest -v tests/test_page.py
 
 # How near every tolerance comes to its limit, under six settings of instruction sets and threads. Six times `make test`.
 margins: $(READY)
@@ -59,4 +67,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) demo dist build
+	rm -rf $(VENV) .venv-ui demo dist build

@@ -64,6 +64,7 @@ LAYERS: list[set[str]] = [
         "tune",
     },
     {"evaluate", "notebook", "report", "runs", "training"},
+    {"page"},
     {"cli", "__main__"},
 ]
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
@@ -81,6 +82,9 @@ KNOWN_BY = {
     "typer": {"cli"},
     "rich": {"cli"},
     "textual_image": {"cli"},
+    "gradio": {"page"},
+    "fastapi": {"page"},
+    "uvicorn": {"page"},
 }
 NEVER = {"click", "skimage", "scipy", "requests"}
 # These are plain Python or array arithmetic.

@@ -24,6 +24,7 @@ PARTS = (
     "LICENSE",
     "CHANGELOG.md",
     "constraints.txt",
+    "constraints-ui.txt",
 )
 
 pytestmark = pytest.mark.slow

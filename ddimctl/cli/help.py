@@ -33,6 +33,7 @@ COMMANDS = {
     "latent": "Add, average and compare latents.",
     "tune": "Tune a model's levels: search those, and the weights of the two-step method, that bring images back best.",
     "models": "List, examine, convert and download models.",
+    "ui": "Open a page on this machine: round trips, what lies between images, latents, samples.",
 }
 PANEL = "Output"  # where --help stands in a command's help
 
