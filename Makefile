@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast test-ui margins lint format docs bench reliability clean
+.PHONY: demo test test-fast test-ui gallery margins lint format docs bench reliability clean
 
 # Encode, interpolate and reconstruct real images into demo/.
 demo: $(READY)
@@ -29,6 +29,10 @@ test-ui:
 	$(UI) -m pip install --quiet --upgrade "pip>=25.1"
 	$(UI) -m pip install --quiet --constraint constraints-ui.txt --editable '.[ui]' hypothesis playwright pytest
 	$(UI) -m pytest -v tests/test_page.py
+
+# docs/gallery.md and its pictures, by the commands that stand in it. A minute or so.
+gallery: $(READY)
+	$(BIN)/python benchmarks/gallery.py
 
 # How near every tolerance comes to its limit, under six settings of instruction sets and threads. Six times `make test`.
 margins: $(READY)

@@ -1,0 +1,89 @@
+"""Makes docs/gallery.md and its pictures, by running the command that stands under each: `make gallery`, a minute or so."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+HELD_OUT = "models/emoji/held-out"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture: what it shows, its command, and what has to be run before."""
+
+    title: str
+    words: str
+    file: str
+    command: str
+    before: str = ""
+
+
+SHOWN = (
+    Shown(
+        "There and back",
+        "Real images that the model never saw, encoded and decoded by two solvers in 10 and 20 steps, with what is lost.",
+        "gallery-round-trip.png",
+        "ddimctl reconstruct -m emoji --steps 10,20 --solver ab2,ddim --limit 4 -o docs/gallery-round-trip.png",
+    ),
+    Shown(
+        "Between four images",
+        "The corners are real; everything between them is decoded from slerps of their latents.",
+        "gallery-grid.png",
+        f"ddimctl interpolate {HELD_OUT}/000.png {HELD_OUT}/033.png {HELD_OUT}/019.png {HELD_OUT}/031.png -m emoji --grid"
+        " --size 5x7 --zoom 3 --steps 20 -o docs/gallery-grid.png",
+    ),
+    Shown(
+        "Evenly from one to the other",
+        "Frames at even distances of what is seen.",
+        "gallery-strip.png",
+        f"ddimctl interpolate {HELD_OUT}/000.png {HELD_OUT}/033.png -m emoji --even --frames 9 --zoom 3"
+        " -o docs/gallery-strip.png",
+    ),
+    Shown(
+        "The same noise in more steps",
+        "Each column is one x_T, decoded in 5, 10, 20 and 50 steps: DDIM is consistent.",
+        "gallery-consistency.png",
+        "ddimctl sample -m emoji -n 8 --steps 5,10,20,50 -o docs/gallery-consistency.png",
+    ),
+    Shown(
+        "A latent",
+        "The channels of x_T, its values beside N(0, 1), its spectrum beside noise's, and the verdict.",
+        "gallery-latent.png",
+        "ddimctl info shoe.pt -o docs/gallery-latent.png",
+        "ddimctl encode models/fashion-mnist/held-out/000.png -o shoe.pt",
+    ),
+    Shown(
+        "The same on dark paper",
+        "Every plot, too, with `--dark`.",
+        "gallery-latent-dark.png",
+        "ddimctl info shoe.pt -o docs/gallery-latent-dark.png --dark",
+        "ddimctl encode models/fashion-mnist/held-out/000.png -o shoe.pt",
+    ),
+)
+
+
+def page(shown: tuple[Shown, ...] = SHOWN) -> str:
+    """docs/gallery.md."""
+    parts = ["# Gallery\n\nEvery picture, with the command that made it (`make gallery` makes them all again)."]
+    for s in shown:
+        lines = "\n".join(filter(None, [s.before, s.command]))
+        parts.append(f"## {s.title}\n\n{s.words}\n\n![{s.title}: {s.words}]({s.file})\n\n```sh\n{lines}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    for s in SHOWN:
+        for command in filter(None, [s.before, f"{s.command} -q"]):
+            words = shlex.split(command)[1:]
+            subprocess.run([sys.executable, "-m", "ddimctl", *words, "--force"], cwd=ROOT, check=True)
+    (ROOT / "shoe.pt").unlink()
+    (ROOT / "docs" / "gallery.md").write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
