@@ -14,8 +14,9 @@ from conftest import Result, write_tiny_model
 from rounding import NETWORK, apart
 
 from ddimctl import catalogue
-from ddimctl.families import load, pixel
+from ddimctl.families import load
 from ddimctl.model import Condition
+from ddimctl.unet import shapes
 
 Invoke = Callable[..., Result]
 
@@ -82,7 +83,7 @@ def test_show(invoke: Invoke, tmp_path: Path) -> None:
     assert record["parameters"] == model.network.module.facts.parameters
     assert record["licence"] == "cc-by-4.0"
     assert record["schedule"]["digest"] == model.schedule.digest
-    assert record["memory_bytes"] == pixel.memory(model.network.module.torch.config)
+    assert record["memory_bytes"] == shapes.memory(model.network.module.torch.config)
     assert "weights: diffusion_pytorch_model.safetensors" in invoke("models", "show", folder, "-v").ok().err
 
 

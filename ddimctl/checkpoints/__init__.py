@@ -46,3 +46,11 @@ class Checkpoint:
     label_scale: float = 1.0  # the network was trained on labels times this
     notes: list[str] = field(default_factory=list)
     guesses: list[str] = field(default_factory=list)
+
+
+def told(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What was chosen on the way to the model, a sentence each."""
+    notes = [*checkpoint.notes, f"predicts {checkpoint.prediction}; {checkpoint.schedule.T} noise levels"]
+    if checkpoint.config.out_channels != checkpoint.config.in_channels:
+        notes.append("the learned variances are left out")
+    return tuple(notes)

@@ -11,16 +11,16 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import save
-from torch import Tensor
-
-from ddimctl.checkpoints import NOTHING_SAID, Checkpoint, Said, configs, folders, identify, scheduler, unwrap, weights
+from ddimctl.checkpoints import NOTHING_SAID, Checkpoint, Said, configs, folders, identify, scheduler
 from ddimctl.checkpoints.folders import CONFIG, INDEX, NETWORKS, WEIGHTS
 from ddimctl.errors import DDIMError, FileError
 from ddimctl.files import make_folder, write_bytes
-from ddimctl.unet import UNetConfig
+from ddimctl.unet.config import UNetConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MARKS = ("conv_in.weight", "time_embedding.linear_1.weight")
 HELD_OUT_FOLDER = "held-out"  # beside the network: images it was not trained on
@@ -46,10 +46,14 @@ def read(folder: Path, said: Said = NOTHING_SAID, *, part: bool = False) -> Chec
     if not files and not index:
         raise folders.no_weights(place.unet, names)
     state, notes = read_state(place.unet, files, index)
-    notes.insert(0, f"weights: {', '.join(files) or index}")
-    if place.unet.name == folders.SUBFOLDERS[0]:
-        notes.insert(0, "the averaged weights in unet_ema/ were taken")
+    notes = [*notes_of(place, files, index), *notes]
     return Checkpoint(config, modern(state), levels.schedule, levels.prediction, levels.label_scale, notes, guesses)
+
+
+def notes_of(place: folders.Place, files: list[str], index: str) -> list[str]:
+    """What to say of the choice of files."""
+    averaged = ["the averaged weights in unet_ema/ were taken"] if place.unet.name == folders.SUBFOLDERS[0] else []
+    return [*averaged, f"weights: {', '.join(files) or index}"]
 
 
 def read_weights(file: Path, state: dict[str, Tensor], said: Said, *, notes: list[str]) -> Checkpoint:
@@ -154,6 +158,8 @@ def check_pipeline(index: Mapping[str, Any], where: object) -> None:
 
 def read_state(folder: Path, files: list[str], index: str) -> tuple[dict[str, Tensor], list[str]]:
     """The network's tensors in a folder's files, or in the shards that `index` names; and what to say of the choice."""
+    from ddimctl.checkpoints import unwrap, weights
+
     content = weights.load_parts(folder, files, index)
     found = unwrap.network(content, {"diffusers": MARKS}, folder / (index or files[0]))
     if found is None:
@@ -187,6 +193,8 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
     A network with scaled labels, or with fields of ours, is beyond diffusers: it gets no ``model_index.json``, so that
     diffusers refuses it.
     """
+    from safetensors.torch import save
+
     config = checkpoint.config
     fields: dict[str, Any] = {
         "_class_name": "DDIMScheduler",

@@ -148,10 +148,16 @@ def pull(
 
 def describe(reference: str, what: options.Config, console: Console) -> tuple[str, dict[str, Any]]:
     """What a model is, as text and as a record; what was guessed, as notices. It is not asked for any class."""
-    from ddimctl.checkpoints import folders, formats
-    from ddimctl.families import family_of, find, pixel
+    from ddimctl.checkpoints import folders, glance
+    from ddimctl.families import family_of, find
 
     where = find(reference, config=what.config, schedule=what.schedule, guess=what.guess)
+    if (seen := glance.look(where.path, where.said)) is not None:
+        report(console, seen[0])
+        return about(seen[0], where.about.name, seen[1], licence=folders.licence(where.path))
+    from ddimctl.checkpoints import formats
+    from ddimctl.families import pixel
+
     family = family_of(where.path)
     if family is not pixel:
         model = family.load(where.path, where.about, where.said, device="cpu")
@@ -164,7 +170,7 @@ def describe(reference: str, what: options.Config, console: Console) -> tuple[st
 
 def report(console: Console, checkpoint: Checkpoint) -> None:
     """What was guessed while loading, as notices; what was chosen, with -v."""
-    from ddimctl.families.pixel import told
+    from ddimctl.checkpoints import told
 
     for guess in checkpoint.guesses:
         console.notice(f"guessed: {guess}")
@@ -174,7 +180,8 @@ def report(console: Console, checkpoint: Checkpoint) -> None:
 
 def about(checkpoint: Checkpoint, name: str, facts: Facts, *, licence: str | None) -> tuple[str, dict[str, Any]]:
     """A model as text, and as a record."""
-    from ddimctl.families.pixel import memory, told
+    from ddimctl.checkpoints import told
+    from ddimctl.unet.shapes import memory
 
     c, schedule = checkpoint.config, checkpoint.schedule
     size = c.image_size

@@ -101,17 +101,21 @@ def find(reference: str, *, config: str | None = None, schedule: str | None = No
     `formats.read_schedule` takes them; with `guess` what nobody says is guessed. Raises `UsageError` if there is
     nothing of that name, `DDIMError` if it cannot be downloaded.
     """
-    from ddimctl.checkpoints import formats, hub
+    said = Said(guess=guess)
+    if config is not None or schedule is not None:
+        from ddimctl.checkpoints import formats
 
-    said = Said(
-        formats.read_config(config) if config is not None else None,
-        formats.read_schedule(schedule) if schedule is not None else None,
-        guess,
-    )
+        said = Said(
+            formats.read_config(config) if config is not None else None,
+            formats.read_schedule(schedule) if schedule is not None else None,
+            guess,
+        )
     path = bundled_folder() / reference if reference in bundled() else Path(reference)
     here = files.exists(path)
     name, folder = path.resolve().name if here and path.is_dir() else path.stem, path
     if not here:
+        from ddimctl.checkpoints import hub
+
         if not hub.is_id(reference):
             raise UsageError(
                 f"no model {reference!r}: not a bundled one, no folder or file here, and no hub id (OWNER/NAME)",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddimctl import engines
-from ddimctl.checkpoints import Checkpoint, Said, formats
+from ddimctl.checkpoints import Checkpoint, Said, formats, glance, told
 from ddimctl.errors import FileError
 from ddimctl.families.classes import embedder
 from ddimctl.model import About, Model
@@ -90,21 +89,13 @@ def make_module(checkpoint: Checkpoint, name: str, *, device: str = "cpu") -> Mo
     )  # fmt: skip
 
 
-def told(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """What was chosen on the way to the model, a sentence each."""
-    notes = [*checkpoint.notes, f"predicts {checkpoint.prediction}; {checkpoint.schedule.T} noise levels"]
-    if checkpoint.config.out_channels != checkpoint.config.in_channels:
-        notes.append("the learned variances are left out")
-    return tuple(notes)
-
-
 def digest(config: UNetConfig, weights: Mapping[str, Tensor], *, prediction: str, label_scale: float) -> str:
-    """SHA-256 of the weights and of what else decides the output: see `UNetConfig.essence`."""
-    h = hashlib.sha256(repr((config.essence(), prediction, float(label_scale))).encode())
-    for name, w in sorted(weights.items()):
-        h.update(f"{name} {tuple(w.shape)} {w.dtype}".encode())
-        h.update(w.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return h.hexdigest()
+    """See `glance.digest`, which says the same of the same weights in their files."""
+    tensors = (
+        (name, tuple(w.shape), str(w.dtype), [w.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data])
+        for name, w in weights.items()
+    )
+    return glance.digest(config, tensors, prediction=prediction, label_scale=label_scale)
 
 
 def flops(config: UNetConfig) -> int:
@@ -136,10 +127,3 @@ def flops(config: UNetConfig) -> int:
             for name, part in block.named_children():
                 total += cost(part, sampled if "samplers" in name else areas[i])
     return total
-
-
-def memory(config: UNetConfig) -> int:
-    """Bytes that one image needs in float32, weights included: an estimate. The image size must be known."""
-    with torch.device("meta"):
-        weights = sum(p.numel() for p in UNet2DModel(config).parameters())
-    return 4 * (weights + config.activation_floats())

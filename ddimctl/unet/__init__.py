@@ -8,7 +8,22 @@ Parameter names, configuration fields and their *defaults* are diffusers', so th
 are; what is not implemented is refused by name. ``tests/test_unet.py`` compares every field with diffusers.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from ddimctl.unet.config import UNetConfig
-from ddimctl.unet.network import UNet2DModel
+
+if TYPE_CHECKING:
+    from ddimctl.unet.network import UNet2DModel
 
 __all__ = ["UNet2DModel", "UNetConfig"]
+
+
+def __getattr__(name: str) -> Any:
+    """The network, which needs torch, when it is asked for."""
+    if name != "UNet2DModel":
+        raise AttributeError(name)
+    from ddimctl.unet.network import UNet2DModel
+
+    return UNet2DModel

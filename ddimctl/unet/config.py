@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
-
-import torch.nn.functional as F
-from torch import Tensor
 
 from ddimctl.errors import FileError
 
@@ -29,13 +26,7 @@ UP_BLOCKS = {
     "AttnUpBlock2D": BlockKind(attention=True, resample=None),
     "ResnetUpsampleBlock2D": BlockKind(attention=False, resample="resnet"),
 }
-ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
-    "silu": F.silu,
-    "swish": F.silu,
-    "mish": F.mish,
-    "gelu": F.gelu,
-    "relu": F.relu,
-}
+ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu")
 LARGEST = 1 << 31  # number in a configuration; none that makes sense comes near
 
 
@@ -195,7 +186,7 @@ class UNetConfig:
             if bad:
                 raise FileError(f"the U-Net has a block of type {bad[0]}, which ddimctl does not implement")
         for field, known in (
-            ("act_fn", tuple(ACTIVATIONS)),
+            ("act_fn", ACTIVATIONS),
             ("time_embedding_type", ("positional",)),
             ("mid_block_type", ("UNetMidBlock2D", None)),
             ("downsample_type", ("conv", "resnet", None)),

@@ -10,13 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddimctl.unet.config import ACTIVATIONS, DOWN_BLOCKS, UP_BLOCKS, BlockKind, UNetConfig
+from ddimctl.unet.config import DOWN_BLOCKS, UP_BLOCKS, BlockKind, UNetConfig
 from ddimctl.unet.norm import GroupNorm, in_graph
 
 # The mean squared difference of neighbouring pixels from which torch's GroupNorm keeps its digits: any, or noise of 0.3
 # where groups have few channels or the map is large; the sums of the largest have too many terms whatever the picture.
 LOUD, LOUD_IF_HARD = 1e-6, 0.2
 LARGE, LARGEST_MAP = 64 * 64, 1 << 15  # pixels
+ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
+    "silu": F.silu,
+    "swish": F.silu,
+    "mish": F.mish,
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
 
 
 def timestep_embedding(label: Tensor, config: UNetConfig) -> Tensor:
