@@ -275,6 +275,53 @@ def test_the_loss_told_apart(
     assert exact["mse"] == pytest.approx(exact["autoencoder_mse"], rel=1e-2)
 
 
+def test_a_folder_of_captioned_photographs(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, invoke: Callable[..., Any]
+) -> None:
+    """Each under its own prompt, as if it were alone; those of one prompt in one batch."""
+    folder = both("sd", tmp_path_factory)[0]
+    for name in ("a", "b", "c", "d", "deep/e"):
+        (tmp_path / "photos/deep").mkdir(parents=True, exist_ok=True)
+        writing.save_image(
+            tmp_path / f"photos/{name}.png",
+            np.random.default_rng(ord(name[-1])).integers(0, 256, (16, 16, 3), np.uint8),
+        )
+    (tmp_path / "photos/a.txt").write_text(PROMPT)
+    rows = [{"file_name": f"{n}.png", "text": t} for n, t in (("b", NEGATIVE), ("c", PROMPT), ("deep/e", PROMPT))]
+    (tmp_path / "photos/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    way = ["-m", folder, "--steps", "3", "--guidance", "2"]
+    done = invoke("encode", "photos", *way, "--captions", "--prompt", "a circle", "-o", "z").ok()
+    assert "1 of 5 images have no caption" in done.err
+    prompts = {"a": PROMPT, "b": NEGATIVE, "c": PROMPT, "d": "a circle", "deep/e": PROMPT}
+    for name, prompt in prompts.items():
+        found = latent.load(tmp_path / f"z/{name}.pt")
+        assert found.recipe.condition == Condition(None, prompt, None, 2.0)
+        invoke("encode", f"photos/{name}.png", *way, "--prompt", prompt, "-o", "alone.pt", "--force").ok()
+        assert apart(found.xT, latent.load(tmp_path / "alone.pt").xT) < 1e-4
+    again = invoke("encode", "photos", *way, "--captions", "--prompt", "a circle", "-o", "z").ok()
+    assert "there already: 5" in again.err
+    assert "one prompt" in invoke("encode", "photos", *way, "--captions", "-o", "all.pt").failed(2)
+    invoke("decode", "z", "-o", "back").ok()
+    assert len(list((tmp_path / "back").rglob("*.png"))) == 5
+    invoke("encode", "photos/d.png", *way, "--captions").failed(2)
+
+
+def test_prompts_from_files_and_what_is_told(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, invoke: Callable[..., Any]
+) -> None:
+    folder = both("sd", tmp_path_factory)[0]
+    writing.save_image(tmp_path / "a.png", np.zeros((16, 16, 3), np.uint8))
+    (tmp_path / "said.txt").write_text(f"{PROMPT}\n")
+    invoke("encode", "a.png", "-m", folder, "--steps", "2", "--prompt", "@said.txt", "--negative", "@@home").ok()
+    assert latent.load(tmp_path / "a.pt").recipe.condition == Condition(None, PROMPT, "@home")
+    told = invoke("decode", "a.pt", "-o", "b.png", "--guidance", "7.5").ok().err
+    assert "encoded at guidance 1; decoded at guidance 7.5" in told
+    assert "--keep-path" in told
+    assert "no file no said" in invoke("encode", "a.png", "-m", folder, "--prompt", "@no said").failed(2)
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xff")
+    assert "not text in UTF-8" in invoke("encode", "a.png", "-m", folder, "--prompt", "@bytes.txt").failed(3)
+
+
 def test_t5_reads_as_much_as_their_pipelines_have_it_read() -> None:
     from diffusers import FluxPipeline, StableDiffusion3Pipeline
 

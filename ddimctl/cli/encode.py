@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from ddimctl import places
-from ddimctl.cli import batches, inputs, names, options
+from ddimctl.cli import batches, inputs, names, options, prompts
 from ddimctl.cli.console import Console
 from ddimctl.cli.groups import flat, group
 from ddimctl.cli.part import Part
-from ddimctl.cli.sized import Sized
+from ddimctl.cli.sized import Captioned
 from ddimctl.errors import UsageError, choose
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from ddimctl.model import Condition, Model
     from ddimctl.ode import Progress, Solution
     from ddimctl.recipe import Way
     from ddimctl.runs.plan import Item, Outcome
@@ -144,7 +145,7 @@ def encode(
         typer.Argument(help="Images, folders, archives, patterns, URLs, or - for standard input."),
     ] = None,
     *,
-    what: Sized,
+    what: Captioned,
     how: Lossless,
     fit: Frames,
     files: Kind,
@@ -165,6 +166,8 @@ def encode(
 
     --keep-path keeps beside x_T what DDIM's steps miss of the way up: decode returns exactly, at any guidance, and under
     another prompt it is direct inversion. --path-precision and --path-steps make the file smaller.
+
+    --captions gives each image the prompt that stands beside it; a batch has one prompt.
 
     --all-frames makes one file of all frames of an animation or a film, which decode -o FILM.gif makes a film of again.
 
@@ -199,9 +202,9 @@ def encode(
         dither.check(path)
     if quick is None:
         net = inputs.start_engine(net, machine, console, work=inputs.evaluations(len(items), way.steps, way.solver))
-    encoding = Encoding(net, way, preprocessing, what.condition(), how.lossless, how.dither)
-    settings: dict[str, Any] = {"steps": how.steps, "solver": way.solver, "spacing": way.spacing}
-    settings |= {"keep_path": asdict(way.keep)} if way.keep is not None else {}
+    condition, encode_each = conditions(what, items, images, model=net, each=encode_each, one=one_file, said=console)
+    encoding = Encoding(net, way, preprocessing, condition, how.lossless, how.dither)
+    settings = settings_of(way)
     if single and not files.dry_run:
         if files.output is not None and not one_file:
             make_folder(files.output)
@@ -216,6 +219,30 @@ def encode(
     encode_many(items, one, encoding, encode_each=encode_each, files=files, machine=machine, run=run, said=said)
     if how.lossless and not files.dry_run:
         console.notice(f"lossless: every 8-bit value of all {len(items)} images comes back")
+
+
+def settings_of(way: Way) -> dict[str, Any]:
+    """What is said of a way in manifests and records."""
+    kept = {} if way.keep is None else {"keep_path": asdict(way.keep)}
+    return {"steps": way.steps, "solver": way.solver, "spacing": way.spacing, **kept}
+
+
+def conditions(
+    what: Captioned,
+    items: Sequence[Item],
+    images: list[str] | None,
+    *,
+    model: Model,
+    each: prompts.Encode,
+    one: bool,
+    said: Console,
+) -> tuple[Condition, prompts.Encode]:
+    """What is asked for, and `each` for images that may be asked for something of their own."""
+    if not what.captions:
+        return what.condition(), each
+    return prompts.captioned(
+        items, images or [], model, condition=what.condition(), encode_each=each, one_file=one, console=said
+    )
 
 
 def plan_target(images: list[str], items: Sequence[Item], files: Kind, *, single: bool) -> tuple[Path, bool]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddimctl.cli import options
+from ddimctl.cli import options, prompts
 from ddimctl.cli.console import Console
 from ddimctl.errors import FileError, UsageError
 
@@ -44,11 +44,8 @@ def open_model(
     condition = what.condition()
     model.embed(condition)
     tell_guesses(model, console)
-    for prompt in (condition.prompt, condition.negative):
-        if prompt and (rest := model.unread(prompt)):
-            console.notice(f"warning: the prompt is too long; its end is not read: {rest}")
-    if condition.negative is not None and condition.guidance == 1:
-        console.notice("the negative prompt does nothing without guidance; 7.5 is usual: --guidance 7.5")
+    prompts.tell_unread(model, condition, console)
+    prompts.tell_of_negative(condition, console)
     console.detail(f"{model.name}: {model.network.module.facts.parameters:,} parameters on {model.device}")
     catalogue.remember(model.about.folder or Path(model.about.reference), model.digest)
     for note in model.about.notes:
@@ -151,10 +148,8 @@ def model_of(
         and levels[-1] != model.schedule.sigma(model.schedule.T)
     ):
         model = replace(model, schedule=model.schedule.up_to(levels[-1]))
-    if condition != latent.recipe.condition:
-        console.notice(
-            f"{name} was encoded {said_of(latent.recipe.condition)}; decoded {said_of(condition)} it is another image"
-        )
+    kept = latent.corrections is not None
+    prompts.tell_of_another(name, latent.recipe.condition, condition, kept=kept, console=console)
     check_model(latent, name, model, console=console, force=force)
     return model
 
@@ -163,15 +158,6 @@ def condition_of(latent: Latent, what: options.Asked) -> Condition:
     """What a latent is decoded under: what it was encoded under, unless something else is asked for."""
     asked = {k: getattr(what, k) for k in ("class_label", "prompt", "negative", "guidance", "distilled")}
     return replace(latent.recipe.condition, **{k: v for k, v in asked.items() if v is not None})
-
-
-def said_of(condition: Condition) -> str:
-    """A condition in words."""
-    parts = [] if condition.class_label is None else [f"as class {condition.class_label}"]
-    parts.append("without a prompt" if not condition.prompt else f"with the prompt {condition.prompt!r}")
-    parts += [] if condition.negative is None else [f"against {condition.negative!r}"]
-    parts += [] if condition.distilled is None else [f"told {condition.distilled:g}"]
-    return ", ".join([*parts, f"at guidance {condition.guidance:g}"])
 
 
 def check_model(latent: Latent, name: str, model: Model, *, console: Console, force: bool) -> None:

@@ -15,6 +15,7 @@ from ddimctl import places
 from ddimctl.cli import looks, names
 from ddimctl.cli.console import Console
 from ddimctl.cli.groups import group, like
+from ddimctl.cli.prompts import parse_prompt
 from ddimctl.cli.values import parse_folder as parse_folder
 from ddimctl.cli.values import parse_integers as parse_integers
 from ddimctl.cli.values import parse_list as parse_list
@@ -70,17 +71,24 @@ class Asked(Config):
         int | None,
         Option("--class", metavar="N", min=0, help="The class that a class-conditional model is asked for."),
     ] = None
-
     prompt: Annotated[
-        str | None, Option("--prompt", metavar="TEXT", help="What a model that hears text is asked for.")
+        str | None,
+        Option(
+            "--prompt", metavar="TEXT", parser=parse_prompt, help="What a model that hears text is asked for, or @FILE."
+        ),
     ] = None
     negative: Annotated[
-        str | None, Option("--negative", metavar="TEXT", help="What guidance leads away from; by default, no text.")
+        str | None,
+        Option(
+            "--negative",
+            metavar="TEXT",
+            parser=parse_prompt,
+            help="What guidance leads away from; else no text.",
+        ),
     ] = None
     guidance: Annotated[
         float, Option("--guidance", metavar="G", help="How far the prompt leads: ε_u + G (ε_c − ε_u).")
     ] = 1.0
-
     distilled: Annotated[
         float | None,
         Option("--distilled", metavar="G", help="What a distilled model is told of guidance; by default 3.5."),

@@ -23,3 +23,12 @@ class Sized(What):
             "--sigma-max", metavar="X", help="Where the noise of a flow, or of zero final SNR, counts as all there is."
         ),
     ] = None
+
+
+@group
+class Captioned(Sized):
+    """The model, where each image may have a prompt of its own."""
+
+    captions: Annotated[
+        bool, Option("--captions", help="Each image's own prompt: NAME.txt beside it, or its folder's metadata.jsonl.")
+    ] = False

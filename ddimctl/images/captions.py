@@ -28,6 +28,16 @@ def read(folder: Path, files: Sequence[Path]) -> list[str | None]:
     return [_beside(file) or table.get(file.relative_to(folder).as_posix()) for file in files]
 
 
+def of_files(files: Sequence[Path], folders: Sequence[Path]) -> list[str | None]:
+    """The caption of each file, by the table of the folder among `folders` that it lies below, else of its own."""
+    tops = [next((f for f in folders if file.is_relative_to(f)), file.parent) for file in files]
+    found: dict[Path, str | None] = {}
+    for top in dict.fromkeys(tops):
+        below = [file for file, its in zip(files, tops, strict=True) if its == top]
+        found |= dict(zip(below, read(top, below), strict=True))
+    return [found[file] for file in files]
+
+
 def _beside(file: Path) -> str | None:
     path = file.with_suffix(".txt")
     return " ".join(_text(path, LIMIT).split()) or None if path.is_file() else None
