@@ -7,9 +7,10 @@ Frames between pairs of held-out images, from latents with and without the noise
 
 - norm: of the latents, divided by √d; 1 for noise.
 - step, largest: root mean square from a frame to the next of nine, pixels in 0 … 1: the mean, and the largest on the way.
-- neighbours: the mean difference of neighbouring pixels of the middle frame, in 8-bit levels; of real images for comparison.
-- distance: the Fréchet distance of the middle frames to the training images, by the features that come with the model, and
-  of as many real held-out images.
+- neighbours: the mean difference of neighbouring pixels of the middle frame, in 8-bit levels.
+- distance: the Fréchet distance of the middle frames to the training images, by the features that come with the model.
+
+Beside them stands what the model makes of noise, as many images in the same way: no middle frame need be better than that.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import pages
 import torch
 from torch import Tensor
 
-from ddimctl import bottleneck, dither, features, frechet, load, ode
+from ddimctl import bottleneck, dither, features, frechet, load, ode, seeds
 from ddimctl.images import levels, reading
 from ddimctl.interpolate import INTERPOLANTS
 from ddimctl.model import Model
@@ -99,7 +100,10 @@ def measure(model: Model, wanted: int) -> tuple[list[dict[str, Any]], dict[str, 
                 }
             )
             print(model.name, rows[-1], flush=True)
-    return rows, {"neighbours": neighbours(x), "distance": distance(x), "images": len(x), "pairs": len(pairs)}
+    drawn = decoded(model, seeds.noise(model.state_shape, len(pairs), 0))
+    samples = {"neighbours": neighbours(drawn), "distance": distance(drawn)}
+    print(model.name, samples, neighbours(x), flush=True)
+    return rows, {**samples, "real": neighbours(x), "images": len(x), "pairs": len(pairs)}
 
 
 def decoded(model: Model, xT: Tensor) -> Tensor:
@@ -114,7 +118,8 @@ def table(rows: list[dict[str, Any]], real: dict[str, float]) -> str:
         ]
         for r in rows
     ]  # fmt: skip
-    body.append(["real images", "", "", "", "", f"{real['neighbours']:.1f}", f"{real['distance']:.3g}"])
+    body.append(["samples of noise", "", "", "", "", f"{real['neighbours']:.1f}", f"{real['distance']:.3g}"])
+    body.append(["the images", "", "", "", "", f"{real['real']:.1f}", ""])
     head = ["`--dither`", "between", "norm", "step", "largest", "neighbours", "distance"]
     return pages.table(head, body)
 

@@ -90,7 +90,7 @@ def test_a_part_of_a_page_is_replaced_between_its_markers(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("page", "script"),
     [("inversion.md", "inversion"), ("performance.md", "versus_diffusers"), ("../README.md", "versus_diffusers"),
-     ("paper.md", "table_2")],
+     ("paper.md", "table_2"), ("latents.md", "dithering"), ("latents.md", "direction")],
 )  # fmt: skip
 def test_every_page_has_the_markers_of_its_script(page: str, script: str, tmp_path: Path) -> None:
     pages = importlib.import_module("pages")
@@ -99,3 +99,21 @@ def test_every_page_has_the_markers_of_its_script(page: str, script: str, tmp_pa
     pages.put(copy, f"{script}.py", "NEW")
     assert "NEW" in copy.read_text(encoding="utf-8")
     assert (DOCS.parent / "benchmarks" / f"{script}.py").is_file()
+
+
+LATENTS = (DOCS / "latents.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", re.findall(r"^\$ (ddimctl .*)$", LATENTS, re.MULTILINE))
+def test_commands_of_the_page_on_latents_take_these_options(command: str) -> None:
+    _, *words = shlex.split(command)
+    found = get_command(app)
+    while hasattr(found, "commands"):
+        name, words = words[0], words[1:]
+        found = found.commands[name]
+    found.make_context("x", list(words))
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", LATENTS))))
+def test_links_of_the_page_on_latents_lead_somewhere(target: str) -> None:
+    assert (DOCS / target).exists()
