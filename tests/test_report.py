@@ -253,6 +253,13 @@ def test_a_page_has_a_name_of_its_own(invoke: Invoke, files: Path, model_folder:
     assert (files / "a.png").read_bytes() == before
 
 
+def test_what_has_no_page_is_told(invoke: Invoke, files: Path, model_folder: Path) -> None:
+    """A page is never left away in silence."""
+    for what in (["a.pt", "b.pt"], ["."], [model_folder]):
+        assert "--html is about" in invoke("info", *what, "--html", "p.html").failed(2)
+        assert not (files / "p.html").exists()
+
+
 def test_images_that_cannot_be_read_are_no_names_of_others(invoke: Invoke, files: Path, model_folder: Path) -> None:
     (files / "0.png").write_bytes(b"no picture")
     done = invoke("reconstruct", "0.png", "b.png", "-m", model_folder, "--steps", 2, "--html", "p.html")

@@ -62,10 +62,14 @@ def info(
     if len(file) > 1 or is_many(file[0]):
         if files.output is not None:
             raise UsageError("-o draws one latent file", hint="name one")
+        if files.html is not None:
+            raise UsageError("the page of --html is about one latent file", hint="name one")
         table_of(file, what, console)
         return
     found = examine(file[0], what, console)
     x = found.latent
+    if files.html is not None and x is None:
+        raise UsageError(f"the page of --html is about a latent file, {file[0]} is none")
     if files.output is not None and x is not None:
         formats.check_suffix(files.output)
         refuse_existing(files.output, files.force)
