@@ -18,7 +18,9 @@ from PIL import Image
 from problems import Gaussian
 
 from ddimctl import latent, load, ode, tuned
+from ddimctl.catalogue import DIGESTS, bundled
 from ddimctl.errors import FileError, UsageError
+from ddimctl.files import bundled_folder
 from ddimctl.images import writing
 from ddimctl.ode import integrate
 from ddimctl.provenance import check_provenance
@@ -226,3 +228,16 @@ def test_reconstruct_and_a_model_without_torch_know_it(
     out = json.loads(invoke(*command, "--engine", "torch").ok().out)
     assert [r["spacing"] for r in out["results"]] == ["tuned", "log"]
     assert out["results"][0]["mse"] != out["results"][1]["mse"]
+
+
+@pytest.mark.parametrize("name", bundled())
+def test_the_bundled_models_bring_a_path_that_won_on_images_that_had_no_part_in_it(name: str) -> None:
+    model = load(name, "cpu")
+    (own,) = model.schedule.paths
+    assert own.steps == 10
+    assert (own.levels[0], own.levels[-1]) == (model.schedule.sigma(1), model.schedule.sigma(1000))
+    held = own.about["held_out"]
+    for what in ("mse", "median"):
+        assert held["tuned"][what] == min(f[what] for f in held.values())
+    assert held["tuned"]["xT_error"] < held["karras"]["xT_error"]
+    assert json.loads((bundled_folder() / name / "paths.json").read_text())["model"] == DIGESTS[name]
