@@ -309,6 +309,7 @@ FOLDERS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "flat, without weights": ({"config_DOT_json": {}}, "a configuration but no weights"),
     "Flax": ({"config_DOT_json": {}, "diffusion_flax_model_DOT_msgpack": ""}, "a Flax checkpoint but no weights"),
+    "FlashPack": ({"config_DOT_json": {}, "scheduler_config_DOT_json": {}, "model_DOT_flashpack": ""}, "a FlashPack"),
     "Flax only": ({"diffusion_flax_model_DOT_msgpack": ""}, "holds a Flax checkpoint"),
     "ONNX": ({"model_DOT_onnx": ""}, "holds an ONNX model"),
     "Stable Diffusion": (

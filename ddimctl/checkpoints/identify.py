@@ -51,6 +51,7 @@ MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
 )
 SUFFIXES = {
     ".msgpack": ("a Flax checkpoint", FLAX),
+    ".flashpack": ("a FlashPack checkpoint", "save it again as safetensors: save_pretrained(…, use_flashpack=False)"),
     ".onnx": ("an ONNX model", ONNX),
     ".pb": ("a TensorFlow or ONNX graph", "only PyTorch checkpoints are read"),
     ".h5": ("a Keras file", "only PyTorch checkpoints are read"),
