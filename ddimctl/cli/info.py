@@ -133,7 +133,9 @@ def is_many(file: str) -> bool:
     from ddimctl.catalogue import bundled
     from ddimctl.checkpoints import folders
 
-    return file not in bundled() and Path(file).is_dir() and not folders.recognises(Path(file))
+    path = Path(file)
+    is_model = folders.recognises(path) or (path / "model_index.json").is_file()
+    return file not in bundled() and path.is_dir() and not is_model
 
 
 def table_of(given: list[str], what: options.Config, console: Console) -> None:
