@@ -23,7 +23,7 @@ from rounding import apart
 
 import ddimctl
 from ddimctl.checkpoints import sampler
-from ddimctl.checkpoints.diffusers import read_scheduler
+from ddimctl.checkpoints import scheduler as schedulers
 from ddimctl.errors import FileError, UsageError
 from ddimctl.model import Condition, Pixels
 from ddimctl.ode import decode, integrate
@@ -51,7 +51,7 @@ def theirs(config: dict[str, Any], steps: int, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(("spacing", "offset"), [("leading", 0), ("leading", 1), ("trailing", 0)])
 def test_the_levels_are_those_of_the_schedulers_own_loop(spacing: str, offset: int, to_one: bool, steps: int) -> None:
     config = {**SD, "timestep_spacing": spacing, "steps_offset": offset, "set_alpha_to_one": to_one}
-    schedule, _ = read_scheduler({**config, "_class_name": "DDIMScheduler"})
+    schedule = schedulers.read({**config, "_class_name": "DDIMScheduler"}).schedule
     path = sampler.levels(config, schedule, steps)
     x = torch.linspace(-2, 2, 16, dtype=torch.float64).view(1, 1, 4, 4)
     ours = integrate(Mixture().eps, x * schedule.scale(path[-1]), path[::-1], "ddim").x / schedule.scale(path[0])
