@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ddimctl.cli import names
+from ddimctl.cli import defaults, names
 from ddimctl.errors import UsageError
 
 # A module in `ddimctl/cli/` → what the list of commands says of it: the first sentence of its docstring, which a test
@@ -107,6 +107,8 @@ class Root(Group):
                 )
             callback: Callable[..., Any] = show_callback if args[0] == "--show-completion" else install_callback
             callback(ctx, None, args[1])  # exits
+        if args and not ctx.resilient_parsing and not {"--help", "-h", "--version"}.intersection(args):
+            ctx.default_map = defaults.default_map(self.commands)
         return super().parse_args(ctx, args)
 
 

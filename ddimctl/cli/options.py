@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from typer import Option
 
 from ddimctl import places
-from ddimctl.cli import looks, names
+from ddimctl.cli import defaults, looks, names
 from ddimctl.cli.console import Console
 from ddimctl.cli.groups import group, like
 from ddimctl.cli.prompts import parse_prompt
@@ -357,4 +357,4 @@ class Said:
 
 def default_model() -> str:
     """The model where neither a flag nor a file names one."""
-    return os.environ.get("DDIMCTL_MODEL") or DEFAULT_MODEL
+    return os.environ.get("DDIMCTL_MODEL") or defaults.of_top("model") or DEFAULT_MODEL
