@@ -46,7 +46,9 @@ def info(
     said: options.Said,
 ) -> None:
     """Tell what a file is: where a latent comes from and how much it resembles noise, what a model is, or how a picture
-    was made. Of several, or of what is in a folder, a table.
+    was made.
+
+    Of several files, or of what is in a folder, a table: a line a file.
 
     Each figure of a latent stands beside what noise of its shape gives: the mean, and the range of 98 % of draws; * marks
     those outside. Few latents of real images are like noise in all of them, and they decode none the worse: see "How much
