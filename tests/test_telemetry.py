@@ -30,6 +30,7 @@ COMPUTING = (
     "encode photos -o latents2 --steps 2",
     "decode new.pt -o back.png",
     "interpolate a.png b.png --frames 2 --steps 2",
+    "translate a.png --to-model grey --steps 2 -o translated.png",
     "reconstruct a.png --steps 2 --report mse --plot plot.png",
     "sample -n 1 --steps 2",
     "evaluate -m fashion-mnist -n 3 --steps 2",
@@ -37,6 +38,14 @@ COMPUTING = (
 )
 OTHERS = (
     "info new.pt",
+    "latent mean new.pt -o mean.pt",
+    "latent add new.pt 0.5 new.pt -o sum.pt",
+    "latent sub new.pt new.pt -o less.pt",
+    "latent mix new.pt new.pt -o mixed.pt",
+    "latent stack new.pt new.pt -o both.pt",
+    "latent split both.pt -o parts",
+    "latent direction new.pt latents2 -o way.pt",
+    "latent nearest new.pt latents2",
     "models list",
     "models show grey",
     "models convert grey -o copy",
@@ -107,7 +116,7 @@ def run(root: Path, engine: str, *before: str) -> str:
 
 def stray(path: str, root: Path) -> bool:
     """Whether a file is none of the outputs, the cache, temporary ones and the system's devices."""
-    allowed = (root / "work", root / "home/.cache", root / "tmp", Path("/dev"), Path("/proc"))
+    allowed = (root / "work", root / "home/.cache", root / "home-cache", root / "tmp", Path("/dev"), Path("/proc"))
     absolute = Path(root / "work", path).resolve()
     return not any(absolute.is_relative_to(a.resolve()) for a in allowed)
 
