@@ -13,6 +13,7 @@ from typing import Any
 
 from ddimctl.dither import read as read_dithers
 from ddimctl.dither import seed_of
+from ddimctl.errors import UsageError
 from ddimctl.keeping import Keep
 from ddimctl.model import NOTHING, Condition, Model
 from ddimctl.schedule import Levels, default_spacing, mix
@@ -50,6 +51,10 @@ class Way:
         """The rising noise levels. Raises `UsageError` where the schedule has none of that kind."""
         if self.levels is not None:
             return self.levels
+        if self.to is not None and self.spacing == "leading":
+            raise UsageError(
+                "leading levels end where they end, at no level that is asked for", hint="--spacing trailing"
+            )
         part = schedule if self.to is None else schedule.until(self.to)
         return part.path(self.steps, self.spacing)
 

@@ -70,7 +70,7 @@ RUNS: dict[str, dict[str, list[str]]] = {
                    "encode a.png --config nothing -o c.pt", "encode a.png --device nothing -o c.pt",
                    "encode a.png --engine nothing -o c.pt", "encode a.png --precision nothing -o c.pt"],
         "wrong usage": ["encode", "encode nothing.png", "encode empty", "encode '*.nothing'", "encode ''", "encode a.png -o ''",
-                        "encode a.png -o -", "encode a.png --batch-size 0", "encode a.png --nothing", "encode one.pt -o new.pt",
+                        "encode a.png --batch-size 0", "encode a.png --nothing", "encode one.pt -o new.pt",
                         "encode a.png a.png -o new", "encode photos -o a.png", "encode a.png -o a.png", "encode a.png -o"],
         "the bundled model": ["encode shirt.png -m fashion-mnist --steps 3 -o f.pt", "info f.pt --json"],
     },
@@ -93,7 +93,7 @@ RUNS: dict[str, dict[str, list[str]]] = {
                     "decode nothing.pt"],
         "lists and shards": ["decode --from-file latents.txt -o new", "decode --from-file - -o two < latents.txt",
                              "decode latents -o three --shard 1/2 --dry-run"],
-        "wrong usage": ["decode", "decode ''", "decode empty", "decode one.pt -o -", "decode one.pt -o ''",
+        "wrong usage": ["decode", "decode ''", "decode empty", "decode one.pt -o ''",
                         "decode one.pt --nothing"],
     },
     "interpolate": {

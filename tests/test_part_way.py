@@ -21,7 +21,7 @@ from ddimctl.schedule import SPACINGS, Schedule
 SCHEDULE = Schedule.linear()
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("spacing", [s for s in SPACINGS if s != "leading"])
 @pytest.mark.parametrize("sigma", [0.5, SCHEDULE.sigma(400), 1.0, 20.0, SCHEDULE.sigma(1000)])
 def test_every_spacing_ends_at_the_level(spacing: str, sigma: float) -> None:
     path = Way(spacing=spacing, steps=10, to=sigma).path(SCHEDULE)
@@ -29,6 +29,11 @@ def test_every_spacing_ends_at_the_level(spacing: str, sigma: float) -> None:
     assert path == tuple(sorted(path))
     assert path[-1] == pytest.approx(sigma, rel=1e-12)
     assert path[0] == SCHEDULE.path(10, spacing)[0]
+
+
+def test_leading_levels_end_at_no_level_that_is_asked_for() -> None:
+    with pytest.raises(UsageError, match="leading"):
+        Way(spacing="leading", steps=10, to=1.0).path(SCHEDULE)
 
 
 def test_until_a_trained_level_is_the_schedule_cut_there() -> None:

@@ -63,7 +63,9 @@ def info(
     console = said.console(files.output)
     if len(file) > 1 or is_many(file[0]):
         if files.output is not None:
-            raise UsageError("-o draws one latent file", hint="name one")
+            raise UsageError(
+                f"-o draws one latent file, which {' '.join(map(plain, file[:3]))} is not", hint="name one"
+            )
         if files.html is not None:
             raise UsageError("the page of --html is about one latent file", hint="name one")
         table_of(file, what, console)
