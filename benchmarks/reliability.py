@@ -321,7 +321,7 @@ def disk_full(seed: int, work: Path) -> Result:
         yield folder / "packed.safetensors", ("encode", source, *encode, "-o", folder / "packed.safetensors")
         yield folder / "many" / "0" / "00000.pt", ("encode", source, *encode, "-o", folder / "many")
         yield folder / "x.png", ("decode", work / "a.pt", "--force", "-o", folder / "x.png")
-        yield folder / "x.gif", ("interpolate", one, source / "1" / "00001.png", *encode, "-o", folder / "x.gif")
+        yield folder / "x.gif", ("interpolate", one, source / "1" / "00001.png", *encode, "-q", "-o", folder / "x.gif")
 
     def judge(target: Path, ended: Ended) -> None:
         errors = [line for line in ended.err.splitlines() if line.startswith("error: ")]
@@ -739,7 +739,7 @@ def soak(n: int, seed: int, work: Path) -> Result:
         early, late, done = 0.0, 0.0, 0
         with Manifest(work / "manifest.jsonl", {}) as log:
             targets = local.Targets(work / "out", ".pt")
-            for outcome in local.encode(items, targets, encoding(net, steps=1), batch_size=64):
+            for outcome in local.encode(items, targets, encoding(net, steps=1), batch_size=64, before={}):
                 log.add([outcome])
                 done += outcome.status == plan.DONE
                 if done == 500:

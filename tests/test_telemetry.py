@@ -18,6 +18,7 @@ import pytest
 import record_cli
 import typer.main
 from conftest import HANGS, isolated
+from PIL import Image
 
 import ddimctl
 from ddimctl import telemetry
