@@ -135,7 +135,7 @@ def test_the_autoencoder_is_the_mean_scaled_and_its_own_inverse_up_to_its_loss(m
     with torch.no_grad():
         z = vae.encode(images).latent_dist.mean * vae.config.scaling_factor
         back = vae.decode(z / vae.config.scaling_factor).sample
-    assert relative(model.autoencoder.encode(images), z) < 1e-6
+    assert relative(model.autoencoder.encode(images), z) < 1e-5
     assert relative(model.autoencoder.decode(z.double()), back) < 1e-5
     with pytest.raises(UsageError, match="multiples of 2"):
         model.autoencoder.encode(images[..., :15])

@@ -35,7 +35,6 @@ COMPUTING = (
     "reconstruct a.png --steps 2 --report mse --plot plot.png",
     "sample -n 1 --steps 2",
     "evaluate -m fashion-mnist -n 3 --steps 2",
-    "translate a.png -o other.png --steps 2 --to-model grey",
     "bench --seconds 0 --batch-size 1 --steps 2",
 )
 OTHERS = (
