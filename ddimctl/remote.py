@@ -25,6 +25,14 @@ def is_url(text: str) -> bool:
     return URL.match(text) is not None
 
 
+def url_of(path: Path) -> str | None:
+    """The URL that a path was made of, as ``s3:/bucket/a`` was of ``s3://bucket/a``; None if it is one of here."""
+    scheme, colon, rest = path.as_posix().partition(":/")
+    if not colon or not is_url(f"{scheme}://") or "/" in scheme or Path(f"{scheme}:").exists():
+        return None
+    return f"{scheme}://{rest}"
+
+
 @dataclass(frozen=True)
 class Remote:
     """A file by its URL."""

@@ -28,7 +28,7 @@ LAYERS: list[set[str]] = [
     {"telemetry"},
     {"", "errors", "version"},
     {"places"},
-    {"files", "paper", "arrays", "remote", "archives"},
+    {"files", "paper", "arrays", "remote"},
     {
         "cache",
         "schedule",
@@ -44,6 +44,7 @@ LAYERS: list[set[str]] = [
         "interpolate",
         "motion",
         "charts",
+        "archives",
         "containers",
     },
     {"shown", "metrics", "frechet", "unet", "health", "dither"},

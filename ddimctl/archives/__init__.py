@@ -35,7 +35,14 @@ def kind_of(name: str) -> Kind | None:
 
 
 def members(name: str, suffixes: Collection[str], *, captions: bool = False) -> Iterator[Member]:
-    """The images of an archive, in its order. Raises `FileError` if it is damaged, `UsageError` if it is no archive."""
+    """The images of an archive, in its order, or the latents, if it is these that the suffixes are of.
+
+    Raises `FileError` if it is damaged, `UsageError` if it is no archive.
+    """
+    if ".safetensors" in suffixes:
+        from ddimctl.archives import latents
+
+        return latents.members(name)
     kind = kind_of(name)
     if kind is None:
         raise UsageError(f"{name} is no file of many images")

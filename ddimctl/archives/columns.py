@@ -6,6 +6,7 @@ from anybody names no file here.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import importlib
 import json
@@ -30,20 +31,20 @@ _one = threading.Lock()  # readers share what is open
 def members(archive: str, suffixes: Collection[str], *, captions: bool = False) -> Iterator[Member]:
     """The rows of a parquet file, or of a `save_to_disk` folder, named by ``__key__`` or by their number."""
     del suffixes  # a row has none
-    row = 0
+    before = 0
     for part in parts(archive):
         with _told(part):
-            table = opened(part)
-            column, n = image_column(table.schema, archive), table.rows
-            keys = table.texts(KEY) if KEY in table.schema.names else None
-            text = next((c for c in CAPTIONS if c in table.schema.names), None) if captions else None
-            words = table.texts(text) if text else None
+            rows = opened(part)
+            column, n = image_column(rows.schema, archive), rows.rows
+            keys = rows.texts(KEY) if KEY in rows.schema.names else None
+            text = next((c for c in CAPTIONS if c in rows.schema.names), None) if captions else None
+            words = rows.texts(text) if text else None
             fetch = functools.partial(_fetch, (part, column))
             for i in range(n):
-                key = checked(str(next(keys)), archive) if keys else f"{row + i:08}"
+                key = checked(str(next(keys)), archive) if keys else f"{before + i:08}"
                 said = next(words) if words else None
                 yield Member(archive, key, fetch, (i,), caption=said)
-        row += n
+        before += n
 
 
 def parts(archive: str) -> list[str]:
@@ -95,7 +96,7 @@ class Opened:
     def __init__(self, path: str):
         arrow = pyarrow()
         self.path = path
-        self._group: tuple[str, int, Any] = ("", -1, None)
+        self._group: tuple[Any, int, Any] = ((), -1, None)
         if path.endswith(".arrow"):
             self._table = arrow.ipc.open_stream(arrow.memory_map(path)).read_all()
             self.schema, self.rows, self._file = self._table.schema, self._table.num_rows, None
@@ -122,26 +123,49 @@ class Opened:
             for value in batch.column(0).to_pylist():
                 yield " ".join(value.split()) or None if isinstance(value, str) else None
 
-    def value(self, column: str, row: int) -> Any:
-        """What a row holds there."""
+    def row(self, columns: tuple[str, ...], row: int) -> dict[str, Any]:
+        """What a row holds in some columns, as pyarrow has it."""
         if self._file is None:
-            return self._table.column(column)[row].as_py()
-        group = next(i for i, end in enumerate(self._starts[1:]) if row < end)
-        if self._group[:2] != (column, group):
-            self._group = ("", -1, None)  # never two of them
-            self._group = (column, group, self._file.read_row_group(group, columns=[column]).column(0))
-        return self._group[2][row - self._starts[group]].as_py()
+            return {c: self._table.column(c)[row] for c in columns}
+        group = bisect.bisect_right(self._starts, row) - 1
+        if self._group[:2] != (columns, group):
+            self._group = ((), -1, None)  # never two of them
+            self._group = (columns, group, self._file.read_row_group(group, columns=list(columns)))
+        return {c: self._group[2].column(c)[row - self._starts[group]] for c in columns}
+
+
+def opened(path: str) -> Opened:
+    """A file of rows, opened once as long as it is the same."""
+    about = Path(path).stat() if not is_url(path) else None
+    return _opened(path, (about.st_mtime_ns, about.st_size) if about is not None else ())
 
 
 @functools.lru_cache(maxsize=8)
-def opened(path: str) -> Opened:
+def _opened(path: str, stamp: tuple[int, ...]) -> Opened:
     return Opened(path)
+
+
+def table(path: str) -> Opened:
+    """As `opened`. Raises `FileError` if it is damaged, `UsageError` if there is none."""
+    with _told(path):
+        return opened(path)
+
+
+def row(path: str, columns: tuple[str, ...], number: int) -> dict[str, Any]:
+    """A row of a file, as pyarrow has it. Raises `FileError` if it is damaged."""
+    with _one, _told(path):
+        return opened(path).row(columns, number)
+
+
+def metadata(path: str) -> dict[bytes, bytes]:
+    """What a parquet file says beside its rows."""
+    with _told(path):
+        return dict(pyarrow().parquet.read_metadata(open_url(path) if is_url(path) else path).metadata or {})
 
 
 def _fetch(of: tuple[str, str], archive: str, where: tuple[int, ...]) -> bytes:
     part, column = of
-    with _one, _told(part):
-        value = opened(part).value(column, where[0])
+    value = row(part, (column,), where[0])[column].as_py()
     data = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(data, bytes):
         return data

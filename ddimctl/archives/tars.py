@@ -30,7 +30,7 @@ def members(archive: str, suffixes: Collection[str], *, captions: bool = False) 
     waiting: dict[str, list[Member]] = {}  # of the sample that is being read
     texts: dict[str, str] = {}
     with opened(archive) as f:
-        for file, offset, size in _headers(f, archive):
+        for file, offset, size in headers(f, archive):
             key, extension = split(file)
             if f".{extension.rpartition('.')[2]}" in suffixes:
                 more = extension.rpartition(".")[0]  # 0001.left.png
@@ -69,8 +69,8 @@ def fetch(archive: str, where: tuple[int, ...]) -> bytes:
     return data
 
 
-def _headers(f: BinaryIO, archive: str) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, bytes) of each file."""
+def headers(f: BinaryIO, archive: str) -> Iterator[tuple[str, int, int]]:
+    """(name, offset, bytes) of each file. Raises `FileError` if it is no tar, or not a whole one."""
     damaged = FileError(f"{archive} is no tar, damaged or cut short", hint="a packed one (.tar.gz) is unpacked first")
     try:
         with tarfile.open(fileobj=f, mode="r:") as tar:

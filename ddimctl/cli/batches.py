@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,9 +16,10 @@ from ddimctl.errors import DDIMError, SomeFailed, UsageError
 
 if TYPE_CHECKING:
     from ddimctl.arrays import Array
-    from ddimctl.ode import Progress
+    from ddimctl.ode import Progress, Solution
     from ddimctl.runs.plan import Item, Outcome
     from ddimctl.runs.reading import Loaded
+    from ddimctl.runs.work import Encoding
 
 FLUSH = 16  # outcomes between two writes to the manifest
 SHOWN = 20  # failures that get a line of their own on stderr
@@ -134,6 +136,26 @@ def manifest_path(folder: Path, shard: str | None) -> Path:
 
     path = folder / MANIFEST
     return path.with_stem(f"{path.stem}-{shard.replace('/', '-of-')}") if shard else path
+
+
+def sharded(
+    items: Sequence[Item], encoding: Encoding, files: options.Batch, *, per: int | None, size: int
+) -> tuple[Path, Callable[[Progress], Iterator[Outcome]]]:
+    """Many images → shards, as -o names them: the manifest, and the work."""
+    from itertools import takewhile
+
+    from ddimctl import remote
+    from ddimctl.runs import shards
+
+    output = files.output or Path()
+    url = remote.url_of(output)
+    i, _, n = (files.shard or "1/1").partition("/")
+    where = shards.Shards(url or str(output), per or max(len(items), 1), files.force, files.dry_run, int(i) - 1, int(n))
+    folder = Path() if url else Path(*takewhile(lambda part: "{" not in part, output.parent.parts))
+    manifest = manifest_path(folder, files.shard)
+    if per is None and not url:
+        manifest = manifest.with_name(f"{output.name}.{manifest.name}")
+    return manifest, lambda progress: shards.encode(items, where, encoding, batch_size=size, progress=progress)
 
 
 @dataclass
@@ -283,3 +305,31 @@ def _plan(outcome: Outcome, verb: str) -> str:
         return f"fail\t{outcome.item.source}\t{' '.join(str(outcome.failure).split())}"
     does = {"done": verb.removesuffix("d"), "skipped": "skip"}[outcome.status]
     return "\n".join(f"{does}\t{outcome.item.source}\t{target}" for target in outcome.targets)
+
+
+def tell_of_failures(source: str, solution: Solution, console: Console) -> None:
+    """What did not converge, where and why; and whether states come back where that was looked at."""
+    from ddimctl.keeping import PRECISIONS
+
+    if solution.unconverged and solution.residuals:
+        residual = max(solution.residuals)
+        failure = next((f for f in solution.failures or [] if f is not None), None)
+        why = "" if failure is None else f"; {failure}"
+        console.notice(f"warning: {source} did not converge: residual {residual:.1e} > {solution.tolerance:.1e}{why}")
+    if solution.returned is None:
+        return
+    worst = max(solution.returned)
+    if solution.corrections is not None:
+        steps, precision = solution.corrections.shape[1] - 1, str(solution.corrections.dtype).removeprefix("torch.")
+        size = math.prod(solution.corrections.shape) * PRECISIONS[precision] / 1e6
+        console.notice(f"kept: {steps} steps of {source}, {precision}, {size:.2g} MB; it returns within {worst:.1e}")
+        return
+    if not solution.lost:
+        console.notice(f"checked: {source} comes back within {worst:.1e} of itself, before any autoencoder")
+        return
+    magnified = "" if solution.unconverged else ", though every step was solved: decoding magnifies what is left"
+    console.notice(f"warning: {source} does not come back: decoded it is {worst:.1e} off, relative{magnified}")
+    console.notice(f"hint: {KEEPS}")
+
+
+KEEPS = "more --steps, less --guidance, or --keep-path, which always returns"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ddimctl.model import Condition, Model
-    from ddimctl.ode import Progress, Solution
+    from ddimctl.ode import Progress
     from ddimctl.recipe import Way
     from ddimctl.runs.plan import Item, Outcome
     from ddimctl.runs.work import Encoding
@@ -82,8 +81,8 @@ class Lossless(options.How, Exact, Part):
             raise UsageError(f"--lossless goes with the solver exact, not {self.solver}")
         if self.lossless and machine.precision != "float32":
             raise UsageError("--lossless needs --precision float32", hint="what decodes the file will use that")
-        if self.keep_path and suffix == ".npy":
-            raise UsageError("a .npy holds x_T alone, and no path", hint="choose .pt or .safetensors")
+        if self.keep_path and suffix in (".npy", ".tar", ".parquet"):
+            raise UsageError(f"a {suffix} holds x_T alone, and no path", hint="choose .pt or .safetensors")
         keep = Keep(self.path_precision, self.path_steps).of(self.steps) if self.keep_path and self.steps > 0 else None
         solver = "exact" if self.lossless else self.solver
         if keep is not None and solver == "adaptive":
@@ -91,6 +90,13 @@ class Lossless(options.How, Exact, Part):
         way = Way(solver, self.spacing or "", self.steps, self.tolerance, keep=keep)
         way.check()  # wrong names are found before anything is done
         return way
+
+    def check(self, path: Sequence[float]) -> None:
+        """Raises `UsageError` if what is asked for cannot be done along these levels."""
+        from ddimctl import dither
+
+        if self.dither is not None:
+            dither.check(path)
 
 
 @group
@@ -127,6 +133,26 @@ class Kind(options.Batch):
             autocompletion=names.one_of(*names.KINDS),
         ),
     ] = None
+
+    per_shard: Annotated[
+        int | None,
+        typer.Option("--per-shard", metavar="N", min=1, help="Latents in each file of -o 'DIR/{shard:05}.tar'."),
+    ] = None
+
+    @property
+    def packs(self) -> bool:
+        """Whether -o names shards, tar or parquet. Raises `UsageError` if no shards could be called that."""
+        from ddimctl.archives import SUFFIXES
+
+        named = self.output is not None and self.output.suffix.lower() in SUFFIXES and not self.output.is_dir()
+        if self.per_shard is not None and not named:
+            raise UsageError("--per-shard is about tars and parquet files", hint="such as -o 'latents/{shard:05}.tar'")
+        if not named:
+            return False
+        from ddimctl.runs import shards
+
+        shards.check(str(self.output), self.per_shard)
+        return True
 
     @property
     def suffix(self) -> str:
@@ -171,6 +197,8 @@ def encode(
 
     --all-frames makes one file of all frames of an animation or a film, which decode -o FILM.gif makes a film of again.
 
+    Shards that WebDataset and datasets open are made by -o 'latents/{shard:05}.tar' (or .parquet) and --per-shard N.
+
     Archives are tars as WebDataset has them, parquet files, folders of datasets' save_to_disk, IDX and CIFAR binaries: each
     image in them is an item, named by its key.
 
@@ -179,16 +207,14 @@ def encode(
 
     Example: ddimctl encode photos/ -o latents/
     """
-    from ddimctl import dither
     from ddimctl.files import make_folder
-    from ddimctl.runs import films, local
-    from ddimctl.runs.work import Encoding
+    from ddimctl.runs import films, local, work
 
     files = replace(files, output=places.of_kind(files.output, files.suffix))
     console, preprocessing = said.console(files.output), fit.preprocessing()
     batches.tell_left_out(images or [], console)
     items = batches.items_of(images or [], files, fit.suffixes(), console=console)
-    single = batches.is_single(images or [], items, files)
+    single = batches.is_single(images or [], items, files) and not files.packs
     target, one_file = plan_target(images or [], items, files, single=single)
     if fit.all_frames and one_file and not single:
         raise UsageError("--all-frames makes a file of each film", hint="name a folder with -o")
@@ -197,13 +223,11 @@ def encode(
     quick = None if how.lossless else inputs.recall(what, machine, console)
     net = quick or inputs.open_model(what, machine, console)
     way = replace(way, to=how.level(net.schedule))
-    path = way.path(net.schedule)
-    if how.dither is not None:
-        dither.check(path)
-    if quick is None:
-        net = inputs.start_engine(net, machine, console, work=inputs.evaluations(len(items), way.steps, way.solver))
+    how.check(way.path(net.schedule))
+    load = inputs.evaluations(len(items), way.steps, way.solver)
+    net = quick or inputs.start_engine(net, machine, console, work=load)
     condition, encode_each = conditions(what, items, images, model=net, each=encode_each, one=one_file, said=console)
-    encoding = Encoding(net, way, preprocessing, condition, how.lossless, how.dither)
+    encoding = work.Encoding(net, way, preprocessing, condition, how.lossless, how.dither)
     settings = settings_of(way)
     if single and not files.dry_run:
         if files.output is not None and not one_file:
@@ -252,6 +276,8 @@ def plan_target(images: list[str], items: Sequence[Item], files: Kind, *, single
     from ddimctl.images.formats import check_apart
 
     suffix = files.suffix
+    if files.packs:
+        return files.output or Path(), True
     one_file = files.output is not None and bool(files.output.suffix) and not files.output.is_dir()
     if files.output is not None and one_file:
         latent.check_suffix(files.output)
@@ -285,7 +311,9 @@ def encode_many(
     from ddimctl.runs import local, packed
     from ddimctl.runs.manifest import MANIFEST, read_manifest
 
-    if target is not None and encode_each is local.encode:
+    if files.packs:
+        manifest, work = batches.sharded(items, encoding, files, per=files.per_shard, size=machine.batch_size)
+    elif target is not None and encode_each is local.encode:
 
         def work(progress: Progress) -> Iterator[Outcome]:
             return packed.encode(
@@ -344,7 +372,7 @@ def encode_one(
         record = record | {"frame": None}
         console.notice(f"{item.source}: {frames} frames")
     inputs.tell_of([record], console)
-    tell_of_failures(item.source, solution, console)
+    batches.tell_of_failures(item.source, solution, console)
     if solution.checks:
         height, width, channels = record["pixels"]
         console.notice(
@@ -364,31 +392,3 @@ def encode_one(
             **({} if solution.returned is None else {"returned": solution.returned}),
         },
     )
-
-
-def tell_of_failures(source: str, solution: Solution, console: Console) -> None:
-    """What did not converge, where and why; and whether states come back where that was looked at."""
-    from ddimctl.keeping import PRECISIONS
-
-    if solution.unconverged and solution.residuals:
-        residual = max(solution.residuals)
-        failure = next((f for f in solution.failures or [] if f is not None), None)
-        why = "" if failure is None else f"; {failure}"
-        console.notice(f"warning: {source} did not converge: residual {residual:.1e} > {solution.tolerance:.1e}{why}")
-    if solution.returned is None:
-        return
-    worst = max(solution.returned)
-    if solution.corrections is not None:
-        steps, precision = solution.corrections.shape[1] - 1, str(solution.corrections.dtype).removeprefix("torch.")
-        size = math.prod(solution.corrections.shape) * PRECISIONS[precision] / 1e6
-        console.notice(f"kept: {steps} steps of {source}, {precision}, {size:.2g} MB; it returns within {worst:.1e}")
-        return
-    if not solution.lost:
-        console.notice(f"checked: {source} comes back within {worst:.1e} of itself, before any autoencoder")
-        return
-    magnified = "" if solution.unconverged else ", though every step was solved: decoding magnifies what is left"
-    console.notice(f"warning: {source} does not come back: decoded it is {worst:.1e} off, relative{magnified}")
-    console.notice(f"hint: {KEEPS}")
-
-
-KEEPS = "more --steps, less --guidance, or --keep-path, which always returns"

@@ -89,8 +89,8 @@ def gather(arguments: Sequence[str], suffixes: Collection[str]) -> list[Item]:
 
 def unpacked(archive: str, suffixes: Collection[str], *, several: bool = False) -> Iterator[Item]:
     """An item for each image of an archive. Where they are only numbered, `several` of them keep their rows apart."""
-    kind = archives.kind_of(archive)
-    apart = f"{archives.prefix(archive)}/" if several and kind is not None and kind.numbered else ""
+    kind, images = archives.kind_of(archive), ".safetensors" not in suffixes
+    apart = f"{archives.prefix(archive)}/" if several and kind is not None and kind.numbered and images else ""
     empty = True
     for member in archives.members(archive, suffixes):
         empty = False

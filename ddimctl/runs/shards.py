@@ -1,0 +1,200 @@
+"""Many images → packed shards of latents, each written whole or not at all: a run that was killed goes on with the next.
+
+Tars are WebDataset's, parquet files those of `datasets`: see `archives.latents`. A shard that is there is compared by its
+summary with the images as they are now, without decoding any.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ddimctl import latent, lossless, remote
+from ddimctl.archives import SUFFIXES
+from ddimctl.archives import latents as packing
+from ddimctl.containers import array, read_safetensors
+from ddimctl.errors import DDIMError, FileError, UsageError
+from ddimctl.files import atomic_file, make_folder, sha256
+from ddimctl.ode import Progress
+from ddimctl.recipe import of_image
+from ddimctl.runs import work
+from ddimctl.runs.local import differs, notes, read, source_record
+from ddimctl.runs.plan import DONE, FAILED, SKIPPED, Item, Outcome
+from ddimctl.runs.reading import Loaded, batched, read_ahead
+from ddimctl.runs.work import Encoding
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FIELD = re.compile(r"\{shard(:0?\d+d?)?\}")
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Where shards go: `pattern` has ``{shard:05}`` where their number stands; one shard of all has none.
+
+    Of several machines that share a run by --shard I/N, this one is the `first` of `machines`, and numbers its own apart.
+    """
+
+    pattern: str
+    per: int
+    force: bool = False
+    dry_run: bool = False
+    first: int = 0
+    machines: int = 1
+
+    def of(self, i: int) -> str:
+        """The path or URL of shard i."""
+        return self.pattern.format(shard=i * self.machines + self.first)
+
+
+def check(pattern: str, per: int | None) -> None:
+    """Raises `UsageError` unless `pattern` names shards, one at least."""
+    rest = FIELD.sub("", pattern)
+    if Path(pattern).suffix.lower() not in SUFFIXES:
+        raise UsageError(f"{pattern} is no name for shards", hint=f"use a suffix of {' '.join(SUFFIXES)}")
+    if "{" in rest or "}" in rest or len(FIELD.findall(pattern)) > 1:
+        raise UsageError(f"{pattern} is no pattern of shards", hint="such as latents/{shard:05}.tar")
+    if per is not None and rest == pattern:
+        raise UsageError("--per-shard makes several files of one name", hint="such as -o latents/{shard:05}.tar")
+
+
+def encode(
+    items: Sequence[Item], shards: Shards, encoding: Encoding, *, batch_size: int, progress: Progress = iter
+) -> Iterator[Outcome]:
+    """Encodes `shards.per` items into each shard, in their order, and yields what became of each.
+
+    Images that cannot be read are left out. A shard that is there must be what this would make, unless forced: else
+    `UsageError`. Raises `DDIMError` where the system refuses to write.
+    """
+    for number, group in enumerate(batched(items, shards.per)):
+        target = shards.of(number)
+        if _exists(target):
+            outcomes = _held(group, target, encoding, batch_size=batch_size)
+            if outcomes is not None:
+                yield from outcomes
+                continue
+            if not shards.force:
+                raise differs(Path(target))
+        if shards.dry_run:
+            yield from (Outcome(item, DONE, (Path(target),)) for item in group)
+        else:
+            yield from _encode(group, target, encoding, batch_size=batch_size, progress=progress)
+
+
+def _exists(target: str) -> bool:
+    return remote.size(target) is not None if remote.is_url(target) else os.path.lexists(target)
+
+
+def _held(group: Sequence[Item], target: str, encoding: Encoding, *, batch_size: int) -> list[Outcome] | None:
+    """What a shard that is there makes of the items; None if it is not what they would make."""
+    said = packing.summary(target)
+    if said is None:
+        return None
+    left = {*said["left"]} if isinstance(said.get("left"), list) else set()
+
+    def load(item: Item) -> Mapping[str, Any]:
+        if item.name in left:  # it could not be encoded then
+            return read(item, encoding)[1]
+        return source_record(item.opens, encoding)
+
+    outcomes, records = [], []
+    for batch in read_ahead(group, load, batch_size):
+        for b in batch:
+            if b.value is None:
+                outcomes.append(Outcome(b.item, FAILED, failure=b.failure))
+            elif b.item.name in left:
+                if not encoding.lossless:
+                    return None
+                failure = DDIMError(f"{b.item.source} is not in {target}, as it was not lossless")
+                outcomes.append(Outcome(b.item, FAILED, failure=failure))
+            else:
+                records.append((b.item.name, b.value))
+                outcomes.append(Outcome(b.item, SKIPPED, (Path(target),)))
+    return outcomes if said.get("key") == _key(records, encoding) else None
+
+
+def _key(records: Sequence[tuple[str, Mapping[str, Any]]], encoding: Encoding) -> str:
+    """What a shard is known by: another key for anything else that decides about it."""
+    said = [repr(encoding.recipe), *([name, of_image(record)] for name, record in records)]
+    return sha256(json.dumps(said).encode())
+
+
+class _NothingError(Exception):
+    """No item of a shard could be encoded: no file is made."""
+
+
+def _encode(
+    group: Sequence[Item], target: str, encoding: Encoding, *, batch_size: int, progress: Progress
+) -> list[Outcome]:
+    """Writes a shard, and only then says what became of its items."""
+    outcomes: list[Outcome] = []
+    records: list[tuple[str, Mapping[str, Any]]] = []
+    try:
+        with _written(target) as f:
+            writer: packing.Writer = packing.WRITERS[Path(target).suffix.lower()](f)
+            for batch in read_ahead(group, lambda item: read(item, encoding), batch_size):
+                for outcome, record in _batch(batch, target, encoding, writer=writer, progress=progress):
+                    outcomes.append(outcome)
+                    if outcome.status == DONE:
+                        records.append((outcome.item.name, record))
+            if not records:
+                raise _NothingError
+            left = [o.item.name for o in outcomes if o.status == FAILED]
+            writer.close({"key": _key(records, encoding), "n": len(records), "left": left})
+    except _NothingError:
+        pass
+    return outcomes
+
+
+def _batch(
+    batch: Sequence[Loaded[tuple[np.ndarray, dict[str, Any]]]],
+    target: str,
+    encoding: Encoding,
+    *,
+    writer: packing.Writer,
+    progress: Progress,
+) -> Iterator[tuple[Outcome, dict[str, Any]]]:
+    """Encodes a batch into a shard."""
+    pixels = [b.value[0] for b in batch if b.value is not None]
+    solution = work.encode(pixels, encoding, progress=progress) if pixels else None
+    row = -1
+    for b in batch:
+        if b.value is None or solution is None:
+            yield Outcome(b.item, FAILED, failure=b.failure), {}
+            continue
+        row += 1
+        part, record = solution.select([row]), b.value[1]
+        if part.checks and part.checks[0].wrong:
+            yield Outcome(b.item, FAILED, failure=lossless.complaint(b.item.source, part.checks[0])), {}
+            continue
+        made = work.latent_of(part, encoding, [record])
+        try:
+            texts = read_safetensors(latent.to_bytes(made, ".safetensors"), b.item.name)[0]
+        except FileError as e:  # not finite
+            yield Outcome(b.item, FAILED, failure=e), {}
+            continue
+        writer.add(b.item.name, array(made.xT)[0], texts)
+        yield Outcome(b.item, DONE, (Path(target),), notes=notes(record, part)), record
+
+
+@contextmanager
+def _written(target: str) -> Iterator[BinaryIO]:
+    """A file that becomes `target`, whole or not at all; an object store gets it in one put."""
+    if not remote.is_url(target):
+        path = Path(target)
+        make_folder(path.parent)
+        with atomic_file(path) as f:
+            yield f
+        return
+    with tempfile.TemporaryFile() as temporary:
+        yield temporary
+        temporary.seek(0)
+        remote.write_bytes(target, temporary.read())
