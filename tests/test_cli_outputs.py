@@ -132,15 +132,6 @@ def test_lossless_says_so(image: Path, invoke: Invoke, model_folder: Path, tmp_p
 # Features
 
 
-def test_nobody_asked_for_inception(invoke: Invoke, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a model lacks is told, rather than what would do instead."""
-    monkeypatch.setattr("ddimctl.cli.evaluate.has_inception", lambda: False)
-    done = invoke("evaluate", "-m", model_folder, "-n", 10, "--steps", 2)
-    assert done.failed(2) == "the model tiny came without a classifier (features.safetensors)"
-    assert "examples/features.py" in done.err
-    assert "--features inception (pip install 'ddimctl[fid]')" in done.err
-
-
 # Hints
 
 
