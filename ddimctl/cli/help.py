@@ -27,7 +27,7 @@ COMMANDS = {
     "evaluate": "Measure how good samples are, and what they cost, for every η and number of steps S.",
     "sample": "Make images out of noise.",
     "info": "Tell what a file is: where a latent comes from and how much it resembles noise, what a model is, or how a "
-    "picture was made. Of several, or of what is in a folder, a table.",
+    "picture was made.",
     "train": "Train a model on images.",
     "bench": "Measure how fast a model is evaluated here.",
     "latent": "Add, average and compare latents.",
