@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from ddimctl import ode
 from ddimctl.arrays import Array, float32, float64, on
 from ddimctl.errors import choose
 from ddimctl.images.levels import check_finite
+from ddimctl.implicit import rms
 from ddimctl.metrics import METRICS
 from ddimctl.model import NOTHING, Condition, Model, Pixels
 from ddimctl.ode import Progress
@@ -142,11 +142,11 @@ def _measure(
     trip.shown += list(images[: max(0, keep - len(trip.shown))])
     for name in reports:
         if name == "norm":
-            found = rms(xT).tolist()
+            found = rms(float64(xT))
         elif name == "latent_error":
-            found = rms(xT - part.references[(trip.way.levels or ())[0]]).tolist()
+            found = rms(float64(xT - part.references[(trip.way.levels or ())[0]]))
         elif name == "xT_error":
-            found = rms(up(model, images).x - xT).tolist()
+            found = rms(float64(up(model, images).x - xT))
         elif name == "state_error":
             found = ode.relative(on("cpu", decoded.x), float64(on("cpu", part.z)))
         elif name == "autoencoder_mse":
@@ -154,8 +154,3 @@ def _measure(
         else:
             found = METRICS[name](part.images, on("cpu", images)).tolist()
         trip.values.setdefault(name, []).extend(found)
-
-
-def rms(xT: Any) -> Any:
-    """Each latent's norm divided by the root of its dimension."""
-    return float64(xT).flatten(1).square().mean(1).sqrt()
