@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import json
 import os
 import random
 import shutil
@@ -119,6 +120,11 @@ class Result:
     def failed(self, code: int) -> str:
         """The error message; fails the test unless it is one line, a hint at most, with that exit code."""
         assert self.code == code, f"exit code {self.code}, not {code}\n{self.err}"
+        if told := [line for line in self.err.splitlines() if line.startswith('{"error": ')]:  # --json
+            assert len(told) == 1, self.err
+            assert self.err.splitlines()[-1] == told[0], self.err
+            assert json.loads(told[0])["exit_code"] == code
+            return str(json.loads(told[0])["error"])
         errors = [line for line in self.err.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1, self.err
         assert "Traceback" not in self.err

@@ -301,6 +301,7 @@ def play(command: str, scenario: str, root: Path) -> dict[str, Any]:
             done = in_process(*words, input=data, env=env)
             assert "Traceback" not in done.err, f"{line}\n{done.err}"
             errors = [e.removeprefix("error: ") for e in done.err.splitlines() if e.startswith("error: ")]
+            errors += [json.loads(e)["error"] for e in done.err.splitlines() if e.startswith('{"error": ')]
             out[f"{number} {line}"] = {
                 "code": done.code,
                 "stdout": ["help"] if "Usage:" in done.out else [said(text, root) for text in done.out.splitlines()],

@@ -333,3 +333,16 @@ def test_each_advice_about_a_batch_is_given_once(tiny: Invoke, tmp_path: Path) -
         assert done.code != 0
         assert done.err.count("holds several images") == 2
         assert done.err.count("hint: choose one with --frame N") == 1
+
+
+def test_errors_are_json_where_the_result_would_be(invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "bad.pt").write_bytes(b"no latent")
+    done = invoke("info", "bad.pt", "--json")
+    assert done.out == ""
+    (line,) = done.err.splitlines()
+    said = json.loads(line)
+    assert set(said) == {"error", "hint", "exit_code"}
+    plain = invoke("info", "bad.pt")
+    assert said["error"] == plain.failed(3)
+    assert said["exit_code"] == done.code == 3
+    assert invoke("encode", "--nothing", "--json").failed(2)

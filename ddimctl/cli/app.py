@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
+import json
 import os
 import signal
 import sys
@@ -71,33 +72,38 @@ def main() -> NoReturn:
     _prepare_streams()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # what libraries think of a damaged image is not for users
+    code, complaint = _run()
+    if complaint is not None:
+        _complain(*complaint, code=code)
+    _exit(code)
+
+
+def _run() -> tuple[int, tuple[str, str] | None]:
+    """Runs the command; its exit code, and what is to be complained of: the message and a hint, which may be empty."""
     try:
-        code = app(prog_name="ddimctl", standalone_mode=False) or 0
+        code: int = app(prog_name="ddimctl", standalone_mode=False) or 0
         sys.stdout.flush()
     except DDIMError as e:
-        code = e.exit_code
-        _complain(str(e), e.hint)
+        return e.exit_code, (str(e), e.hint)
     except TyperException as e:
-        code = USAGE
-        if message := e.format_message():  # empty where the help was asked for by naming no command
-            _complain(message, "see ddimctl --help, or --help after a command")
+        message = e.format_message()  # empty where the help was asked for by naming no command
+        return USAGE, (message, "see ddimctl --help, or --help after a command") if message else None
     except Interrupted as e:
-        code = e.exit_code
-        _complain("interrupted")
+        return e.exit_code, ("interrupted", "")
     except BrokenPipeError:
-        code = FAILED
+        return FAILED, None
     except MemoryError:
-        code = FAILED
-        _complain("out of memory", "try a smaller --batch-size")
+        return FAILED, OUT_OF_MEMORY
     except RuntimeError as e:
         if "out of memory" not in str(e) and "allocate memory" not in str(e):
             raise
-        code = FAILED
-        _complain("out of memory", "try a smaller --batch-size")
+        return FAILED, OUT_OF_MEMORY
     except OSError as e:
-        code = FAILED
-        _complain(f"{e.filename or 'the system'}: {e.strerror or e}")
-    _exit(code)
+        return FAILED, (f"{e.filename or 'the system'}: {e.strerror or e}", "")
+    return code, None
+
+
+OUT_OF_MEMORY = ("out of memory", "try a smaller --batch-size")
 
 
 def _prepare_streams() -> None:
@@ -115,9 +121,12 @@ def _prepare_streams() -> None:
                 stream.reconfigure(errors="surrogateescape" if as_it_came else "backslashreplace")
 
 
-def _complain(message: str, hint: str = "") -> None:
-    """One line, and perhaps a second one that says what to do."""
+def _complain(message: str, hint: str, *, code: int) -> None:
+    """One line, and perhaps a second one that says what to do; with --json one JSON object, on stderr all the same."""
     with contextlib.suppress(OSError, ValueError):
+        if "--json" in sys.argv[1:]:
+            print(json.dumps({"error": message, "hint": hint or None, "exit_code": code}), file=sys.stderr)
+            return
         print(f"error: {plain(message)}", file=sys.stderr)
         if hint:
             print(f"hint: {plain(hint)}", file=sys.stderr)
