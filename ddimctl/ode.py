@@ -54,9 +54,7 @@ class Solution:
     tolerance: float | None = None
     checks: list[Check] | None = None  # from `lossless.encode`
     failures: list[Failure | None] | None = None  # the first step of each image that `exact` could not invert
-    returned: list[float] | None = (
-        None  # how far off the state was that x_T was decoded to, relative, where that was tried
-    )
+    returned: list[float] | None = None  # how far off the decoded state was, relative, where that was looked at
     corrections: Array | None = None  # (B, K + 1, …) of the path down, where that was kept: see `keeping`
     origin: Origin | None = None  # from `notebook.encode`
     dithers: list[Dither | None] | None = None  # what was added to the images before
@@ -159,10 +157,10 @@ def encode(
     if way.keep is not None and way.solver == "adaptive":
         raise UsageError("adaptive takes steps of its own, and has no path to keep", hint="choose another solver")
 
-    def one(part: Array, dithers: Sequence[Dither | None]) -> Solution:
-        xbar = _state(model.autoencoder.encode(part), model)
+    def one(rows: slice) -> Solution:
+        xbar = _state(model.autoencoder.encode(images[rows]), model)
         if dithers:
-            xbar = xbar + added(dithers, xbar)
+            xbar = xbar + added(dithers[rows], xbar)
         states = [xbar]
 
         def watched(new: Iterable[Array]) -> Generator[Array, None, None]:
@@ -182,7 +180,7 @@ def encode(
         spent = [n + m for n, m in zip(solution.evaluations, back.evaluations, strict=True)]
         return replace(solution, evaluations=spent, returned=relative(back.x, xbar))
 
-    solution = _in_batches(one, images, dithers, size=batch_size)
+    solution = _in_batches(one, len(images), batch_size)
     return replace(solution, dithers=list(dithers)) if dithers else solution
 
 
@@ -242,36 +240,27 @@ def decode(
     path = way.path(model.schedule)
     if corrections is not None:
         keeping.check(corrections, len(path) - 1, tuple(xT.shape))
-    done = 0
+    there = at(dithers, path[0])
 
-    def one(part: Array, dithers: Sequence[Dither | None]) -> Solution:
-        nonlocal done
-        xbar = _state(part, model) * model.schedule.scale(path[-1])
+    def one(rows: slice) -> Solution:
+        xbar = _state(xT[rows], model) * model.schedule.scale(path[-1])
         if corrections is None:
             solution = integrate(
                 eps, xbar, path[::-1], way.solver, tolerance=way.tolerance, mix=way.mix, progress=progress
             )
         else:
-            mine = corrections[done : done + len(part)]
-            for state in progress(keeping.corrected(eps, xbar, path[::-1], corrections=mine)):
+            for state in progress(keeping.corrected(eps, xbar, path[::-1], corrections=corrections[rows])):
                 xbar = state
-            solution = Solution(xbar, [len(path) - 1] * len(part))
-        done += len(part)
-        x = solution.x - added(dithers, solution.x) if any(dithers) else solution.x
+            solution = Solution(xbar, [len(path) - 1] * len(xbar))
+        x = solution.x - added(there[rows], solution.x) if any(there[rows]) else solution.x
         return replace(solution, x=model.autoencoder.decode(x))
 
-    return _in_batches(one, xT, at(dithers, path[0]), size=batch_size)
+    return _in_batches(one, len(xT), batch_size)
 
 
-def _in_batches(
-    one: Callable[[Array, Sequence[Dither | None]], Solution],
-    x: Array,
-    dithers: Sequence[Dither | None],
-    *,
-    size: int,
-) -> Solution:
-    """The solutions of parts of `x`, together."""
-    parts = [one(x[i : i + size], dithers[i : i + size]) for i in range(0, max(len(x), 1), size)]
+def _in_batches(one: Callable[[slice], Solution], n: int, size: int) -> Solution:
+    """The solutions of some rows of n at a time, together."""
+    parts = [one(slice(i, i + size)) for i in range(0, max(n, 1), size)]
     return Solution(
         concatenate([part.x for part in parts]),
         [n for part in parts for n in part.evaluations],
