@@ -46,9 +46,8 @@ def solve(
 ) -> Solved:
     """Solves x = base + (t−s) ε(x, t) from `guess`, until each image's residual is at most `tolerance`.
 
-    The residual is the root mean square over an image, relative to √(1+t²), or to `LEAP`·√(1+s²) where t is far above s. An
-    image that does not get there within
-    `LIMIT` evaluations comes back as the best one seen, with its residual.
+    The residual is the root mean square over an image, relative to √(1+t²), or to `LEAP`·√(1+s²) where t is far above s.
+    An image that does not get there within `LIMIT` evaluations comes back as the best one seen, with its residual.
     """
     h, n = t - s, len(base)
     scale = min(math.sqrt(1 + t * t), LEAP * math.sqrt(1 + s * s))  # decoding must come back to s
@@ -144,7 +143,9 @@ def combine(changes: Sequence[tuple[Array, Array]], r: Array) -> tuple[Array, Ar
     """(−Σ γ_j Δx_j, r − Σ γ_j Δr_j) with each image's γ minimising the norm of the latter."""
     if not changes:
         return r * 0.0, r
-    gram = np.array([[dot(p, q) for _, q in changes] for _, p in changes]).transpose(2, 0, 1)
+    lower = [[dot(p, q) for _, q in changes[: k + 1]] for k, (_, p) in enumerate(changes)]
+    gram = np.array([[lower[max(k, m)][min(k, m)] for m in range(len(changes))] for k in range(len(changes))])
+    gram = gram.transpose(2, 0, 1)
     right = np.array([dot(p, r) for _, p in changes]).T
     size = np.sqrt(np.maximum(np.einsum("bii->bi", gram), 1e-300))
     noise = NOISE * np.array(dot(r, r))[:, None] / size**2  # a change lost in rounding teaches nothing
