@@ -160,3 +160,15 @@ def test_prompt_to_prompt(invoke: Invoke, tmp_path: Path, tmp_path_factory: pyte
 def test_what_makes_no_sense(args: tuple[str, ...], said: str, invoke: Invoke, picture: Path, tmp_path: Path) -> None:
     assert said in invoke("translate", "c.png", "-m", CLASSES, "--class", 2, "--steps", 2, *args).failed(2)
     assert [p.name for p in tmp_path.iterdir()] == ["c.png"]
+
+
+def test_a_folder_of_pictures_is_looked_at_before_any_work(invoke: Invoke, model_folder: Path, tmp_path: Path) -> None:
+    """Whether one exists is told before the first is written."""
+    images = [model_folder / "held-out" / f"00{i}.png" for i in range(2)]
+    asked = ("translate", *images, "-m", model_folder, "--to-model", model_folder, "--steps", 2, "-o", "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "001.png").write_bytes(b"mine")
+    assert "001.png exists already" in invoke(*asked).failed(2)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["001.png"]
+    invoke(*asked, "--force").ok()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["000.png", "001.png"]

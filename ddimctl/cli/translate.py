@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -120,6 +121,7 @@ def translate(
     """
     from ddimctl.arrays import on
     from ddimctl.images import formats, levels, plugins
+    from ddimctl.implicit import rms
     from ddimctl.translation import Side, check
     from ddimctl.translation import translate as translated
 
@@ -153,7 +155,7 @@ def translate(
     for x, side in zip(columns, targets, strict=True):
         levels.check_finite(x, side.model.name)
     written = save(target, items, [x0, *columns], source=source, targets=targets, way=way, files=files)
-    apart = [((x - x0) / 2).flatten(1).square().mean(1).sqrt().tolist() for x in columns]
+    apart = [rms((x - x0) / 2) for x in columns]
     results = [{"to": said_of(s, source), "rms": d} for s, d in zip(targets, apart, strict=True)]
     console.data("\n".join(map(str, written)), {"files": [*map(str, written)], "images": len(x0), "results": results})
 
@@ -171,7 +173,16 @@ def plan_target(items: Sequence[Item], files: Sheet, *, targets: int) -> Path:
     if output.suffix and not output.is_dir():
         formats.check_suffix(output)
         refuse_existing(output, files.force)
+        return output
+    for picture in pictures_in(output, items, targets):
+        refuse_existing(picture, files.force, makes_folder=True)
     return output
+
+
+def pictures_in(folder: Path, items: Sequence[Item], targets: int) -> list[Path]:
+    """A picture for each that an image becomes, image by image."""
+    ends = [""] if targets == 1 else [f".{j + 1}" for j in range(targets)]
+    return [folder / f"{item.name}{end}.png" for item in items for end in ends]
 
 
 def open_other(what: From, condition: Condition, machine: options.Machine, *, console: Console) -> Model:
@@ -219,7 +230,7 @@ def save(
 ) -> list[Path]:
     """Writes one picture, the sheet, or one picture each; what was written."""
     from ddimctl import origin
-    from ddimctl.files import make_folder, refuse_existing
+    from ddimctl.files import make_folder
     from ddimctl.images.levels import to_pixels
     from ddimctl.images.writing import save_image
     from ddimctl.translation import way_back
@@ -234,15 +245,10 @@ def save(
 
     pixels = [to_pixels(x) for x in columns]
     if not target.suffix or target.is_dir():
-        make_folder(target)
-        paths = []
-        for i, item in enumerate(items):
-            for j, side in enumerate(targets):
-                name = item.name if len(targets) == 1 else f"{item.name}.{j + 1}"
-                paths.append(target / f"{name}.png")
-                make_folder(paths[-1].parent)
-                refuse_existing(paths[-1], files.force)
-                save_image(paths[-1], pixels[1 + j][i], made=made([side], [item]))
+        paths = pictures_in(target, items, len(targets))
+        for path, (i, j) in zip(paths, product(range(len(items)), range(len(targets))), strict=True):
+            make_folder(path.parent)
+            save_image(path, pixels[1 + j][i], made=made([targets[j]], [items[i]]))
         return paths
     if len(items) == 1 and len(targets) == 1:
         save_image(target, pixels[1][0], made=made(targets, items))
