@@ -79,10 +79,10 @@ def measure(
         alone = model.autoencoder.decode(z) if "autoencoder_mse" in reports else None
         part = Part(x0, z, alone)
         for trip in trips:
-            levels = trip.way.levels or ()
-            if "latent_error" in reports and levels[0] not in part.references:
-                exactly = REFERENCE.along((levels[0], levels[-1]))
-                part.references[levels[0]] = ode.encode(_of_states(model), z, exactly, condition, batch_size=len(x0)).x
+            ends = ends_of(trip.way)
+            if "latent_error" in reports and ends not in part.references:
+                exactly = REFERENCE.along(ends)
+                part.references[ends] = ode.encode(_of_states(model), z, exactly, condition, batch_size=len(x0)).x
             _measure(trip, model, part, reports=reports, condition=condition, keep=keep, progress=progress)
     return trips
 
@@ -94,7 +94,13 @@ class Part:
     images: Array
     z: Array  # what the autoencoder makes of them
     alone: Array | None  # what it makes of that, without the ODE, if that is asked for
-    references: dict[float, Array] = field(default_factory=dict)  # x_T by the adaptive solver, by the lowest level
+    references: dict[tuple[float, ...], Array] = field(default_factory=dict)  # x_T by the adaptive solver, by the ends
+
+
+def ends_of(way: Way) -> tuple[float, ...]:
+    """The lowest and the highest level: all of a way that its x_T depends on, were it exact."""
+    levels = way.levels or ()
+    return levels[:1] + levels[-1:]
 
 
 def _of_states(model: Model) -> Model:
@@ -144,7 +150,7 @@ def _measure(
         if name == "norm":
             found = rms(float64(xT))
         elif name == "latent_error":
-            found = rms(float64(xT - part.references[(trip.way.levels or ())[0]]))
+            found = rms(float64(xT - part.references[ends_of(trip.way)]))
         elif name == "xT_error":
             found = rms(float64(up(model, images).x - xT))
         elif name == "state_error":

@@ -61,6 +61,14 @@ def test_it_is_encode_and_decode_by_hand(way: Way) -> None:
         assert trip.total(name) == pytest.approx(one, rel=1e-9, abs=1e-12)
 
 
+def test_each_way_is_compared_with_the_exact_one_between_its_own_ends() -> None:
+    """`leading` ends below σ(T), though it starts where others do."""
+    ways = [Way(spacing="trailing", steps=6), Way(spacing="leading", steps=6)]
+    together = measure(model(), [X0], ways, reports=["latent_error"])
+    alone = [measure(model(), [X0], [way], reports=["latent_error"])[0] for way in ways]
+    assert [trip.values for trip in together] == [trip.values for trip in alone]
+
+
 def test_batches_are_put_together() -> None:
     whole = measure(model(), [X0], WAYS, reports=REPORTS, keep=4)
     parts = measure(model(), iter(X0.split(2)), WAYS, reports=REPORTS, keep=4)
