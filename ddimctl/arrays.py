@@ -64,6 +64,11 @@ def concatenate(parts: Sequence[Array]) -> Array:
     return np.concatenate(parts)
 
 
+def rows(x: Array, n: int) -> Array:
+    """`x`, which has n rows or one for all, with n, without a copy."""
+    return x.expand(n, *x.shape[1:]) if is_tensor(x) else np.broadcast_to(x, (n, *x.shape[1:]))
+
+
 def to_numpy(x: Array) -> np.ndarray:
     """A numpy array of the same values, without a copy where there need be none."""
     out: np.ndarray = x.detach().cpu().numpy() if is_tensor(x) else np.asarray(x)

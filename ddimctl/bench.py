@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddimctl.errors import DDIMError
+from ddimctl.network import DTYPES
 
 if TYPE_CHECKING:
     from ddimctl.arrays import Array
@@ -110,7 +111,7 @@ def matmul(model: Model, seconds: float) -> float:
     """GFLOP/s of a matrix multiplication, in the model's precision and on its device, with torch."""
     import torch
 
-    kind = torch.bfloat16 if model.network.precision == "bf16" else torch.float32
+    kind = getattr(torch, DTYPES.get(model.network.precision, "float32"))
     a = torch.randn(SIDE, SIDE, device=model.device).to(kind)
 
     def work() -> None:
@@ -128,7 +129,7 @@ def rate(model: Model, condition: Condition, batch: int, *, seconds: float) -> R
     eps = model.eps(condition)
     reached = matmul(model, seconds / 4)
     spent = repeated(lambda: eps(x, 1.0).cpu(), seconds)
-    flops = batch * network.module.facts.flops / spent / 1e9
+    flops = batch * network.module.flops / spent / 1e9
     share = network_share(model, condition, batch)
     return Rate(network.engine, network.precision, batch, 1 / spent, flops, reached, share)
 

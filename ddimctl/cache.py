@@ -7,14 +7,18 @@ only slower.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from ddimctl.errors import DDIMError
-from ddimctl.files import atomic_file, clean, make_folder, sha256
+from ddimctl.files import atomic_file, atomic_path, clean, make_folder, sha256
 
-MAX_BYTES = 2 << 30  # what was not used for longest is removed beyond this
+MAX_BYTES = 12 << 30  # what was not used for longest is removed beyond this
+CHECKSUM = 64  # bytes before the content
 
 
 def folder() -> Path:
@@ -49,7 +53,7 @@ def load(key: str) -> bytes | None:
     try:
         path = folder() / key
         data = path.read_bytes()
-        checksum, content = data[:64], data[64:]
+        checksum, content = data[:CHECKSUM], data[CHECKSUM:]
         if sha256(content).encode() != checksum:
             return None
         os.utime(path)
@@ -65,6 +69,53 @@ def fetch(key: str, make: Callable[[], bytes]) -> bytes:
         content = make()
         store(key, content)
     return content
+
+
+def mapped(key: str, write: Callable[[BinaryIO], None]) -> memoryview:
+    """As `fetch`, for what need not be in memory as a whole: mapped from its file, which `write` writes.
+
+    Raises what `write` raises, and `DDIMError` where there is no room on any disk.
+    """
+    with contextlib.suppress(OSError, DDIMError):
+        if (found := _map(folder() / key)) is not None:
+            os.utime(folder() / key)
+            return found
+    with contextlib.suppress(OSError, DDIMError):
+        make_folder(folder())
+        clean(folder())
+        with atomic_path(folder() / key) as temporary:
+            _write(temporary, write)
+        _shrink()
+        if (found := _map(folder() / key)) is not None:
+            return found
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:  # what is mapped stays when its name goes
+        with atomic_path(Path(place, key)) as temporary:
+            _write(temporary, write)
+        found = _map(Path(place, key))
+    if found is None:
+        raise DDIMError("what was written to the disk is not what is read from it")
+    return found
+
+
+def _write(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    with path.open("r+b") as f:
+        f.write(bytes(CHECKSUM))
+        write(f)
+        f.flush()
+        with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as whole:
+            checksum = sha256(whole[CHECKSUM:])
+        f.seek(0)
+        f.write(checksum.encode())
+
+
+def _map(path: Path) -> memoryview | None:
+    """The content of an entry's file; None if there is none, or if it is not what was written."""
+    if not path.is_file() or path.stat().st_size <= CHECKSUM:
+        return None
+    with path.open("rb") as f:
+        whole = memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY))  # numpy and OpenVINO want to own it
+    content = whole[CHECKSUM:]
+    return content if sha256(content).encode() == bytes(whole[:CHECKSUM]) else None
 
 
 def store(key: str, content: bytes) -> None:

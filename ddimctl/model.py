@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ddimctl.arrays import Array, per_image
+from ddimctl.arrays import Array, concatenate, per_image, rows
 from ddimctl.errors import UsageError
 from ddimctl.network import Embedded, Network
 from ddimctl.predictions import PREDICTIONS
@@ -185,9 +185,10 @@ class Model:
             x = xbar * per_image([1.0 / schedule.scale(s) for s in sigmas], xbar)
             labels = [schedule.label(s) * self.label_scale for s in sigmas]
             # A network with twice the channels has learned variances too; DDIM has no use for them.
-            out = network(x, labels, embedded)[:, :channels]
-            if null is not None:
-                away = network(x, labels, null)[:, :channels]
+            if null is None:
+                out = network(x, labels, embedded)[:, :channels]
+            else:
+                out, away = (part[:, :channels] for part in both(network, x, labels, embedded=embedded, null=null))
                 out = away + g * (out - away)
             # Below the first trained level the network is asked at that level; so is the algebra around it.
             return formula(out, x, [max(s, schedule.lowest) for s in sigmas])
@@ -197,3 +198,15 @@ class Model:
     def with_network(self, network: Network) -> Model:
         """The same model, evaluated by another engine or in another precision."""
         return replace(self, network=network)
+
+
+def both(
+    network: Network, x: Array, labels: Sequence[float], *, embedded: Embedded, null: Embedded
+) -> tuple[Array, Array]:
+    """What the network says under two conditions: in one batch where it can mix them, which engines cut to what fits."""
+    if not network.module.mixed:
+        return network(x, labels, embedded), network(x, labels, null)
+    n = len(x)
+    heard = {k: concatenate([rows(v, n), rows(null[k], n)]) for k, v in embedded.items()}
+    out = network(concatenate([x, x]), labels if len(labels) == 1 else [*labels, *labels], heard)
+    return out[:n], out[n:]

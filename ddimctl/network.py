@@ -22,7 +22,8 @@ Call = Callable[[Array, Sequence[float], Embedded], Array]
 class Module:
     """A torch module in waiting, and what engines need to know of it beforehand.
 
-    `load` gives the module, whose call is ``module(x_t, labels, **embedded)``; `describe` finds out what costs time.
+    `load` gives the module where its weights lie, and is called as ``module(x_t, labels, **embedded)``; `describe` finds
+    out what costs time, `count` the operations of one evaluation for one state of a shape.
     """
 
     state_shape: tuple[int, int, int]  # (C, H, W) of x_t
@@ -30,17 +31,23 @@ class Module:
     load: Callable[[], Any]
     describe: Callable[[], Facts]
     dtype: str = "float32"  # of its weights
-    engines: tuple[str, ...] = ()  # the only ones that evaluate it; none named are all
     activations: int = 0  # numbers held at once while one image goes through, if known: see `engines.pytorch`
+    count: Callable[[tuple[int, int, int]], int] | None = None  # where `facts` does not have it
+    mixed: bool = False  # whether the images of a batch may hear different things, a row each
 
     @cached_property
     def torch(self) -> Any:
-        """The module itself, in evaluation mode."""
-        return self.load()
+        """The module itself, on its device, in evaluation mode."""
+        return self.load().to(self.device)
 
     @cached_property
     def facts(self) -> Facts:
         return self.describe()
+
+    @cached_property
+    def flops(self) -> int:
+        """Operations of one evaluation for one image, 0 if not known; a multiplication and an addition are two."""
+        return self.facts.flops if self.count is None else self.count(self.state_shape)
 
     @property
     def kind(self) -> str:
@@ -59,7 +66,7 @@ class Facts:
 
     digest: str  # SHA-256 of what it computes: the same whatever format it came from, another for any other weight
     parameters: int
-    flops: int  # operations of one evaluation for one image, 0 if not known; a multiplication and an addition are two
+    flops: int  # see `Module.flops`
 
 
 @dataclass(frozen=True)

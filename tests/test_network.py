@@ -36,9 +36,9 @@ def identity(x: Any, labels: Sequence[float], embedded: Any) -> Any:
 def test_a_module_is_loaded_and_described_when_it_is_first_needed_and_once() -> None:
     done: list[str] = []
 
-    def load() -> object:
+    def load() -> torch.nn.Module:
         done.append("loaded")
-        return object()
+        return torch.nn.Identity()
 
     def describe() -> Facts:
         done.append("described")

@@ -189,7 +189,7 @@ def test_what_cannot_be_asked_is_one_line(folder: Path, model_folder: Path, invo
     assert "no classes" in invoke(*sd, "--class", "1").failed(2)
     assert "makes no sense" in invoke(*sd, "--guidance", "inf").failed(2)
     assert "no multiples" in invoke(*sd, "--size", "15").failed(2)
-    assert "does not evaluate" in invoke(*sd, "--engine", "openvino").failed(2)
+    assert "fp16 is for GPUs" in invoke(*sd, "--device", "cpu", "--precision", "fp16").failed(2)
 
 
 def test_the_end_of_a_long_prompt_is_told(folder: Path, model: Model, invoke: Callable[..., Result]) -> None:

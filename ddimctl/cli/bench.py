@@ -86,7 +86,7 @@ def bench(*, what: options.What, how: Measured, files: options.Plotted, machine:
         wanted = ["torch", *(["openvino"] if there else [])]
     # What is not there is told before anything is measured.
     nets = [net.with_network(engines.make(module, name, machine.precision)) for name in wanted]
-    flops = module.facts.flops
+    flops = module.flops
     console.notice(f"{net.name}: {flops / 1e9:.3g} GFLOP an evaluation; {measuring.processor()}")
     before = processors.times()
     with console.bar(len(wanted) * len(batches), "measuring") as bar:

@@ -8,17 +8,18 @@ import importlib
 import importlib.util
 import io
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ddimctl import cache
-from ddimctl.arrays import Array, as_kind, to_numpy
+from ddimctl.arrays import Array, as_kind, rows, to_numpy
 from ddimctl.engines.processors import threads
 from ddimctl.errors import UsageError
 from ddimctl.network import Call, Embedded, Module
@@ -26,7 +27,8 @@ from ddimctl.network import Call, Embedded, Module
 # A compiled OpenVINO network has one batch size. Whatever the batch, parts of these sizes make it up, so nothing is ever
 # compiled for a last batch that is smaller; an image costs about the same from four on.
 PARTS = (16, 4, 1)
-LARGE = 50_000_000  # parameters: larger networks go image by image, and so are held once
+LARGE = 50_000_000  # parameters: larger networks go image by image, and so are held once, compiled in each process
+ALIGNED = 64  # bytes: where weights may begin
 
 
 def openvino(module: Module, precision: str) -> Call:
@@ -41,36 +43,44 @@ def openvino(module: Module, precision: str) -> Call:
         "INFERENCE_NUM_THREADS": threads(),
     }
     machine = core.get_property("CPU", "FULL_DEVICE_NAME")
-    parts = PARTS if module.facts.parameters < LARGE else (1,)
+    large = module.facts.parameters >= LARGE
+    parts = (1,) if large else PARTS
     requests: dict[Any, Any] = {}
+    held: list[memoryview] = []  # the graph, whose weights a network compiled from it may go on to use
 
     def request(shape: tuple[int, ...], further: dict[str, np.ndarray]) -> Any:
         """The network compiled for x of that shape, and room for its input and output."""
         if shape not in requests:
 
-            def compiled() -> bytes:
-                graph = _read(core, cache.fetch(graph_name(module), lambda: _convert(module, further)))
-                rows = [list(v.shape) for v in further.values()]
-                graph.reshape(dict(enumerate([list(shape), [shape[0]], *rows])))
-                return bytes(core.compile_model(graph, "CPU", settings).export_model().getvalue())
+            def compiled() -> Any:
+                if not held:
+                    held.append(cache.mapped(graph_name(module), lambda file: _convert(module, further, file)))
+                graph = _read(core, held[0])
+                graph.reshape(dict(enumerate([list(shape), [shape[0]], *(list(v.shape) for v in further.values())])))
+                return core.compile_model(graph, "CPU", settings)
 
-            # The number of threads is a part of what is exported.
-            key = cache.name(graph_name(module), shape, sorted(settings.items()), machine)
             with _no_limit_of_instructions():
-                blob = cache.fetch(key, compiled)
+                if large:
+                    requests[shape] = compiled().create_infer_request()
+                    return requests[shape]
+                # The number of threads is a part of what is exported.
+                key = cache.name(graph_name(module), shape, sorted(settings.items()), machine)
+                blob = cache.fetch(key, lambda: bytes(compiled().export_model().getvalue()))
+                held.clear()
                 requests[shape] = core.import_model(io.BytesIO(blob), "CPU", settings).create_infer_request()
         return requests[shape]
 
     def call(x: Array, labels: Sequence[float], embedded: Embedded) -> Array:
         x32, label = to_numpy(x).astype(np.float32), np.asarray(labels, np.float32)
         label = np.broadcast_to(label, (len(x32),))
-        further = {k: to_numpy(v) for k, v in embedded.items()}
+        further = {k: to_numpy(rows(v, len(x32))) for k, v in embedded.items()}
         outs, start = [], 0
         for size in parts:
             for _ in range((len(x32) - start) // size):
-                rows = slice(start, start + size)
-                asked = request((size, *x32.shape[1:]), further)
-                asked.infer([x32[rows], label[rows], *further.values()], share_inputs=True)
+                part = slice(start, start + size)
+                heard = {k: np.ascontiguousarray(v[part]) for k, v in further.items()}
+                asked = request((size, *x32.shape[1:]), heard)
+                asked.infer([x32[part], label[part], *heard.values()], share_inputs=True)
                 outs.append(np.array(asked.get_output_tensor(0).data))
                 start += size
         return as_kind(np.concatenate(outs) if outs else np.zeros_like(x32), x)
@@ -112,11 +122,14 @@ def _no_limit_of_instructions() -> Iterator[None]:
 
 def graph_name(module: Module) -> str:
     """The cache's name for the network as OpenVINO reads it."""
-    return cache.name("openvino graph", 3, version("openvino"), module.facts.digest, module.state_shape)
+    return cache.name("openvino graph", 4, version("openvino"), module.facts.digest, module.state_shape)
 
 
-def _convert(module: Module, further: dict[str, np.ndarray]) -> bytes:
-    """The network as OpenVINO's own format, in one piece: the length of its XML, that, and the weights."""
+def _convert(module: Module, further: dict[str, np.ndarray], file: BinaryIO) -> None:
+    """Writes the network as OpenVINO's own format, in one piece: the length of its XML, that, and the weights.
+
+    What the network hears is an input, so one conversion serves every prompt. Raises `UsageError` where OpenVINO cannot.
+    """
     import torch
 
     ov: Any = importlib.import_module("openvino")
@@ -136,23 +149,30 @@ def _convert(module: Module, further: dict[str, np.ndarray]) -> bytes:
     # Two images with a label each: one would be traced as the special case that it is. (`openvino.convert_model` does
     # this too, but traces thrice to compare, and reports itself to its makers.)
     x, label = torch.zeros(2, *module.state_shape), torch.tensor([0.0, 1.0])
-    example = (x, label, *(torch.from_numpy(v) for v in further.values()))
-    with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # of branches, which all take the general way
-        traced = decoder.TorchScriptPythonDecoder(
-            Positional().eval(), example_input=example, trace_kwargs={"check_trace": False}
-        )
-    frontend = ov.frontend.FrontEndManager().load_by_framework("pytorch")
-    graph = frontend.convert(frontend.load(traced))
-    with tempfile.TemporaryDirectory() as folder:
+    example = (x, label, *(torch.from_numpy(np.repeat(v[:1], 2, 0)) for v in further.values()))
+    try:
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # of branches, which all take the general way
+            traced = decoder.TorchScriptPythonDecoder(
+                Positional().eval(), example_input=example, trace_kwargs={"check_trace": False}
+            )
+        frontend = ov.frontend.FrontEndManager().load_by_framework("pytorch")
+        graph = frontend.convert(frontend.load(traced))
+    except Exception as e:  # whatever its operations provoke
+        reason = " ".join(str(e).split())[:160] or type(e).__name__
+        raise UsageError(f"OpenVINO cannot convert this network: {reason}", hint="choose --engine torch") from e
+    with tempfile.TemporaryDirectory(dir=Path(file.name).parent) as folder:
         xml, weights = Path(folder, "graph.xml"), Path(folder, "graph.bin")
         ov.save_model(graph, str(xml), compress_to_fp16=False)
         text = xml.read_bytes()
-        return len(text).to_bytes(8, "little") + text + weights.read_bytes()
+        text += b" " * (-(cache.CHECKSUM + 8 + len(text)) % ALIGNED)
+        file.write(len(text).to_bytes(8, "little") + text)
+        with weights.open("rb") as source:
+            shutil.copyfileobj(source, file, 1 << 22)
 
 
-def _read(core: Any, data: bytes) -> Any:
-    """The graph in what `_convert` made."""
+def _read(core: Any, data: memoryview) -> Any:
+    """The graph in what `_convert` wrote, its weights where they lie."""
     ov: Any = importlib.import_module("openvino")
     length = int.from_bytes(data[:8], "little")
-    weights = np.frombuffer(data, np.uint8, offset=8 + length).copy()
-    return core.read_model(data[8 : 8 + length].decode(), ov.Tensor(weights))
+    weights = np.frombuffer(data, np.uint8, offset=8 + length)
+    return core.read_model(bytes(data[8 : 8 + length]).decode(), ov.Tensor(weights, shared_memory=True))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ddimctl.arrays import Array
+from ddimctl.arrays import Array, rows
 from ddimctl.errors import UsageError
-from ddimctl.network import Call, Embedded, Module
+from ddimctl.network import DTYPES, Call, Embedded, Module
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +23,7 @@ def eager(module: Module, precision: str) -> Call:
     """PyTorch, operation by operation; on every device."""
     import torch
 
-    return _call(module, precision, module.torch, without_gradients=torch.inference_mode)
+    return _call(module, precision, _held(module, precision), without_gradients=torch.inference_mode)
 
 
 def compiled(module: Module, precision: str) -> Call:
@@ -32,13 +34,15 @@ def compiled(module: Module, precision: str) -> Call:
 
     if module.kind == "cpu" and not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++", "cl"))):
         raise UsageError("the engine compile needs a C++ compiler", hint="install g++, or use --engine torch")
-    made: Any = torch.compile(module.torch)
+    made: Any = torch.compile(_held(module, precision))
 
     def network(x: Any, labels: Any, **embedded: Any) -> Any:
-        labels = labels.expand(len(x)).contiguous()  # one shape of labels, so one graph for both uses
+        # One shape of labels, and of what is heard, so one graph for all uses.
+        labels = labels.expand(len(x)).contiguous()
+        embedded = {k: rows(v, len(x)).contiguous() for k, v in embedded.items()}
         if len(x) > 1:  # a batch of one is a graph of its own in any case
-            torch._dynamo.mark_dynamic(x, 0)
-            torch._dynamo.mark_dynamic(labels, 0)
+            for tensor in (x, labels, *embedded.values()):
+                torch._dynamo.mark_dynamic(tensor, 0)
         return made(x, labels, **embedded)
 
     return _call(
@@ -50,25 +54,53 @@ def _call(module: Module, precision: str, network: Callable[..., Any], *, withou
     import torch
 
     device, dtype = torch.device(module.device), getattr(torch, module.dtype)
+    half = getattr(torch, DTYPES[precision]) if precision in DTYPES else None
     most = most_at_once(module)
 
+    def part(heard: Any, begin: int) -> Any:
+        return heard if len(heard) == 1 else heard[begin : begin + most]
+
     def call(x: Array, labels: Sequence[float], embedded: Embedded) -> Array:
-        with (
-            without_gradients(),
-            torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext(),
-        ):
+        with without_gradients(), _casting(device.type, half):
             net_in = x.to(device, dtype, memory_format=torch.channels_last)
             label = torch.tensor(labels, device=device)
             further = {k: torch.as_tensor(v, device=device) for k, v in embedded.items()}
-            if len(x) <= most:
-                out = network(net_in, label, **further)
-            else:
-                each = label.expand(len(x)) if len(label) == 1 else label
-                parts = zip(net_in.split(most), each.split(most), strict=True)
-                out = torch.cat([network(a, b[:1] if len(label) == 1 else b, **further) for a, b in parts])
+            parts = [
+                network(net_in[i : i + most], part(label, i), **{k: part(v, i) for k, v in further.items()})
+                for i in range(0, max(len(x), 1), most)
+            ]
+            out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return out.to(x.device, x.dtype)
 
     return call
+
+
+@contextlib.contextmanager
+def _casting(kind: str, half: Any) -> Iterator[None]:
+    """Multiplications in a half precision, if one is named; without torch's words about which of its ways that takes."""
+    import torch
+
+    if half is None:
+        yield
+        return
+    with warnings.catch_warnings(action="ignore"), torch.autocast(kind, half):
+        yield
+
+
+def _held(module: Module, precision: str) -> Any:
+    """The module, on its device. In a half precision what multiplies is cast once, in a copy that shares all the rest:
+    autocast would do it at each evaluation, of weights that take twice the room."""
+    import torch
+
+    if precision not in DTYPES:
+        return module.torch
+    kind, device, network = getattr(torch, DTYPES[precision]), module.device, module.load()
+    shared: dict[int, Any] = {}
+    for p in network.parameters():
+        w = p.detach().to(device, kind if p.ndim > 1 else p.dtype)
+        shared[id(p)] = torch.nn.Parameter(w, requires_grad=False)
+    shared |= {id(b): b.to(device) for b in network.buffers()}
+    return copy.deepcopy(network, shared)
 
 
 def most_at_once(module: Module) -> int:

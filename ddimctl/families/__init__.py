@@ -87,7 +87,7 @@ def resized(model: Model, size: tuple[int, int]) -> Model:
     state = (model.state_shape[0], size[0] // model.factor, size[1] // model.factor)
     more = math.prod(state) / math.prod(model.state_shape)
     module = replace(
-        old, state_shape=state, load=lambda: old.torch, describe=lambda: replace(old.facts, flops=0),
+        old, state_shape=state, load=old.load, describe=lambda: replace(old.facts, flops=0),
         activations=math.ceil(old.activations * more),
     )  # fmt: skip
     made = engines.make(module, network.engine, network.precision)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ddimctl import engines
@@ -30,14 +32,13 @@ class Parts:
     vae: Latents
     encoders: Sequence[Encoder] = ()
     essence: Sequence[Any] = ()  # what else decides what the network computes
+    heard: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # shapes of what one condition becomes for it
     patch: int = 1  # the sides of its states are multiples of this
     size: Any = None  # of its states, where the denoiser does not say
 
 
-def load_denoiser(
-    kind: str, config: Mapping[str, Any], folder: Path, *, device: str, check: Callable[[Any], None]
-) -> Any:
-    """diffusers' network of that class, with a folder's weights. Raises `FileError` where they do not fit.
+def load_denoiser(kind: str, config: Mapping[str, Any], folder: Path, *, check: Callable[[Any], None]) -> Any:
+    """diffusers' network of that class, with a folder's weights, on the CPU. Raises `FileError` where they do not fit.
 
     `check` sees its configuration, with diffusers' defaults, before there are any weights.
     """
@@ -46,7 +47,7 @@ def load_denoiser(
     network = autoencoders.make(getattr(diffusers, kind), dict(config), folder)
     check(network.config)
     pipelines.fill(network, pipelines.read_weights(folder), folder)
-    return network.to(device)
+    return network
 
 
 def module(parts: Parts, network: nn.Module, *, channels: int, width: int, device: str) -> Module:
@@ -67,9 +68,23 @@ def module(parts: Parts, network: nn.Module, *, channels: int, width: int, devic
         return Facts(digest, sum(p.numel() for p in parts.denoiser.parameters()), flops=0)
 
     return Module(
-        (channels, height, wide), device, lambda: network.to(device), facts,
-        engines=("torch", "compile"), activations=HELD * width * height * wide,
+        (channels, height, wide), device, lambda: network, facts, activations=HELD * width * height * wide,
+        count=lambda shape: operations(network, shape, parts.heard), mixed=bool(parts.heard),
     )  # fmt: skip
+
+
+def operations(network: nn.Module, shape: tuple[int, ...], heard: Mapping[str, tuple[int, ...]]) -> int:
+    """Operations of one evaluation for a state of that shape, counted by torch, without computing any."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    tensors = [*network.parameters(), *network.buffers()]
+    ghost = copy.deepcopy(network, {id(t): t.to("meta") for t in tensors})
+    told = {k: torch.zeros(s, device="meta") for k, s in heard.items()}
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH), autoencoders.quiet():
+        ghost(torch.zeros(1, *shape, device="meta"), torch.zeros(1, device="meta"), **told)
+    return int(counter.get_total_flops())
 
 
 def model(parts: Parts, made: Module, about: About, *, family: str, **more: Any) -> Model:

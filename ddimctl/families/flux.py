@@ -45,9 +45,7 @@ def load(path: Path, about: About, said: Said, *, device: str) -> Model:
         if (clip.width, t5.encoder.config.d_model) != (config.pooled_projection_dim, config.joint_attention_dim):
             raise FileError(f"{path}: its text encoders and its network are of different families")
 
-    transformer = assembly.load_denoiser(
-        "FluxTransformer2DModel", config, path / "transformer", device=device, check=check
-    )
+    transformer = assembly.load_denoiser("FluxTransformer2DModel", config, path / "transformer", check=check)
 
     def states(prompt: str | None) -> Embedded:
         return {
@@ -57,12 +55,17 @@ def load(path: Path, about: About, said: Said, *, device: str) -> Model:
 
     size = vae.vae.config.sample_size
     sides = size if isinstance(size, int) else 0
-    parts = assembly.Parts(path, transformer, vae, [clip, t5], ["flow"], patch=PATCH, size=sides // vae.factor)
+    distilled = DISTILLED if transformer.config.guidance_embeds else None
+    heard: dict[str, tuple[int, ...]] = {
+        "encoder_hidden_states": (1, t5.length, transformer.config.joint_attention_dim),
+        "pooled_projections": (1, clip.width),
+        **({} if distilled is None else {"guidance": (1,)}),
+    }
+    parts = assembly.Parts(path, transformer, vae, [clip, t5], ["flow"], heard, PATCH, sides // vae.factor)
     made = assembly.module(
         parts, Packing(transformer), channels=transformer.config.in_channels // PATCH**2,
         width=max(1, transformer.inner_dim // PATCH**2), device=device,
     )  # fmt: skip
-    distilled = DISTILLED if transformer.config.guidance_embeds else None
     return assembly.model(
         parts, made, about, family="flux", schedule=schedule.at(*made.state_shape[1:]), prediction="flow",
         embed=text.embedder(about.name, states, distilled=distilled), unread=text.shortest([clip, t5]),

@@ -44,7 +44,7 @@ def load(path: Path, about: About, said: Said, *, device: str) -> Model:
         if config.projection_class_embeddings_input_dim != wants or one.length != two.length:
             raise FileError(f"{path}: its text encoders and its network are of different families")
 
-    unet = assembly.load_denoiser("UNet2DConditionModel", config, path / "unet", device=device, check=check)
+    unet = assembly.load_denoiser("UNet2DConditionModel", config, path / "unet", check=check)
     zero = bool(index.get("force_zeros_for_empty_prompt", True))
 
     def states(prompt: str | None) -> Embedded:
@@ -53,7 +53,11 @@ def load(path: Path, about: About, said: Said, *, device: str) -> Model:
         embedded = {"encoder_hidden_states": rows, "text_embeds": pooled.text_embeds}
         return text.zeros_like(embedded) if prompt is None and zero else embedded
 
-    parts = assembly.Parts(path, unet, vae, [one, two], [prediction, zero])
+    heard = {
+        "encoder_hidden_states": (1, one.length, one.width + two.width),
+        "text_embeds": (1, two.encoder.config.projection_dim),
+    }
+    parts = assembly.Parts(path, unet, vae, [one, two], [prediction, zero], heard)
     network = ListeningXL(unet, vae.factor)
     channels, width = unet.config.in_channels, unet.config.block_out_channels[0]
     made = assembly.module(parts, network, channels=channels, width=width, device=device)
@@ -71,7 +75,7 @@ class ListeningXL(nn.Module):
         self.unet, self.factor = unet, factor
 
     def forward(self, x: Tensor, labels: Tensor, encoder_hidden_states: Tensor, *, text_embeds: Tensor) -> Tensor:
-        n, size = len(x), [side * self.factor for side in x.shape[2:]]
+        n, size = x.shape[0], [int(side) * self.factor for side in x.shape[2:]]
         ids = torch.tensor([[*size, 0, 0, *size]], dtype=x.dtype, device=x.device)
         more = {"text_embeds": text_embeds.expand(n, -1), "time_ids": ids.expand(n, -1)}
         rows = encoder_hidden_states.expand(n, -1, -1)

@@ -37,13 +37,14 @@ def load(path: Path, about: About, said: Said, *, device: str) -> Model:
     autoencoders.check_extra(about.name)
     vae, clip = autoencoders.load(path / "vae", device), text.load_clip(path, device)
     unet = assembly.load_denoiser(
-        "UNet2DConditionModel", config, path / "unet", device=device, check=lambda c: check_fit(c, path, clip.width)
+        "UNet2DConditionModel", config, path / "unet", check=lambda c: check_fit(c, path, clip.width)
     )
 
     def states(prompt: str | None) -> Embedded:
         return {"encoder_hidden_states": clip.read(prompt or "")[0]}
 
-    parts = assembly.Parts(path, unet, vae, [clip], [prediction])
+    heard = {"encoder_hidden_states": (1, clip.length, clip.width)}
+    parts = assembly.Parts(path, unet, vae, [clip], [prediction], heard)
     network = Listening(unet)
     channels, width = unet.config.in_channels, unet.config.block_out_channels[0]
     made = assembly.module(parts, network, channels=channels, width=width, device=device)
@@ -61,8 +62,9 @@ class Listening(nn.Module):
         self.unet = unet
 
     def forward(self, x: Tensor, labels: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        rows = encoder_hidden_states.expand(len(x), -1, -1)
-        out: Tensor = self.unet(x, labels.expand(len(x)), rows, return_dict=False)[0]
+        n = x.shape[0]  # no len(x), which is a constant to what traces this
+        rows = encoder_hidden_states.expand(n, -1, -1)
+        out: Tensor = self.unet(x, labels.expand(n), rows, return_dict=False)[0]
         return out
 
 

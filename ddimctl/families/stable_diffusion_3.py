@@ -48,9 +48,7 @@ def load(path: Path, about: About, said: Said, *, device: str) -> Model:
                 f"{path} maps {config.in_channels} channels to {config.out_channels}: no denoiser of images"
             )
 
-    transformer = assembly.load_denoiser(
-        "SD3Transformer2DModel", config, path / "transformer", device=device, check=check
-    )
+    transformer = assembly.load_denoiser("SD3Transformer2DModel", config, path / "transformer", check=check)
     wide = transformer.config.joint_attention_dim
 
     def states(prompt: str | None) -> Embedded:
@@ -63,7 +61,12 @@ def load(path: Path, about: About, said: Said, *, device: str) -> Model:
         }
 
     encoders = [*clips, *([] if t5 is None else [t5])]
-    parts = assembly.Parts(path, transformer, vae, encoders, ["flow"], patch=transformer.config.patch_size)
+    tokens = clips[0].length + (T5_TOKENS if t5 is None else t5.length)
+    heard = {
+        "encoder_hidden_states": (1, tokens, wide),
+        "pooled_projections": (1, transformer.config.pooled_projection_dim),
+    }
+    parts = assembly.Parts(path, transformer, vae, encoders, ["flow"], heard, patch=transformer.config.patch_size)
     width = max(1, transformer.inner_dim // parts.patch**2)
     made = assembly.module(
         parts, Listening3(transformer), channels=transformer.config.in_channels, width=width, device=device
@@ -85,7 +88,7 @@ class Listening3(nn.Module):
     def forward(
         self, x: Tensor, labels: Tensor, encoder_hidden_states: Tensor, *, pooled_projections: Tensor
     ) -> Tensor:
-        n = len(x)
+        n = x.shape[0]
         out: Tensor = self.transformer(
             x, encoder_hidden_states=encoder_hidden_states.expand(n, -1, -1),
             pooled_projections=pooled_projections.expand(n, -1), timestep=labels.expand(n), return_dict=False,
