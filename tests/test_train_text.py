@@ -120,9 +120,10 @@ def test_a_published_autoencoder_is_centred_scaled_and_diffusers_own(tmp_path: P
 def test_recolouring_keeps_grey_and_turns_half_of_the_others() -> None:
     g = torch.Generator().manual_seed(0)
     grey = torch.linspace(-1, 1, 16).view(1, 1, 4, 4).expand(64, 3, 4, 4)
-    torch.testing.assert_close(autoencoder.recoloured(grey, g), grey, rtol=1e-5, atol=1e-5)
+    colours = autoencoder.recolouring(64, g)
+    torch.testing.assert_close(autoencoder.recoloured(grey, colours), grey, rtol=1e-5, atol=1e-5)
     red = torch.tensor([0.8, -0.2, -0.6]).view(1, 3, 1, 1).expand(400, 3, 2, 2)
-    out = autoencoder.recoloured(red, g)
+    out = autoencoder.recoloured(red, autoencoder.recolouring(400, g))
     same = (out - red).flatten(1).abs().amax(1) < 1e-6
     assert 0.4 < same.float().mean() < 0.7  # half, and a sixth of the quarter that is permuted
     torch.testing.assert_close(out.mean(1), red.mean(1), rtol=1e-4, atol=1e-4)  # grey is the axis
@@ -211,8 +212,8 @@ def test_captions_are_dropped_as_often_as_asked(monkeypatch: pytest.MonkeyPatch)
     task = text_task(drop=0.25)
     seen: list[Tensor] = []
     monkeypatch.setattr(task, "_predict", lambda network, ids: seen.append(ids))
-    monkeypatch.setattr(task.denoising, "loss", lambda predict, z, g: z.sum())
-    task.loss(torch.arange(4000) % 12, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(task.denoising, "loss", lambda predict, z, drawn: z.sum())
+    task.loss(torch.arange(4000) % 12, task.draw(4000, torch.Generator().manual_seed(0)))
     dropped = (seen[0] == task.null).all(1).float().mean().item()
     assert dropped == pytest.approx(0.25, abs=0.04)
 

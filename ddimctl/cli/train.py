@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -12,15 +12,15 @@ import typer
 from ddimctl.cli import batches, options
 from ddimctl.cli.console import Console
 from ddimctl.cli.groups import flat, group, like
-from ddimctl.cli.watching import stopping, watched
+from ddimctl.cli.watching import run, spoken
 from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ddimctl.training.card import About
     from ddimctl.training.data import Data
     from ddimctl.training.loop import Trainer
+    from ddimctl.training.processes import Group
     from ddimctl.training.settings import Settings
 
 
@@ -154,6 +154,15 @@ class Training(options.Seeded):
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in FOLDER, exactly.")] = False
     sample_every: Annotated[int, typer.Option(metavar="N", min=1, help="Steps between sample sheets.")] = 2000
     save_every: Annotated[int, typer.Option(metavar="N", min=1, help="Steps between checkpoints.")] = 500
+    accumulate: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="See a batch in N parts, for less memory: the same steps.",
+            rich_help_panel="Machine",
+        ),
+    ] = 1
     features: Annotated[
         bool, typer.Option("--features", help="Keep what evaluate compares samples with: features of these images.")
     ] = False
@@ -189,44 +198,77 @@ def train(
 
     Example: ddimctl train photos/ -o my-model --size 32 --steps 20000
     """
+    from ddimctl.training import card, processes
+    from ddimctl.training.loop import stored
+    from ddimctl.training.settings import PixelSettings
+
+    team = processes.asked()
+    console = said.console() if team.rank == 0 else replace(said.console(), quiet=True)
+    output = files.output
+    with team.joined(), spoken(team):
+        with team.together():
+            _check_folder(output, going_on=training.resume or files.force)
+            before, about = stored(output) if training.resume else (None, {})
+            given = {n for n in ctx.params if getattr(ctx.get_parameter_source(n), "name", "") == "COMMANDLINE"}
+            about |= {k: _said(k, ctx.params[p]) for k, p in REMEMBERED.items() if p in given or k not in about}
+            if not about["images"]:
+                raise UsageError("there are no images to train on", hint="name a folder, or an IDX file")
+            settings = _settings(_kind(kind, before), ctx.params, given, before=before)
+            if training.features and not isinstance(settings, PixelSettings):
+                raise UsageError("--features are of models of pixels")
+            team.check(settings.batch, training.accumulate)
+            where = team.device(machine.device)
+        trainer = _trainer(settings, about, team, where=where, training=training, files=files, console=console)
+        story = card.About(
+            images=Path(about["images"]).name,
+            held_out=Path(about["held_out"]).name,
+            data_name=about["data_name"] or Path(about["images"]).name,
+            license=about["license"] or "not stated",
+            latent=Path(about["latent"]).name,
+            start=Path(about["start"]).name,
+        )
+        every = (training.sample_every, training.save_every)
+        run(trainer, story, console, every=every, features=training.features)
+    if team.rank == 0:
+        console.data(str(output), {"folder": str(output)})
+
+
+def _trainer(
+    settings: Settings,
+    about: dict[str, str],
+    team: Group,
+    *,
+    where: str,
+    training: Training,
+    files: Folder,
+    console: Console,
+) -> Trainer:
+    """The run at its beginning, or where it was stopped: the same in all processes, or in none."""
     import torch
 
     from ddimctl.checkpoints import diffusers
-    from ddimctl.engines import pytorch
-    from ddimctl.training import card, tasks
-    from ddimctl.training.loop import Trainer, stored
-    from ddimctl.training.settings import PixelSettings
+    from ddimctl.training import tasks
+    from ddimctl.training.loop import Trainer
+    from ddimctl.version import __version__
 
-    console = said.console()
-    output = files.output
-    _check_folder(output, going_on=training.resume or files.force)
-    before, about = stored(output) if training.resume else (None, {})
-    given = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
-    about |= {k: _said(k, ctx.params[p]) for k, p in REMEMBERED.items() if p in given or k not in about}
-    if not about["images"]:
-        raise UsageError("there are no images to train on", hint="name a folder, or an IDX file")
-    settings = _settings(_kind(kind, before), ctx.params, given, before=before)
-    if training.features and not isinstance(settings, PixelSettings):
-        raise UsageError("--features are of models of pixels")
-    data = _load(about, settings, console)
-    device = torch.device(pytorch.device(machine.device))
-    task = tasks.make(settings, data, device, latent=about["latent"], start=about["start"])
-    trainer = Trainer(task, output)
-    if training.resume:
-        trainer.resume()
-    elif files.force:
-        diffusers.clear(output)
+    team.agree({"version of ddimctl": __version__, "version of torch": torch.__version__})
+    with team.together():
+        data = _load(about, settings, console)
+        task = tasks.make(settings, data, torch.device(where), latent=about["latent"], start=about["start"])
+    team.agree({"options": repr(task.settings), "number of images": str(len(data.images))})
+    trainer = Trainer(task, files.output, group=team, accumulate=training.accumulate)
+    with team.together():
+        if training.resume:
+            trainer.resume()
+    team.agree({"images": trainer.data_digest, "checkpoint": str(trainer.step)})
+    if files.force and not training.resume and team.rank == 0:
+        diffusers.clear(files.output)
     trainer.about = about
-    story = card.About(
-        images=Path(about["images"]).name,
-        held_out=Path(about["held_out"]).name,
-        data_name=about["data_name"] or Path(about["images"]).name,
-        license=about["license"] or "not stated",
-        latent=Path(about["latent"]).name,
-        start=Path(about["start"]).name,
-    )
-    _run(trainer, story, console, training=training)
-    console.data(str(output), {"folder": str(output)})
+    if team.size > 1:
+        console.notice(f"{team.size} processes, {settings.batch // team.size} images of each batch in each")
+    if getattr(settings, "dropout", 0.0) and len(trainer.parts) * team.size > 1:
+        console.notice("dropout differs from part to part of a batch: the run is not the one that sees it as one")
+    return trainer
 
 
 # What a run remembers besides its settings, by the parameter that says it: --resume alone finds the same images.
@@ -336,53 +378,3 @@ def _load(about: Mapping[str, str], settings: Settings, console: Console) -> Dat
     if not 0 < fraction < 1:
         raise UsageError(f"--held-out {held_out} is neither a path nor a fraction between 0 and 1")
     return split(data, fraction, settings.seed, captions=texts)
-
-
-def _run(trainer: Trainer, about: About, console: Console, *, training: Training) -> None:
-    """The loop with its log, sheets and checkpoints, to the end or to a signal; then what is measured once."""
-    from ddimctl.files import make_folder
-    from ddimctl.training import card
-    from ddimctl.training.log import LossLog
-
-    data, steps = trainer.task.data, trainer.settings.steps
-    make_folder(trainer.work)
-    log = LossLog(trainer.work / "loss.csv", trainer.step, trainer.settings.batch)
-    parameters = sum(p.numel() for p in trainer.task.network.parameters())
-    start = f"continuing at step {trainer.step}" if trainer.step else f"{parameters:,} parameters"
-    console.notice(f"{len(data.images):,} images to train on, {len(data.held_out):,} held out; {start}")
-    if data.shared:
-        console.notice(f"warning: {data.shared:,} of the held-out images are among those to train on as well")
-    with stopping() as stopped:
-        for report in watched(trainer, console):
-            log.add(report)
-            if report.step == steps:
-                trainer.save()
-                break
-            if report.step % training.sample_every == 0:
-                trainer.sheet()
-            if stopped or report.step % training.save_every == 0:
-                trainer.save()
-                trainer.export(card.write(trainer, about, log.held_out_loss))
-            if stopped:
-                console.notice(f"stopped at step {report.step} of {steps}; --resume continues")
-                raise typer.Exit(128 + stopped[0])
-    # What follows only reads the checkpoint: if it is interrupted, --resume does it again.
-    trainer.sheet()
-    held_out_loss = trainer.validate() if log.held_out_loss is None else log.held_out_loss
-    with console.bar(card.round_trip_steps(), "measuring round trips") as bar:
-        measured = card.measure(trainer, progress=bar)
-    trainer.export(card.write(trainer, about, held_out_loss, measured=measured))
-    if training.features:
-        _write_features(trainer, about, console)
-
-
-def _write_features(trainer: Trainer, about: About, console: Console) -> None:
-    """What `ddimctl evaluate` compares the model's samples with: its own features of the images trained on."""
-    from ddimctl import bottleneck, families
-    from ddimctl.features import FILE
-
-    device = next(trainer.task.network.parameters()).device
-    data, model = trainer.task.data, families.load(str(trainer.folder), str(device))
-    said = {"data": about.data_name, "license": about.license}
-    own = bottleneck.write(trainer.folder / FILE, model, data.images, held_out=data.held_out, about=said)
-    console.notice(f"{FILE}: {own.dimension} features of {len(data.images):,} images, for ddimctl evaluate")

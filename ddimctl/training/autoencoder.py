@@ -39,18 +39,26 @@ class Autoencoder:
         ).to(device)
         self.network.to(memory_format=torch.channels_last)
 
-    def loss(self, rows: Tensor, g: torch.Generator) -> Tensor:
+    def draw(self, n: int, g: torch.Generator) -> tuple[Tensor, ...]:
+        s = self.settings
+        down = len(s.block_channels) - 1
+        mirrored = torch.rand(n, generator=g) < 0.5 if s.flip else torch.zeros(n, dtype=torch.bool)
+        colours = recolouring(n, g) if s.hue else torch.eye(3).expand(n, 3, 3)
+        return mirrored, colours, torch.randn((n, s.latent_channels, *(side >> down for side in s.size)), generator=g)
+
+    def loss(self, rows: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
         """|x − y| + |x − y|² + half of |∇x − ∇y|, and `kl` nats for each dimension of the latents."""
+        mirrored, colours, eps = drawn
         x = signed(self.data.images[rows])
         if self.settings.flip:
-            x = torch.where((torch.rand(len(x), generator=g) < 0.5).view(-1, 1, 1, 1), x.flip(-1), x)
+            x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
         if self.settings.hue:
-            x = recoloured(x, g)
+            x = recoloured(x, colours)
         x = x.to(self.device, memory_format=torch.channels_last)
         with self._cast():
             posterior = self.network.encode(x).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
-            z = mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=g).to(self.device)
+            z = mean + (0.5 * logvar).exp() * eps.to(self.device)
             y = self.network.decode(z).sample.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         slopes = F.l1_loss(x.diff(dim=-1), y.diff(dim=-1)) + F.l1_loss(x.diff(dim=-2), y.diff(dim=-2))
@@ -181,17 +189,20 @@ def decode(network: Any, z: Tensor) -> Tensor:
     return torch.cat([network.decode(part / network.config.scaling_factor + shift).sample for part in z.split(64)])
 
 
-def recoloured(x: Tensor, g: torch.Generator) -> Tensor:
-    """A quarter of the images with their hue turned, a quarter with their channels permuted; white stays white."""
-    turn = torch.rand(len(x), generator=g) * 2 * math.pi
+def recolouring(n: int, g: torch.Generator) -> Tensor:
+    """Matrices (n, 3, 3) on colours: a quarter turns hues, a quarter permutes channels; white stays white."""
+    turn = torch.rand(n, generator=g) * 2 * math.pi
     axis = torch.full((3,), 3**-0.5)
     cross = torch.tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) * 3**-0.5
     cos, sin = turn.cos().view(-1, 1, 1), turn.sin().view(-1, 1, 1)
     matrix = torch.eye(3) * cos + sin * cross + (1 - cos) * torch.outer(axis, axis)  # Rodrigues, about grey
-    order = torch.rand(len(x), 3, generator=g).argsort(1)
-    kind = torch.rand(len(x), generator=g).view(-1, 1, 1)
-    matrix = torch.where(kind < 0.5, torch.eye(3), torch.where(kind < 0.75, torch.eye(3)[order], matrix))
-    return torch.einsum("nij,njhw->nihw", matrix, x).clamp(-1, 1)
+    order = torch.rand(n, 3, generator=g).argsort(1)
+    kind = torch.rand(n, generator=g).view(-1, 1, 1)
+    return torch.where(kind < 0.5, torch.eye(3), torch.where(kind < 0.75, torch.eye(3)[order], matrix))
+
+
+def recoloured(x: Tensor, matrices: Tensor) -> Tensor:
+    return torch.einsum("nij,njhw->nihw", matrices, x).clamp(-1, 1)
 
 
 def noise(network: Any, size: tuple[int, int], n: int) -> Tensor:

@@ -7,7 +7,7 @@ decides what the picture is to be, and an error of ε there is one of x_0 that i
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,10 +30,14 @@ class Denoising:
         weight = 1 + (1 / self.alpha - 1).clamp(max=balance)
         self.weight = (weight / weight.mean()).float()
 
-    def loss(self, predict: Predict, x0: Tensor, g: torch.Generator) -> Tensor:
-        """The mean over a batch, at random labels and with random noise, both from `g`."""
-        label = torch.randint(0, self.schedule.T, (len(x0),), generator=g)
-        eps = torch.randn(x0.shape, generator=g)
+    def draw(self, shape: Sequence[int], n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Labels and noise for n states of that shape, both from `g`."""
+        label = torch.randint(0, self.schedule.T, (n,), generator=g)
+        return label, torch.randn((n, *shape), generator=g)
+
+    def loss(self, predict: Predict, x0: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
+        """The mean over the images, at the labels and with the noise that were drawn for them."""
+        label, eps = drawn
         return self.errors(predict, x0, label.to(self.device), eps=eps.to(self.device)).mean()
 
     def errors(self, predict: Predict, x0: Tensor, label: Tensor, *, eps: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ class Report:
     loss: float
     images_per_second: float
     held_out_loss: float | None = None  # of the averaged weights, where it was measured
+    stopped: int = 0  # the number of a signal that a process of the run got
 
 
 class LossLog:

@@ -1,11 +1,13 @@
 """The training loop, whatever is trained: optimiser, averaged weights, checkpoints.
 
 What is published is the exponential moving average of the weights. Every random number of a step follows from the seed
-and the step's number alone, so a run that was stopped continues exactly as if it had not been.
+and the step's number alone, so a run that was stopped continues exactly as if it had not been. They are drawn for the
+whole batch, a row for each image: whatever part of it a process sees at a time, the mean of the gradients is the same.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pickle
 import time
@@ -28,6 +30,7 @@ from ddimctl.images.writing import save_image
 from ddimctl.training import settings as kinds
 from ddimctl.training.data import Data, batch
 from ddimctl.training.log import Report
+from ddimctl.training.processes import ALONE, Group
 from ddimctl.training.settings import Settings
 
 N_HELD_OUT_FILES = 64
@@ -49,8 +52,11 @@ class Task(Protocol):
     @property
     def network(self) -> nn.Module: ...
 
-    def loss(self, rows: Tensor, g: torch.Generator) -> Tensor:
-        """Of the images `rows`, to be differentiated; every random number is from `g`."""
+    def draw(self, n: int, g: torch.Generator) -> tuple[Tensor, ...]:
+        """All random numbers of a batch of n, from `g`: a row of each for an image."""
+
+    def loss(self, rows: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
+        """The mean over the images `rows`, to be differentiated, with what was drawn for them."""
 
     def validate(self, network: nn.Module) -> float:
         """The held-out loss: the same noise each time."""
@@ -62,14 +68,27 @@ class Task(Protocol):
         """The model's own files, in diffusers' layout."""
 
 
+class Objective(nn.Module):
+    """A task's loss as a module, so that several processes can share its gradients."""
+
+    def __init__(self, task: Task):
+        super().__init__()
+        self.network, self.loss = task.network, task.loss
+
+    def forward(self, rows: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
+        return self.loss(rows, drawn)
+
+
 class Trainer:
     """One run. `train()` yields a `Report` after each step; `save()` makes it safe to stop, `export()` publishes."""
 
-    def __init__(self, task: Task, folder: Path):
-        """`folder` becomes the model folder."""
+    def __init__(self, task: Task, folder: Path, *, group: Group = ALONE, accumulate: int = 1):
+        """`folder` becomes the model folder. A batch is divided among the `group`, and seen in so many parts."""
         if len(task.data.images) < 1 or len(task.data.held_out) < 1:
             raise UsageError("there must be at least one image to train on and one held out")
+        group.check(task.settings.batch, accumulate)
         self.task, self.settings, self.folder, self.step = task, task.settings, folder, 0
+        self.group, self.parts = group, group.share(task.settings.batch, accumulate)
         self.data_digest = task.data.digest
         self.about: dict[str, str] = {}  # what the caller wants to be remembered by `save`, such as a licence
         self._shows_held_out = False
@@ -83,42 +102,56 @@ class Trainer:
             betas=(0.9, 0.99),
             fused=True,
         )
+        self._objective = group.shared(Objective(task))
 
     @property
     def work(self) -> Path:
         """What only the run itself needs: checkpoint, loss log, sample sheets."""
         return work(self.folder)
 
-    def train(self, validate_every: int = 1000) -> Iterator[Report]:
-        """Runs to the last step. Raises `DDIMError` where the loss stops being a number; then do not `save`."""
+    def train(self, validate_every: int = 1000, *, asked: Callable[[], int] = int) -> Iterator[Report]:
+        """Runs to the last step. `asked` is the number of a signal that this process got, or 0.
+
+        Raises `DDIMError` where the loss stops being a number or another process is gone; then do not `save`.
+        """
         s = self.settings
         self.task.network.train()
         begin, n = time.perf_counter(), 0
         while self.step < s.steps:
-            loss = self._one_step()
+            with self.group.connected():
+                loss = self._one_step()
             self.step += 1
+            loss, stop = self.group.settle(loss, asked())
             if not math.isfinite(loss):
                 raise DDIMError(
                     f"the loss is not a number at step {self.step}",
                     hint="try a smaller --lr, or --float32; --resume continues from the last checkpoint",
                 )
             n += s.batch
-            held_out = self.validate() if self.step % validate_every == 0 or self.step == s.steps else None
-            yield Report(self.step, loss, n / (time.perf_counter() - begin), held_out)
+            measured = self.group.rank == 0 and (self.step % validate_every == 0 or self.step == s.steps)
+            held_out = self.validate() if measured else None
+            yield Report(self.step, loss, n / (time.perf_counter() - begin), held_out, stop)
 
     def _one_step(self) -> float:
+        """Returns the mean loss of this process' part of the batch."""
         s, network = self.settings, self.task.network
         for group in self.optimizer.param_groups:
             group["lr"] = s.lr * learning_rate_factor(self.step, s.steps, s.warmup)
-        torch.manual_seed(seeds.mix(s.seed + 1, self.step))  # for dropout
         g = torch.Generator().manual_seed(seeds.mix(s.seed, self.step))
-        loss = self.task.loss(batch(self.step, s.batch, len(self.task.data.images), seed=s.seed + 2), g)
-        loss.backward()
+        rows, drawn = batch(self.step, s.batch, len(self.task.data.images), seed=s.seed + 2), self.task.draw(s.batch, g)
+        total = 0.0
+        for part in self.parts:
+            # For dropout, which differs from part to part: of those that a process has, and of those of others.
+            torch.manual_seed(seeds.mix(s.seed + 1 + part.start * 2**20, self.step))
+            with contextlib.nullcontext() if part is self.parts[-1] else self.group.alone(self._objective):
+                loss = self._objective(rows[part], tuple(d[part] for d in drawn)) / len(self.parts)
+                loss.backward()
+            total += loss.item()
         nn.utils.clip_grad_norm_(network.parameters(), s.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.update_parameters(network)
-        return loss.item()
+        return total
 
     @torch.inference_mode()
     def validate(self) -> float:

@@ -29,12 +29,16 @@ class Pixel:
         self.network = UNet2DModel(unet(settings)).to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def loss(self, rows: Tensor, g: torch.Generator) -> Tensor:
+    def draw(self, n: int, g: torch.Generator) -> tuple[Tensor, ...]:
+        mirrored = torch.rand(n, generator=g) < 0.5 if self.settings.flip else torch.zeros(n, dtype=torch.bool)
+        return (mirrored, *self.denoising.draw((self.settings.channels, *self.settings.size), n, g))
+
+    def loss(self, rows: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
+        mirrored, *rest = drawn
         x0 = signed(self.data.images[rows]).to(self.device)
         if self.settings.flip:
-            mirrored = torch.rand(len(x0), generator=g) < 0.5
             x0 = torch.where(mirrored.view(-1, 1, 1, 1).to(self.device), x0.flip(-1), x0)
-        return self.denoising.loss(self.network, x0, g)
+        return self.denoising.loss(self.network, x0, tuple(rest))
 
     def validate(self, network: nn.Module) -> float:
         return self.denoising.validate(lambda rows: network, signed(self.data.held_out))

@@ -60,10 +60,15 @@ class Text:
         self.network = Captioned(unet(settings), text_encoder(settings, self.vocabulary)).to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def loss(self, rows: Tensor, g: torch.Generator) -> Tensor:
+    def draw(self, n: int, g: torch.Generator) -> tuple[Tensor, ...]:
+        dropped = torch.rand(n, generator=g) < self.settings.drop
+        return (dropped, *self.denoising.draw(self.latents.shape[1:], n, g))
+
+    def loss(self, rows: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
+        dropped, *rest = drawn
         z, ids = self.latents[rows].to(self.device), self.ids[rows].clone()
-        ids[torch.rand(len(rows), generator=g) < self.settings.drop] = self.null
-        return self.denoising.loss(self._predict(self.network, ids), z, g)
+        ids[dropped] = self.null
+        return self.denoising.loss(self._predict(self.network, ids), z, tuple(rest))
 
     def validate(self, network: nn.Module) -> float:
         return self.denoising.validate(
@@ -73,9 +78,9 @@ class Text:
     def samples(self, network: nn.Module, n: int) -> Tensor:
         """n images of the first held-out captions, four of each."""
         captions = list(dict.fromkeys(self.data.held_out_captions))[: max(n // 4, 1)]
-        return self.draw(network, [c for c in captions for _ in range(4)][:n])
+        return self.pictures(network, [c for c in captions for _ in range(4)][:n])
 
-    def draw(self, network: nn.Module, captions: Sequence[str], guidance: float = GUIDANCE) -> Tensor:
+    def pictures(self, network: nn.Module, captions: Sequence[str], guidance: float = GUIDANCE) -> Tensor:
         """An image of each caption."""
         x = autoencoder.noise(self.vae, self.settings.size, len(captions)).to(self.device)
         given, null = self._ids(captions), self.null.expand(len(captions), -1)
