@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ddimctl.keeping import PRECISIONS
+from ddimctl.multistep import MIXING
 from ddimctl.tuned import MOST
 
 
@@ -27,7 +28,7 @@ def check_provenance(record: Any, n: int) -> None:
             raise ValueError(f"its provenance has a wrong {name}")
     if record["steps"] != len(record["path"]) - 1:
         raise ValueError("its provenance has another number of steps than levels")
-    if len(record.get("mix") or record["path"][1:]) != record["steps"]:
+    if (mix := record.get("mix")) and len(mix) != MIXING.get(record["solver"], 0) * record["steps"]:
         raise ValueError("its provenance has another number of steps than parts to mix")
     for name in EACH:
         if record.get(name) is not None and len(record[name]) != n:

@@ -16,8 +16,10 @@ from ddimctl.dither import seed_of
 from ddimctl.errors import UsageError
 from ddimctl.keeping import Keep
 from ddimctl.model import NOTHING, Condition, Model
-from ddimctl.schedule import Levels, default_spacing, mix
-from ddimctl.solvers import DEFAULT_SOLVER, MIXING, bind, decoder
+from ddimctl.multistep import MIXING
+from ddimctl.schedule import TUNED, Levels, default_spacing
+from ddimctl.solvers import DEFAULT_SOLVER, bind, decoder
+from ddimctl.tuned import between
 
 DEFAULT_STEPS = 20
 # What of an image's record decides about the pixels that the model gets.
@@ -30,8 +32,8 @@ class Way:
 
     `levels`, a rising path of noise levels, stands for what `spacing` and `steps` would give. Where no spacing is named it
     is the solver's own. `to` is the noise level where the way ends, if it leads only a part of it. `keep` is for encoding,
-    and says of what decodes that it goes by the corrections. `mix` is for `ab2`, a part for each step; where the levels are
-    not spelled out, a tuned path brings its own.
+    and says of what decodes that it goes by the corrections. `mix` is for `ab2` and `ab3`: see `multistep`. A tuned path
+    that is not spelled out brings its own, and with it whichever of the two it was tuned with.
     """
 
     solver: str = DEFAULT_SOLVER
@@ -65,9 +67,12 @@ class Way:
     def on(self, schedule: Levels) -> Way:
         """The same with levels and mix spelled out. Raises `UsageError` where the schedule has none of that kind."""
         if self.levels is not None:
-            return self if self.solver in MIXING or not self.mix else replace(self, mix=())
+            return self if len(self.mix) in (0, MIXING.get(self.solver, 0) * self.steps) else replace(self, mix=())
         way = self.along(self.path(schedule))
-        return replace(way, mix=mix(schedule, self.steps, self.spacing)) if self.solver in MIXING else way
+        if self.spacing != TUNED or self.solver not in MIXING:
+            return way
+        path = between(schedule.paths, self.steps)
+        return replace(way, solver=path.solver, mix=path.mix)
 
     def check(self) -> None:
         """Raises `UsageError` for an unknown solver, or a tolerance that it has no use for."""

@@ -313,11 +313,6 @@ def tuned(schedule: Levels, steps: int) -> list[float]:
     return list(between(schedule.paths, steps).levels)
 
 
-def mix(schedule: Levels, steps: int, spacing: str) -> tuple[float, ...]:
-    """For each step of that path, the part that `ab2` extrapolates in √(1−α); empty where only log σ counts."""
-    return between(schedule.paths, steps).mix if spacing == TUNED and schedule.paths else ()
-
-
 def _even(schedule: Levels, steps: int, to: Callable[[float], float], *, back: Callable[[float], float]) -> list[float]:
     """Evenly spaced in to(σ), from σ(1) to σ(T); `back` is its inverse.
 

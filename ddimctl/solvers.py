@@ -19,6 +19,7 @@ from ddimctl import implicit
 from ddimctl.arrays import Array, per_image
 from ddimctl.errors import UsageError, choose
 from ddimctl.implicit import rms
+from ddimctl.multistep import MIXING, weights
 
 Eps = Callable[[Array, "float | Sequence[float]"], Array]  # ε(x̄, σ), σ one level or one for each of the B
 
@@ -66,6 +67,26 @@ def ddim(eps: Eps, xbar: Array, path: Sequence[float]) -> States:
     return None
 
 
+def march(eps: Eps, xbar: Array, levels: Sequence[Any], *, by: Sequence[tuple[Any, Any, Any]]) -> States:
+    """The explicit multistep methods `by` their weights (see `multistep`). One evaluation a step.
+
+    A level is one σ or a list of one for each image, a weight a number or an array of one for each.
+    """
+    eps_r = change = None
+    for s, (h, a, b) in zip(levels, by, strict=False):
+        eps_s = eps(xbar, s)
+        xbar = xbar + h * eps_s
+        if eps_r is not None:
+            latest = eps_s - eps_r
+            xbar = xbar + a * latest
+            if b is not None:
+                xbar = xbar + b * change
+            change = latest
+        eps_r = eps_s
+        yield xbar
+    return None
+
+
 def ab2(eps: Eps, xbar: Array, path: Sequence[float], *, mix: Sequence[float] = ()) -> States:
     """Two-step exponential Adams–Bashforth. One evaluation a step, order 2.
 
@@ -75,18 +96,7 @@ def ab2(eps: Eps, xbar: Array, path: Sequence[float], *, mix: Sequence[float] = 
     `mix`, a number for each step of the rising path, is the part of it that is extrapolated in √(1−α) = σ/√(1+σ²) instead:
     along the exact flow of Gaussian data of variance 1, ε is proportional to that, and ∫ √(1−α) dσ = √(1+σ²).
     """
-    parts = list(mix) or [0.0] * (len(path) - 1)
-    if path and path[-1] < path[0]:
-        parts.reverse()
-    r, eps_r = 0.0, None
-    for (s, t), part in zip(pairwise(path), parts, strict=True):
-        eps_s = eps(xbar, s)
-        xbar = xbar + (t - s) * eps_s
-        if eps_r is not None:
-            xbar = xbar + slope(r, s, t, part=part) * (eps_s - eps_r)
-        r, eps_r = s, eps_s
-        yield xbar
-    return None
+    return march(eps, xbar, path, by=weights(path, mix))
 
 
 def ab2mix(eps: Eps, xbar: Array, path: Sequence[float]) -> States:
@@ -100,14 +110,13 @@ def ab2mix(eps: Eps, xbar: Array, path: Sequence[float]) -> States:
 MIX = 0.7
 
 
-def slope(r: float, s: float, t: float, *, part: float) -> float:
-    """What ε_s − ε_r counts for from s to t: ∫_s^t (f(σ)−f(s)) dσ / (f(s)−f(r)), f = √(1−α) for that part, log for the rest.
+def ab3(eps: Eps, xbar: Array, path: Sequence[float], *, mix: Sequence[float] = ()) -> States:
+    """Three-step exponential Adams–Bashforth: `ab2`, and a parabola in log σ through three levels. One evaluation a step.
 
-    From or to σ = 0, where log 0 = −∞ leaves no slope, log counts for nothing, and any part of √(1−α) is the whole.
+    Order 3, but for the first step, which is DDIM's, and the second, which is `ab2`'s. `mix` is `ab2`'s, and after it, for
+    each step, the part of the third order, 1 by default.
     """
-    R, S, T = math.sqrt(1 + r * r), math.sqrt(1 + s * s), math.sqrt(1 + t * t)
-    in_sine = (T - S - (t - s) * s / S) / (s / S - r / R) if part else 0.0
-    return part * in_sine + (1 - part) * integral_log(s, t) / math.log(s / r) if r > 0 and s > 0 else in_sine
+    return march(eps, xbar, path, by=weights(path, mix, order=3))
 
 
 def heun(eps: Eps, xbar: Array, path: Sequence[float]) -> States:
@@ -117,11 +126,6 @@ def heun(eps: Eps, xbar: Array, path: Sequence[float]) -> States:
         xbar = xbar + (t - s) * 0.5 * (eps_s + eps(xbar + (t - s) * eps_s, t))
         yield xbar
     return None
-
-
-def integral_log(s: float, t: float) -> float:
-    """∫_s^t log(σ/s) dσ for s > 0, t ≥ 0."""
-    return (t * math.log(t / s) if t > 0 else 0.0) - (t - s)
 
 
 def exact(eps: Eps, xbar: Array, path: Sequence[float], *, tolerance: float = 1e-5) -> States:
@@ -238,7 +242,7 @@ def _land(u: float, end: float) -> float:
 
 
 SOLVERS: dict[str, Solver] = {
-    "ab2": ab2, "ab2mix": ab2mix, "ddim": ddim, "heun": heun, "exact": exact, "adaptive": adaptive
+    "ab2": ab2, "ab2mix": ab2mix, "ab3": ab3, "ddim": ddim, "heun": heun, "exact": exact, "adaptive": adaptive
 }  # fmt: skip
 # The solvers that iterate, and what they use where the caller names no tolerance.
 TOLERANCES: dict[str, float] = {"exact": 1e-5, "adaptive": 1e-5}
@@ -247,9 +251,6 @@ TOLERANCES: dict[str, float] = {"exact": 1e-5, "adaptive": 1e-5}
 def decoder(solver: str) -> str:
     """The solver that decodes what `solver` encoded: its own self, but for `exact`, which inverts `ddim`."""
     return "ddim" if solver == "exact" else solver
-
-
-MIXING = ("ab2",)  # the solvers that take a mix
 
 
 def bind(solver: str, tolerance: float | None, mix: Sequence[float] = ()) -> tuple[Solver, float | None]:

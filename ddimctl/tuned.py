@@ -1,8 +1,8 @@
 """Paths that were tuned to a model, as its folder holds them in ``paths.json``; `tune` makes them.
 
-Each is a list of levels and, for every step, the part of it that `ab2` extrapolates in √(1−α) rather than log σ. A number
-of steps that nobody tuned lies between two that somebody did: log σ and the parts are interpolated along the way, and
-between the two paths in log S. Python floats, no torch.
+Each is a list of levels and, for every step, the part that a multistep method extrapolates in √(1−α) rather than log σ; for
+`ab3` also its part of the third order. A number of steps that nobody tuned lies between two that somebody did: log σ and the
+parts are interpolated along the way, and between the two paths in log S. Python floats, no torch.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from ddimctl.errors import FileError
 from ddimctl.files import read_bytes
+from ddimctl.multistep import MIXING
 
 FILE = "paths.json"
 FORMAT = "ddimctl-paths"
@@ -27,15 +28,15 @@ MOST = 100.0  # a part of √(1−α) beyond this makes no sense
 
 @dataclass(frozen=True)
 class Tuned:
-    """A tuned path: S + 1 rising levels, S parts, and what is known of it (how it was tuned, what it came to)."""
+    """A tuned path: S + 1 rising levels, S parts or 2 S (see `multistep`), and what is known of it: how it was tuned, …"""
 
     levels: tuple[float, ...]
     mix: tuple[float, ...]
     about: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        if not len(self.levels) == len(self.mix) + 1 >= 2:
-            raise ValueError("a path has a part for each of its steps")
+        if self.steps < 1 or len(self.mix) not in [n * self.steps for n in MIXING.values()]:
+            raise ValueError("a path has a part for each of its steps, or two")
         if not all(0 < s < t < math.inf for s, t in pairwise(self.levels)):
             raise ValueError("the levels of a path rise from above 0")
         if not all(abs(part) <= MOST for part in self.mix):
@@ -43,7 +44,17 @@ class Tuned:
 
     @property
     def steps(self) -> int:
-        return len(self.mix)
+        return len(self.levels) - 1
+
+    @property
+    def solver(self) -> str:
+        """The method that it was tuned with."""
+        return next(name for name, n in MIXING.items() if n * self.steps == len(self.mix))
+
+    def curves(self, n: int) -> list[tuple[float, ...]]:
+        """The parts of each order for every step; those of the third are 0 where `ab2` has none."""
+        mix = self.mix + (0.0,) * (n * self.steps - len(self.mix))
+        return [mix[i : i + self.steps] for i in range(0, n * self.steps, self.steps)]
 
 
 def between(paths: Sequence[Tuned], steps: int) -> Tuned:
@@ -56,19 +67,18 @@ def between(paths: Sequence[Tuned], steps: int) -> Tuned:
     if steps in (a.steps, b.steps):
         return a if a.steps == steps else b
     share = math.log(steps / a.steps) / math.log(b.steps / a.steps) if a.steps != b.steps else 0.0
-    (log_a, mix_a), (log_b, mix_b) = _at(a, steps), _at(b, steps)
+    n = max(MIXING[a.solver], MIXING[b.solver])
+    (log_a, mix_a), (log_b, mix_b) = _at(a, steps, n=n), _at(b, steps, n=n)
     inner = [math.exp((1 - share) * p + share * q) for p, q in zip(log_a, log_b, strict=True)][1:-1]
     mix = tuple((1 - share) * p + share * q for p, q in zip(mix_a, mix_b, strict=True))
     return Tuned((a.levels[0], *inner, a.levels[-1]), mix)
 
 
-def _at(path: Tuned, steps: int) -> tuple[list[float], list[float]]:
-    """log σ at the ends, and the parts in the middles, of so many equal steps along a path."""
+def _at(path: Tuned, steps: int, *, n: int) -> tuple[list[float], list[float]]:
+    """log σ at the ends, and the n curves of parts in the middles, of so many equal steps along a path."""
     logs = [math.log(s) for s in path.levels]
-    return (
-        [along(logs, path.steps * i / steps) for i in range(steps + 1)],
-        [along(path.mix, path.steps * (i + 0.5) / steps - 0.5) for i in range(steps)],
-    )
+    parts = [along(c, path.steps * (i + 0.5) / steps - 0.5) for c in path.curves(n) for i in range(steps)]
+    return [along(logs, path.steps * i / steps) for i in range(steps + 1)], parts
 
 
 def along(values: Sequence[float], x: float) -> float:

@@ -110,7 +110,7 @@ def test_names_are_those_of_the_registries() -> None:
 
 
 def test_names_complete() -> None:
-    assert names.one_of(*names.SOLVERS)("ab") == ["ab2", "ab2mix"]
+    assert names.one_of(*names.SOLVERS)("ab") == ["ab2", "ab2mix", "ab3"]
     assert names.one_of(*names.SOLVERS)("nothing") == []
     assert names.some_of("mse", "psnr", "mse_8bit")("mse,m") == ["mse,mse_8bit"]
     assert names.some_of("mse", "psnr")("") == ["mse", "psnr"]

@@ -72,7 +72,7 @@ def completed(invoke: Invoke, *words: str) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["encode", "--solver", "ab"], ["ab2", "ab2mix"]),
+        (["encode", "--solver", "ab"], ["ab2", "ab2mix", "ab3"]),
         (["encode", "--spacing", "l"], ["linear", "log", "leading"]),
         (["decode", "--solver", "h"], ["heun"]),
         (["sample", "--spacing", "q"], ["quadratic"]),

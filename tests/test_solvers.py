@@ -14,13 +14,20 @@ from problems import Gaussian, Mixture
 from torch import Tensor
 
 from ddimctl.errors import UsageError
+from ddimctl.multistep import integral_log, weights
 from ddimctl.ode import integrate
 from ddimctl.schedule import SPACINGS, Schedule
-from ddimctl.solvers import SOLVERS, TOLERANCES, integral_log
+from ddimctl.solvers import SOLVERS, TOLERANCES
 
-ORDER = {"ddim": 1, "ab2": 2, "ab2mix": 2, "heun": 2, "exact": 1}
+ORDER = {
+    "ddim": 1,
+    "ab2": 2,
+    "ab2mix": 2,
+    "heun": 2,
+    "exact": 1,
+}  # `ab3` begins with another order than it goes on with
 STEPPING = [s for s in SOLVERS if s != "adaptive"]  # which chooses its steps itself, whatever the path
-EVALUATIONS = {"ddim": 1, "ab2": 1, "ab2mix": 1, "heun": 2}  # a step
+EVALUATIONS = {"ddim": 1, "ab2": 1, "ab2mix": 1, "ab3": 1, "heun": 2}  # a step
 LINEAR = Schedule.linear()
 X0 = torch.linspace(-1.5, 1.5, 42, dtype=torch.float64).view(2, 1, 3, 7)
 S_BY_DIMENSION = torch.linspace(0.1, 1.0, 21, dtype=torch.float64).view(1, 1, 3, 7)
@@ -49,9 +56,7 @@ def error(solver: str, problem: Gaussian | Mixture, path: Sequence[float], direc
 @pytest.mark.parametrize("direction", ["encode", "decode"])
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("problem", PROBLEMS)
-@pytest.mark.parametrize(
-    "solver", [pytest.param(s, marks=pytest.mark.slow) if s in TOLERANCES else s for s in STEPPING]
-)
+@pytest.mark.parametrize("solver", [pytest.param(s, marks=pytest.mark.slow) if s in TOLERANCES else s for s in ORDER])
 def test_order_of_convergence(solver: str, problem: str, spacing: str, direction: str) -> None:
     """The paths' steps are refined evenly in σ, the variable of integration.
 
@@ -236,6 +241,40 @@ def test_ab2mix_is_exact_where_eps_is_constant_and_at_sigma_zero_knows_one_varia
     assert x.item() == pytest.approx(math.sqrt(1 + 1.5**2) - math.sqrt(1 + 0.5**2), rel=1e-12)
 
 
+@pytest.mark.parametrize("path", [(0.3, 0.7, 1.9, 2.4), (5.0, 1.9, 0.7, 0.2), (0.01, 0.03, 0.04, 3.0)])
+def test_ab3_is_exact_where_eps_is_a_parabola_in_log_sigma(path: tuple[float, ...]) -> None:
+    """From the third step on, whichever way the levels run; ∫ u² dσ = σ (u² − 2u + 2), u = log σ."""
+
+    def value(s: float) -> float:
+        return 0.4 - 1.3 * math.log(s) + 0.7 * math.log(s) ** 2
+
+    def integral(s: float) -> float:
+        u = math.log(s)
+        return s * (0.4 - 1.3 * (u - 1) + 0.7 * (u * u - 2 * u + 2))
+
+    h, a, b = weights(path, order=3)[2]
+    q, r, s, t = path
+    step = h * value(s) + a * (value(s) - value(r)) + (b or 0.0) * (value(r) - value(q))
+    assert step == pytest.approx(integral(t) - integral(s), rel=1e-9)
+
+
+def test_ab3_with_no_part_of_the_third_order_is_ab2() -> None:
+    for path in (LINEAR.path(9), LINEAR.path(9)[::-1], LINEAR.path(9, "linear")):
+        parts = [0.1 * i for i in range(9)]
+        rising = integrate(Gaussian().eps, X0, path, "ab3", mix=[*parts, *[0.0] * 9]).x
+        assert torch.equal(rising, integrate(Gaussian().eps, X0, path, "ab2", mix=parts).x)
+        plain = integrate(Gaussian().eps, X0, path, "ab3").x
+        assert torch.equal(plain, integrate(Gaussian().eps, X0, path, "ab3", mix=[0.0] * 9 + [1.0] * 9).x)
+
+
+def test_third_order_is_worth_its_while() -> None:
+    """On the exact flow of Gaussian data, with as many evaluations."""
+    second, third = (
+        error(s, PROBLEMS["gaussian-by-dimension"], LINEAR.path(40, "log"), "encode") for s in ("ab2", "ab3")
+    )
+    assert third < second / 2
+
+
 def test_ab2mix_is_the_mean_of_two_extrapolations() -> None:
     """One step after the first, transcribed: 0.3 in log σ and 0.7 in sin φ, where σ = tan φ (midpoint rule in φ)."""
     r, s, t = 0.4, 1.0, 2.5
@@ -262,6 +301,6 @@ def test_integral_log(s: float, t: float) -> None:
 
 
 def test_unknown_solver_lists_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="unknown solver 'ab3'") as caught:
-        integrate(Gaussian().eps, X0, LINEAR.path(2), "ab3")
+    with pytest.raises(UsageError, match="unknown solver 'ab4'") as caught:
+        integrate(Gaussian().eps, X0, LINEAR.path(2), "ab4")
     assert all(name in caught.value.hint for name in SOLVERS)

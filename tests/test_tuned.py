@@ -56,6 +56,14 @@ def test_even_levels_stay_even_and_straight_parts_straight() -> None:
         assert found.mix == pytest.approx([0.3] * steps, rel=1e-12)
 
 
+def test_between_two_methods_is_the_one_with_more_parts() -> None:
+    """What `ab2` has none of counts as none."""
+    a, b = Tuned(PLAIN.path(4, "log"), (0.2,) * 4), Tuned(PLAIN.path(16, "log"), (0.2,) * 16 + (1.0,) * 16)
+    found = between([a, b], 8)
+    assert found.solver == "ab3"
+    assert found.mix == pytest.approx([0.2] * 8 + [0.5] * 8)
+
+
 def test_half_way_in_log_s_is_the_mean() -> None:
     a, b = Tuned(PLAIN.path(4, "log"), (0.0,) * 4), Tuned(PLAIN.path(16, "karras"), (1.0,) * 16)
     found = between([a, b], 8)
@@ -109,7 +117,7 @@ def test_a_mix_fits_its_path_and_its_solver() -> None:
     eps, x0 = Gaussian(0.3, 0.5).eps, np.array([[0.9]])
     with pytest.raises(UsageError, match="ddim mixes nothing"):
         integrate(eps, x0, (0.5, 1.0), "ddim", mix=(0.5,))
-    with pytest.raises(ValueError, match=r"shorter|longer"):
+    with pytest.raises(ValueError, match="too few, or too many"):
         integrate(eps, x0, (0.5, 1.0), "ab2", mix=(0.5, 0.5))
 
 
@@ -120,6 +128,12 @@ def test_a_way_brings_the_mix_of_a_tuned_path_and_drops_one_that_is_of_other_lev
     assert way.on(PLAIN) == way  # what is spelled out needs no file
     assert replace(way, solver="ddim").on(PLAIN).mix == ()
     assert Way("exact", "tuned", 5).on(schedule).mix == ()
+    third = replace(PLAIN, paths=(Tuned(path(5).levels, path(5).mix * 2),))
+    for asked in ("ab2", "ab3"):
+        found = Way(asked, "tuned", 5).on(third)
+        assert (found.solver, found.mix) == ("ab3", path(5).mix * 2)
+        assert (Way(asked, "tuned", 5).on(schedule).solver, found.on(PLAIN)) == ("ab2", found)
+    assert replace(found, solver="ab2").on(PLAIN).mix == ()
     assert way.along((0.1, 1.0)).mix == ()
     assert Way(steps=5).on(schedule).mix == ()
     assert schedule == PLAIN
@@ -149,7 +163,7 @@ def test_the_file_gives_back_what_was_written(tmp_path: Path) -> None:
         (lambda d: d["paths"][0].update(levels=[0.0, 1.0, 2.0]), "rise"),
         (lambda d: d["paths"][0].update(levels=[0.5, math.nan, 2.0]), "rise"),
         (lambda d: d["paths"][0].update(levels=[0.5, 1.0, math.inf]), "rise"),
-        (lambda d: d["paths"][0].update(levels=[1.0, 2.0]), "part for each"),
+        (lambda d: d["paths"][0].update(levels=[1.0, 2.0], mix=[0.0] * 3), "part for each"),
         (lambda d: d["paths"][0].update(levels=[], mix=[]), "part for each"),
         (lambda d: d["paths"][0].update(mix=[math.nan, 0.0]), "parts"),
         (lambda d: d["paths"][0].update(mix=[1e9, 0.0]), "parts"),

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+import time
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from ddimctl.cli import inputs, options
+from ddimctl.cli import inputs, names, options
 from ddimctl.cli.console import Console, figure, table
 from ddimctl.cli.groups import flat, group, like
 from ddimctl.errors import UsageError
+from ddimctl.multistep import MIXING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
 
     from ddimctl.model import Condition, Model
     from ddimctl.roundtrip import RoundTrip
-    from ddimctl.tune import Found
+    from ddimctl.tune import Found, Problem
     from ddimctl.tuned import Tuned
 
+TUNABLE = ("ab2", "ab3")
+SPARE = 1.1  # of an estimate
+FEWEST = 16  # images to measure with, however little time is left
+REFERENCE = 90  # steps of the adaptive solver, about
 RIVALS = ("karras", "log", "arsinh")  # the spacings that a tuned path is measured beside
 
 
@@ -33,7 +41,20 @@ class Searched(options.Seeded):
     PANEL: ClassVar[str] = "How"
 
     steps: Annotated[str, like(options.How, "steps", metavar="S,…", help="Numbers of steps to tune for.")] = "10,20,50"
+    solver: Annotated[
+        str,
+        like(
+            options.How, "solver", help="The method that it is for: ab2, or ab3.", autocompletion=names.one_of(*TUNABLE)
+        ),
+    ] = "ab3"
     rounds: Annotated[int, typer.Option(metavar="N", min=0, help="Rounds of the search, at most.")] = 12
+    minutes: Annotated[
+        float | None,
+        typer.Option(metavar="M", min=0, help="Ends in about that time, with the best so far."),
+    ] = None
+    knots: Annotated[
+        int, typer.Option(metavar="N", min=2, help="Numbers that each curve of a path is given by, at most.")
+    ] = 10
     images_at_most: Annotated[
         int, typer.Option("--images", metavar="N", min=1, help="How many of the images, drawn by the seed.")
     ] = 64
@@ -53,6 +74,74 @@ class Work:
     images: np.ndarray  # uint8 (N, C, H, W)
     digest: str  # of what decides about the search but its length
     batch_size: int
+    clock: Clock
+
+    def arrays(self, images: np.ndarray) -> Any:
+        """As the model's network takes them."""
+        from ddimctl.images import levels
+
+        x0: Any = levels.to_array(images.transpose(0, 2, 3, 1))
+        if self.model.network.needs_torch:
+            import torch
+
+            x0 = torch.from_numpy(x0)
+        return x0
+
+    @cached_property
+    def problem(self) -> Problem:
+        """Costs an encoding with the adaptive solver."""
+        from ddimctl import tune as searching
+
+        return searching.problem(self.model, self.arrays(self.images), self.condition, batch_size=self.batch_size)
+
+
+@dataclass
+class Clock:
+    """The time that there is, and what a step of one image costs by the time spent so far."""
+
+    minutes: float
+    begin: float = field(default_factory=time.monotonic)
+    last: float = 0.0
+    spent: float = 0.0  # seconds of the steps counted
+    steps: float = 0.0  # of single images
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return 60 * self.minutes - (time.monotonic() - self.begin)
+
+    def start(self) -> None:
+        """What is counted next begins now."""
+        self.last = time.monotonic()
+
+    def count(self, steps: float) -> None:
+        """So many were made since the last ones."""
+        now = time.monotonic()
+        self.steps, self.spent, self.last = self.steps + steps, self.spent + now - self.last, now
+
+    def cost(self, steps: float) -> float:
+        """Seconds; nothing where nothing was counted."""
+        return steps * self.spent / max(self.steps, 1.0)
+
+
+@dataclass
+class Share:
+    """What one number of steps may take of the time, when so much is kept for the measurement that comes later."""
+
+    clock: Clock
+    part: float
+    later: float  # steps of single images
+    left: float = math.inf
+
+    def start(self) -> None:
+        self.left = self.clock.left
+        self.clock.start()
+
+    def over(self, steps: float) -> bool:
+        """Whether so many more do not fit."""
+        kept = min(self.clock.cost(self.later), 30 * self.clock.minutes)
+        until = self.left - self.part * (self.left - kept)  # seconds that must then be left of all
+        return self.clock.left - SPARE * self.clock.cost(steps) < until
 
 
 @flat
@@ -74,11 +163,15 @@ def tune(
 
     Example: ddimctl tune train-images/ -m my-model --steps 10,20
     """
+    from ddimctl.engines import pytorch
+    from ddimctl.errors import choose
     from ddimctl.images import datasets
     from ddimctl.tuned import load
 
     console = said.console()
-    steps = options.parse_integers(how.steps, "--steps")
+    choose(dict.fromkeys(TUNABLE), how.solver, "tunable solver")
+    steps = sorted(set(options.parse_integers(how.steps, "--steps")))
+    clock = Clock(math.inf if how.minutes is None else how.minutes)
     net = inputs.open_model(what, machine, console)
     folder = net.about.folder
     if folder is None:
@@ -88,12 +181,16 @@ def tune(
     held = Path(how.held_out) if how.held_out is not None else inputs.held_out_folder(net)
     others = datasets.load_dataset(held, net.channels, net.size).numpy()
     drawn = draw(datasets.load_dataset(images, net.channels, net.size).numpy(), others, how)
-    trips = sum(how.rounds for s in steps) * 22 * len(drawn) * max(steps)
-    net = inputs.start_engine(net, machine, console, work=2 * trips)
-    work = Work(net, what.condition(), folder, drawn, digest_of(drawn, what.condition()), machine.batch_size)
+    net = inputs.start_engine(net, machine, console, work=2.0 * how.rounds * 22 * len(drawn) * sum(steps))
+    pytorch.hurry(net.network.module)
+    work = Work(
+        net, what.condition(), folder, drawn, digest_of(drawn, what.condition(), how), machine.batch_size, clock
+    )
     found = list(load(folder, schedule=net.schedule.digest))
-    for s in sorted(steps):
-        found = tuned_for(s, found, work, how=how, again=files.force, console=console)
+    for i, s in enumerate(steps):
+        later = len(others) * (REFERENCE + 2 * (1 + len(RIVALS)) * sum(steps))
+        share = Share(clock, s / sum(steps[i:]), later)
+        found = tuned_for(s, found, work, how=how, again=files.force, share=share, console=console)
     found = measured(found, steps, work, others=others, console=console)
     write(found, work)
     report([p for p in found if p.steps in steps], net, folder, console=console)
@@ -111,43 +208,45 @@ def draw(images: np.ndarray, others: np.ndarray, how: Searched) -> np.ndarray:
     return found
 
 
-def digest_of(images: np.ndarray, condition: Condition) -> str:
+def digest_of(images: np.ndarray, condition: Condition, how: Searched) -> str:
     from ddimctl.files import sha256
 
-    return sha256(images.tobytes() + repr(condition).encode())
+    return sha256(images.tobytes() + repr((condition, how.solver, how.knots)).encode())
 
 
 def tuned_for(
-    steps: int, known: list[Tuned], work: Work, *, how: Searched, again: bool, console: Console
+    steps: int, known: list[Tuned], work: Work, *, how: Searched, again: bool, share: Share, console: Console
 ) -> list[Tuned]:
     """`known` with the best path of so many steps, which is written after every round. What was begun is gone on with."""
     from ddimctl import tune as searching
-    from ddimctl.images import levels
     from ddimctl.tuned import Tuned
 
     before = next((p for p in known if p.steps == steps), None)
     rest = [p for p in known if p.steps != steps]
-    spent, net = 0, work.model
+    spent, schedule = 0, work.model.schedule
     if before is not None and not again and before.about.get("digest") == work.digest:
         spent = int(before.about.get("rounds", 0))
         if before.about.get("done") or spent >= how.rounds:
             console.notice(f"S = {steps} is tuned already; --force begins again")
             return known
-    x0: Any = levels.to_array(work.images.transpose(0, 2, 3, 1))
-    if net.network.needs_torch:
-        import torch
-
-        x0 = torch.from_numpy(x0)
-    begin = [before] if spent and before is not None else searching.starts(net.schedule, steps, rest)
-    knots = 2 * min(steps, searching.KNOTS)
-    total = len(begin) + (how.rounds - spent) * (knots + 2)
+    begin = [before] if spent and before is not None else searching.starts(schedule, steps, rest if again else known)
+    a_round = (1 + MIXING[how.solver]) * min(steps, how.knots) + len(searching.DAMPINGS)
+    total = len(begin) + (how.rounds - spent) * a_round
     found: Found | None = None
     with console.meter(total, f"tuning {steps} steps") as meter, console.watched():
-        problem = searching.problem(net, x0, work.condition, batch_size=work.batch_size)
-        tick: Callable[[], object] = meter.add
-        for found in searching.search(problem, begin, rounds=how.rounds - spent, tick=tick):
+        trip = 2 * steps * len(work.problem.states)
+        share.start()
+
+        def tick(trips: float) -> None:
+            share.clock.count(trip * trips)
+            meter.add(trips)
+
+        for found in searching.search(
+            work.problem, begin, rounds=how.rounds - spent, solver=how.solver, knots=how.knots, tick=tick,
+            enough=lambda trips: share.over(trip * trips),
+        ):  # fmt: skip
             about = {
-                "images": len(x0), "digest": work.digest, "rounds": spent + found.round, "done": found.done,
+                "images": len(work.images), "digest": work.digest, "rounds": spent + found.round, "done": found.done,
                 "score": found.errors.score,
             }  # fmt: skip
             best = Tuned(found.path.levels, found.path.mix, about)
@@ -161,17 +260,16 @@ def measured(
 ) -> list[Tuned]:
     """The paths with what they come to on images that had no part in the search, beside other spacings."""
     from ddimctl import roundtrip
-    from ddimctl.images import levels
     from ddimctl.recipe import Way
 
     net = work.model
     net = replace(net, schedule=replace(net.schedule, paths=tuple(found)))
-    ways = [Way("ab2", name, s) for s in sorted(steps) for name in ("tuned", *RIVALS)]
-    x0: Any = levels.to_array(others.transpose(0, 2, 3, 1))
-    if net.network.needs_torch:
-        import torch
-
-        x0 = torch.from_numpy(x0)
+    ways = [Way("ab2", name, s) for s in steps for name in RIVALS]
+    ways += [Way(path.solver, "tuned", path.steps) for path in found if path.steps in steps]
+    if math.isfinite(work.clock.minutes):
+        one = work.clock.cost(SPARE * (REFERENCE + 2 * sum(way.steps for way in ways)))
+        others = others[: max(FEWEST, int(work.clock.left / max(one, 1e-9)))]
+    x0 = work.arrays(others)
     parts = [x0[i : i + work.batch_size] for i in range(0, len(x0), work.batch_size)]
     reports = ("mse", "latent_error")
     with console.bar(roundtrip.steps(ways, reports) * len(parts), "measuring") as bar:

@@ -122,3 +122,11 @@ def device(name: str) -> str:
     if found.type == "cuda":  # inversion needs the digits that TF32 drops
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     return str(found)
+
+
+def hurry(module: Module) -> None:
+    """The fastest convolutions on CUDA, for shapes that come again and again; which ones, differs from run to run."""
+    if module.kind == "cuda":
+        import torch
+
+        torch.backends.cudnn.benchmark = True
