@@ -21,6 +21,7 @@ from ddimctl.images import datasets, levels, reading
 from ddimctl.model import Model
 from ddimctl.paper import TABLE_2
 from ddimctl.recipe import Way
+from ddimctl.report import runs
 from ddimctl.roundtrip import REFERENCE, RoundTrip
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -142,7 +143,8 @@ def main(source: Path | None) -> None:
     for trip in trips:
         point = trip.evaluations, max(trip.total("mse"), 1e-14)
         lines.setdefault(f"{trip.way.solver}, {trip.way.spacing}", []).append(point)
-    plots.error_against_evaluations(ROOT / "docs" / "inversion.png", lines, f"fashion-mnist, {n} images")
+    chart = runs.error_against_evaluations(lines)
+    plots.draw(ROOT / "docs" / "inversion.png", [chart], title=f"fashion-mnist, {n} images")
     put(PAGE, __file__, "\n\n".join(body))
     assert all(math.isfinite(trip.total("mse")) for trip in trips)
 

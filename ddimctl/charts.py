@@ -40,12 +40,12 @@ class Axis:
 
 @dataclass(frozen=True)
 class Series:
-    """What is drawn of one thing: a line through points, dots on it or not; bars; or a band between two lines."""
+    """What is drawn of one thing: a line through points, dots on it or not; dots; bars; or a band between two lines."""
 
     points: Sequence[Point]
     label: str = ""
     colour: int = 0
-    kind: Literal["line", "dotted", "dashed", "bars", "band"] = "line"
+    kind: Literal["line", "dotted", "dashed", "dots", "bars", "band"] = "line"
     upper: Sequence[float] = ()  # of a band: y of the upper line, an entry a point
 
 
@@ -130,8 +130,8 @@ def drawn(series: Series, x: Callable[[float], float], y: Callable[[float], floa
         half = (at[1][0] - at[0][0]) / 2 if len(at) > 1 else 4
         sides = [((a - half + 0.5, b), (a + half - 0.5, b)) for a, b in at]
         return [Mark("area", [p, q, (q[0], floor), (p[0], floor)], series.colour) for p, q in sides]
-    line = [Mark("line", at, series.colour, dashed=series.kind == "dashed")]
-    return line + ([Mark("dot", [p], series.colour) for p in at] if series.kind == "dotted" else [])
+    line = [Mark("line", at, series.colour, dashed=series.kind == "dashed")] if series.kind != "dots" else []
+    return line + ([Mark("dot", [p], series.colour) for p in at] if series.kind in ("dotted", "dots") else [])
 
 
 def apart(wanted: Sequence[float], least: float, low: float, *, high: float) -> list[float]:

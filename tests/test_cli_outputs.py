@@ -92,10 +92,10 @@ def test_the_table_comes_before_the_plot(
     from ddimctl import plots
     from ddimctl.errors import DDIMError
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise DDIMError("no ink")
 
-    monkeypatch.setattr(plots, "error_against_evaluations", fail)
+    monkeypatch.setattr(plots, "draw", fail)
     done = invoke("reconstruct", image, "-m", model_folder, "--steps", 2, "--plot", "p.png")
     assert done.failed(1) == "no ink"
     assert done.out.startswith("solver  spacing")

@@ -13,6 +13,7 @@ from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
     from ddimctl.bench import Line, Rate, Start
+    from ddimctl.charts import Chart
 
 
 @group
@@ -105,8 +106,8 @@ def bench(*, what: options.What, how: Measured, files: options.Plotted, machine:
     }
     console.data(as_text(rates, starts, lines), record)
     if files.plot is not None:
-        with plots.theme(files.dark):
-            plots.speed(files.plot, *curves(rates, lines), title=f"{net.name}, {measuring.processor()}")
+        title = f"{net.name}, {measuring.processor()}"
+        plots.draw(files.plot, as_charts(rates, lines), title=title, dark=files.dark)
         console.notice(f"{files.plot}: images a second by batch size, and time against steps")
 
 
@@ -136,11 +137,12 @@ def as_text(rates: list[Rate], starts: list[Start], lines: list[Line]) -> str:
     )
 
 
-def curves(
-    rates: list[Rate], lines: list[Line]
-) -> tuple[dict[str, list[tuple[float, float]]], dict[str, tuple[list[tuple[int, float]], float, float]]]:
-    """What `plots.speed` draws."""
+def as_charts(rates: list[Rate], lines: list[Line]) -> list[Chart]:
+    """Images a second by batch size, and time against S."""
+    from ddimctl.report import runs
+
     by_batch: dict[str, list[tuple[float, float]]] = {}
     for r in rates:
         by_batch.setdefault(r.engine, []).append((r.batch, r.images))
-    return by_batch, {f"{x.engine}, batch {x.batch}": (x.points, x.fixed, x.step) for x in lines}
+    timed = {x.engine: (x.points, x.fixed, x.step) for x in lines}
+    return [runs.rates_against_batches(by_batch), runs.times_against_steps(timed, lines[0].batch)]

@@ -117,6 +117,7 @@ def evaluate(
     from ddimctl import engines, plots
     from ddimctl.files import refuse_existing
     from ddimctl.images.formats import check_apart
+    from ddimctl.report import runs
 
     console = said.console()
     engines.check(machine.engine, machine.precision)
@@ -167,9 +168,8 @@ def evaluate(
         sections = pages.of_cells(*as_lines(cells, seconds), lines, floor=real, what=extractor.name)
         save_page(net, settings[-1], sections, files=files, record=record, console=console)
     if files.plot is not None:
-        title = f"{net.name}, {how.n:,} images a cell"
-        with plots.theme(files.dark):
-            plots.distance_against_steps(files.plot, lines, seconds, floor=real, what=extractor.name, title=title)
+        charts = [*pages.distances_of(lines, floor=real, what=extractor.name), runs.seconds_against_steps(seconds)]
+        plots.draw(files.plot, charts, title=f"{net.name}, {how.n:,} images a cell", dark=files.dark)
         console.notice(f"{files.plot}: distance and seconds against S")
 
 

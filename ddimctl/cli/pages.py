@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from ddimctl.charts import Chart
     from ddimctl.cli.console import Console
     from ddimctl.latent import Latent
     from ddimctl.report.html import Section
@@ -128,12 +129,19 @@ def distances(apart: Sequence[float]) -> tuple[list[str], list[list[str]]]:
 def of_cells(header: Sequence[str], lines: Sequence[Sequence[str]], curves: Mapping[str, Mapping[int, float]], *,
              floor: float | None, what: str) -> list[Section]:  # fmt: skip
     """The table, and distance against S beside the paper's."""
-    from ddimctl.report import html, runs, svg
+    from ddimctl.report import html, svg
+
+    charts = [svg.chart(c) for c in distances_of(curves, floor=floor, what=what)]
+    return [html.Table("Fréchet distance and cost", header, lines), html.Charts("Distance against steps", charts)]
+
+
+def distances_of(curves: Mapping[str, Mapping[int, float]], *, floor: float | None, what: str) -> list[Chart]:
+    """Distance against S, and the paper's of the same rows."""
+    from ddimctl.report import runs
 
     points = {name: [(float(s), v) for s, v in row.items()] for name, row in curves.items()}
     drawn = [runs.distance_against_steps(points, floor, what), runs.paper_distances(list(points))]
-    charts = [svg.chart(c) for c in drawn if c is not None]
-    return [html.Table("Fréchet distance and cost", header, lines), html.Charts("Distance against steps", charts)]
+    return [c for c in drawn if c is not None]
 
 
 def of_latent(found: Latent, most: int) -> list[Section]:

@@ -250,6 +250,7 @@ def report(
     """The table, the sheet and the plot."""
     from ddimctl import plots
     from ddimctl.images import sheets
+    from ddimctl.report import runs
 
     for trip in trips:
         if trip.unconverged:
@@ -278,8 +279,8 @@ def report(
         lines: dict[str, list[tuple[float, float]]] = {}
         for t in trips:
             lines.setdefault(f"{t.way.solver}, {t.way.spacing}", []).append((t.evaluations, t.total("mse")))
-        with plots.theme(files.dark):
-            plots.error_against_evaluations(files.plot, lines, f"{model.name}, {pictures.count} images")
+        title = f"{model.name}, {pictures.count} image{'s' * (pictures.count != 1)}"
+        plots.draw(files.plot, [runs.error_against_evaluations(lines)], title=title, dark=files.dark)
         console.notice(f"{files.plot}: error against evaluations")
 
 

@@ -1,4 +1,4 @@
-"""Charts of runs: the error of round trips by what they cost, and the quality of samples by their steps."""
+"""Charts of runs: the error of round trips by what they cost, the quality of samples by their steps, and speed."""
 
 from __future__ import annotations
 
@@ -42,6 +42,40 @@ def paper_distances(names: Sequence[str]) -> Chart | None:
         return None
     found = distance_against_steps(lines, None, "Inception, 50,000 images")
     return Chart("The paper's table 1: FID on CIFAR-10", found.x, found.y, found.series)
+
+
+def seconds_against_steps(seconds: Mapping[int, float]) -> Chart:
+    """What an image costs."""
+    points = rising([(float(s), t) for s, t in seconds.items()])
+    x = Axis("steps S", 0, 1.04 * points[-1][0], ticks=[0, *(s for s, _ in points)])
+    return Chart(
+        "Cost", x, Axis("seconds an image", 0, 1.08 * max(t for _, t in points)), [Series(points, kind="dotted")]
+    )
+
+
+def rates_against_batches(rates: Lines) -> Chart:
+    """Evaluations of images a second by batch size, a line an engine."""
+    known = [p for points in rates.values() for p in points]
+    x = Axis("batch size", *spread([b for b, _ in known], log=True), log=True, ticks=sorted({b for b, _ in known}))
+    series = [Series(rising(points), name, i, "dotted") for i, (name, points) in enumerate(rates.items())]
+    return Chart("Rate", x, Axis("evaluations of an image, a second", 0, 1.08 * max(r for _, r in known)), series)
+
+
+def times_against_steps(lines: Mapping[str, tuple[Sequence[tuple[int, float]], float, float]], batch: int) -> Chart:
+    """Seconds to decode a batch against S: points, and the straight line through them (figure 4).
+
+    `lines` gives for each engine the points (S, seconds), the seconds at S = 0 and the seconds a step.
+    """
+    series = []
+    most = max(s for points, _, _ in lines.values() for s, _ in points)
+    for i, (name, (points, fixed, step)) in enumerate(lines.items()):
+        ends = [(0.0, fixed), (float(most), fixed + most * step)]
+        series.append(Series(ends, f"{name}: {1000 * step:.3g} ms a step", i))
+        series.append(Series([(float(s), t) for s, t in points], "", i, "dots"))
+    top = max(y for s in series for _, y in s.points)
+    marked = [0, *sorted({s for points, _, _ in lines.values() for s, _ in points})]
+    x = Axis("steps S", 0, 1.04 * most, ticks=marked)
+    return Chart(f"Time to decode {batch} image{'s' * (batch > 1)}", x, Axis("seconds", 0, 1.08 * top), series)
 
 
 def _above_0(lines: Lines) -> Lines:
