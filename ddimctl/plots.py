@@ -61,15 +61,15 @@ def figure(charts: Sequence[Chart], title: str, dark: bool) -> Figure:
     from matplotlib.figure import Figure
 
     found = Figure(figsize=(7.5 if len(charts) == 1 else 4.3 * len(charts), 4.6), layout="constrained")
-    canvas = FigureCanvasAgg(found)
+    FigureCanvasAgg(found)
     found.suptitle(title, x=0.01, ha="left", fontsize="large")
     places = [found.add_subplot(1, len(charts), i + 1) for i in range(len(charts))]
     for axes, chart in zip(places, charts, strict=True):
         _draw(axes, chart, dark)
-    canvas.draw()  # places of words follow from how large everything has become
+    found.draw_without_rendering()  # places of words follow from how large everything has become
     for axes, chart in zip(places, charts, strict=True):
         _label_ends(axes, chart, dark)
-    canvas.draw()  # which took room from the axes
+    found.draw_without_rendering()  # which took room from the axes
     for axes, chart in zip(places, charts, strict=True):
         room = axes.get_window_extent().width / (0.65 * SMALL * DPI / 72)
         axes.set_xticks(*_numbered(chart.x, room))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -284,12 +287,21 @@ def test_too_few_images_for_the_features_are_warned_about(run: Run) -> None:
     assert "warning" not in run(*few, "-n", 7).ok().err
 
 
-def test_the_page(run: Run, tmp_path: Path) -> None:
+def test_the_page(run: Run, rated: Path, tmp_path: Path) -> None:
     done = run(*FEW, "--eta", "0,0.7", "--html", "p.html", "--json").ok()
     text = (tmp_path / "p.html").read_text(encoding="utf-8")
     begin = text.index('id="record">') + len('id="record">')
     assert json.loads(text[begin : text.index("</script>", begin)]) == json.loads(done.out)
     assert text.count("<svg ") == 2
+    cells = json.loads(done.out)["results"]
+    names = [f"η = {r['eta']:g}\nS = {r['steps']}" for r in cells]
+    assert len(names) == 4
+    assert re.findall(r'<th scope="row">(η = [^<]*\n[^<]*)</th>', text) == names
+    shown = re.findall(r'alt="([^"]*)" width="16" height="16"[^>]*src="data:image/png;base64,([^"]*)"', text)
+    assert [alt for alt, _ in shown] == [f"{name}, {i}" for name in names for i in range(8)]
+    x = sampling.sample(load(str(rated), "cpu"), 20, sampling.Noising(Way("ddim", "linear", 3)), seed=0).x
+    with Image.open(io.BytesIO(base64.b64decode(shown[8 + 2][1]))) as picture:  # the third of S = 3
+        assert np.abs(np.asarray(picture).astype(int) - levels.to_pixels(x)[2, ..., 0]).max() <= 1
     assert "exists already" in run(*FEW, "--html", "p.html").failed(2)
 
 

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,13 @@ HARMLESS = {
 }
 
 
+def tables(path: Path) -> list[list[list[str]]]:
+    """The texts of the cells of each table of a page."""
+    found = re.findall(r"<table .*?</table>", path.read_text(encoding="utf-8"), re.DOTALL)
+    cells = [[re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", t)] for t in found]
+    return [[[unescape(re.sub("<[^>]*>", "", c)) for c in row] for row in table] for table in cells]
+
+
 def record_of(read: Reading) -> Any:
     return json.loads(next(t for a, t in read.scripts if a.get("type") == "application/json"))
 
@@ -143,6 +151,7 @@ def pixels(n: int, side: int = 8, channels: int = 3) -> np.ndarray:
 def every_section(name: str) -> list[Any]:
     return [
         html.Table(name, [name, "mse"], [[name, "1"], [name, "2"]]),
+        html.Table(name, [name, "mse"], [[name, "1"]], [html.picture(pixels(1)[0], name)], name),
         html.Comparison(name, pixels(6), ["original", f"{name}\nS = 2", "difference\n× 2"], [name, name]),
         html.Film(name, pixels(3), [name, "b", "c"], 10),
         html.Charts(name, [svg.chart(runs.error_against_evaluations({name: [(10, 1e-2), (20, 1e-3)]}))], name),
@@ -223,8 +232,11 @@ COMMANDS = {
     "interpolate": ("interpolate", "a.pt", "b.pt", "--frames", 4),
     "a grid": ("interpolate", "a.pt", "b.pt", "a.pt", "b.pt", "--grid", "--size", "2x3"),
     "info": ("info", "a.pt"),
+    "info of several": ("info", "a.pt", "b.pt", "a.png"),
+    "info of a folder": ("info", "."),
 }
-SHOWN = {"reconstruct": 2 * 5, "sample": 6, "sample into a folder": 10, "interpolate": 4, "a grid": 6, "info": 1}
+SHOWN = {"reconstruct": 2 * 5, "sample": 6, "sample into a folder": 10, "interpolate": 4, "a grid": 6, "info": 1,
+         "info of several": 2, "info of a folder": 2}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -255,9 +267,34 @@ def test_a_page_has_a_name_of_its_own(invoke: Invoke, files: Path, model_folder:
 
 def test_what_has_no_page_is_told(invoke: Invoke, files: Path, model_folder: Path) -> None:
     """A page is never left away in silence."""
-    for what in (["a.pt", "b.pt"], ["."], [model_folder]):
+    for what in (["a.png", "b.png"], [model_folder]):
         assert "--html is about" in invoke("info", *what, "--html", "p.html").failed(2)
         assert not (files / "p.html").exists()
+
+
+def test_a_page_is_not_written_over_a_latent_of_its_table(invoke: Invoke, files: Path) -> None:
+    (files / "b.html").write_bytes(before := (files / "b.pt").read_bytes())
+    invoke("info", "a.pt", "b.html", "--html", "b.html", "--force").failed(2)
+    assert (files / "b.html").read_bytes() == before
+
+
+def test_the_table_of_latents_says_what_info_says(invoke: Invoke, files: Path) -> None:
+    """Of latents of several shapes and files, a line each: the name, the drawing, the figures, the verdict."""
+    several = LATENTS / "several.safetensors"
+    done = invoke("info", "a.pt", several, "--html", "p.html", "--json").ok()
+    first, second = json.loads(done.out)
+    read = whole((files / "p.html").read_text(encoding="utf-8"))
+    table = next(t for t in tables(files / "p.html") if t[0][0] == "latent")
+    assert table[0] == ["latent", "x_T: black -3, white 3", *first["health"][0]["figures"], "verdict"]
+    told = [*first["health"], *second["health"]]
+    assert len(table) - 1 == len(told) == len([a for a in read.of("img") if a["alt"].startswith("x_T of ")])
+    for row, health in zip(table[1:], told, strict=True):
+        assert row[-1] == health["verdict"]
+        assert [float(v) for v in row[2:-1]] == pytest.approx(
+            [f["value"] for f in health["figures"].values()], rel=6e-3, abs=1e-6
+        )
+    assert table[1][0] == "a.pt"
+    assert table[2][0].startswith(str(several))
 
 
 def test_images_that_cannot_be_read_are_no_names_of_others(invoke: Invoke, files: Path, model_folder: Path) -> None:
@@ -327,6 +364,31 @@ def compared() -> Page:
     columns = ["original", "ab2\nS = 2", "difference\n× 2", "ddim\nS = 2", "difference\n× 3"]
     table = html.Table("Figures", ["solver", "mse"], [["c", "0.02"], ["a", "1.0e-03"], ["b", "-"], ["d", "1,000"]])
     return example(EVIL, table, html.Comparison("Pictures", pixels(15), columns, rows), name=EVIL)
+
+
+def wrong_for_readers(tab: Any) -> list[Any]:
+    """What axe-core finds: rules of WCAG and of good practice that a page breaks, and where."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    found = axe.Axe().run(tab).response
+    assert len(found["passes"]) > 20
+    return [(v["id"], [n["html"] for n in v["nodes"]]) for v in found["violations"]]
+
+
+READ = {
+    "comparison": compared,
+    "film": lambda: example("film", html.Film("Frames", pixels(5), list("abcde"), 20)),
+    "everything": lambda: example("everything", *every_section("name"), *every_section("name")[:2]),
+}
+
+
+@pytest.mark.slow
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", READ)
+def test_axe_finds_nothing_wrong(opened: Any, name: str, scheme: str) -> None:
+    tab = opened(READ[name]())
+    tab.emulate_media(color_scheme=scheme)
+    assert wrong_for_readers(tab) == []
 
 
 @pytest.mark.slow
@@ -432,7 +494,9 @@ def test_nothing_is_wider_than_the_window(opened: Any, scheme: str) -> None:
     for width in (320, 1000):
         tab.set_viewport_size({"width": width, "height": 700})
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    tab.set_viewport_size({"width": 700, "height": 1000})  # 19 cm of paper
     tab.emulate_media(media="print")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 700
     assert not tab.locator(".viewer").is_visible()
     assert tab.locator("#compared").is_visible()
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
@@ -451,5 +515,6 @@ def test_pages_of_real_runs_open(invoke: Invoke, files: Path, tmp_path: Path, br
         tab.on("console", lambda m, seen=wrong: seen.append(m.text))
         tab.goto((files / f"{i}.html").as_uri())
         assert tab.evaluate("document.querySelector('#json').textContent.length") > 2
+        assert wrong_for_readers(tab) == []
         assert not wrong, (name, wrong)
         tab.close()

@@ -15,6 +15,8 @@ from ddimctl.cli.groups import flat, group, like
 from ddimctl.errors import FileError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ddimctl.evaluate import Setting
     from ddimctl.features import Extractor
     from ddimctl.frechet import Statistics
@@ -79,6 +81,7 @@ class Cell:
     distance: float
     seconds: float  # for all of them
     made: int  # how many were made just now; the others were in the cache
+    pixels: np.ndarray  # of the first ones, uint8 (k, H, W, C)
 
     def record(self, n: int) -> dict[str, Any]:
         return {
@@ -165,7 +168,8 @@ def evaluate(
         lines.setdefault(c.setting.row, {})[c.setting.steps] = c.distance
     real = floor.get("test", {}).get(str(how.n))
     if files.html is not None:
-        sections = pages.of_cells(*as_lines(cells, seconds), lines, floor=real, what=extractor.name)
+        samples = [(f"{c.setting.row}\nS = {c.setting.steps}", c.pixels) for c in cells]
+        sections = pages.of_cells(as_lines(cells, seconds), lines, samples, floor=real, what=extractor.name)
         save_page(net, settings[-1], sections, files=files, record=record, console=console)
     if files.plot is not None:
         charts = [*pages.distances_of(lines, floor=real, what=extractor.name), runs.seconds_against_steps(seconds)]
@@ -221,7 +225,8 @@ class Measuring:
                     model, setting, n, cache=self.folder, batch_size=machine.batch_size, progress=bar
                 )
                 found = frechet.statistics(self.extractor.parts(made.pixels))
-                cells.append(Cell(setting, frechet.distance(found, self.known), made.seconds, made.made))
+                first = made.pixels[: pages.OF_A_CELL].permute(0, 2, 3, 1).numpy().copy()
+                cells.append(Cell(setting, frechet.distance(found, self.known), made.seconds, made.made, first))
                 console.detail(
                     f"{setting.row}, S = {setting.steps}: {cells[-1].distance:.4g} ({made.made} images made)"
                 )
@@ -351,6 +356,8 @@ def save_page(
     from ddimctl import origin
 
     of = {"reference": record["reference"]["source"], "features": record["features"]["name"], "seed": record["seed"]}
+    for name in ("eta", "steps"):
+        of[name] = ", ".join(dict.fromkeys(f"{cell[name]:g}" for cell in record["results"]))
     files.write_page(
         f"Quality of {model.name}", f"{record['images']:,} images a cell, against {of['reference']}.", sections,
         made=origin.of("evaluate", model, setting.how.way, setting.condition, more=of),

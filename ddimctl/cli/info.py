@@ -66,9 +66,7 @@ def info(
             raise UsageError(
                 f"-o draws one latent file, which {' '.join(map(plain, file[:3]))} is not", hint="name one"
             )
-        if files.html is not None:
-            raise UsageError("the page of --html is about one latent file", hint="name one")
-        table_of(file, what, console)
+        table_of(file, what, files, console)
         return
     found = examine(file[0], what, console)
     x = found.latent
@@ -84,16 +82,25 @@ def info(
     if x is None:
         return
     if files.html is not None:
-        about = {k: v for k, v in x.provenance.items() if isinstance(v, str | int | float) or k == "model"}
-        files.write_page(
-            f"Latent {Path(file[0]).name}", found.text.split("\n")[0], pages.of_latent(x, MANY),
-            made=about, record=found.record, side=x.xT.shape[-1], console=console,
-        )  # fmt: skip
+        save_page(file[0], found, x, files=files, console=console)
     if files.shows(console):
         files.print_whole(*portraits_of(x, files.dark))
     if files.output is not None:
         drawn = draw(files.output, x) if files.no_labels else draw_portraits(files.output, x, files.dark)
         console.notice(f"{files.output}: {drawn}, black at -3 and white at 3")
+
+
+def save_page(file: str, found: Found, x: Latent, *, files: Drawing, console: Console) -> None:
+    """Writes the page about one file: of several latents a table, and the first ones at length."""
+    about = {k: v for k, v in x.provenance.items() if isinstance(v, str | int | float) or k == "model"}
+    sections = pages.of_latent(x, MANY)
+    if len(x.xT) > 1:
+        seen = pages.seen(x, found.record, Path(file).name, pages.LATENTS)
+        sections = [*pages.of_latents(seen, len(x.xT)), *sections]
+    files.write_page(
+        f"Latent {Path(file).name}", found.text.split("\n")[0], sections,
+        made=about, record=found.record, side=x.xT.shape[-1], console=console,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -142,8 +149,8 @@ def is_many(file: str) -> bool:
     return file not in bundled() and path.is_dir() and not is_model
 
 
-def table_of(given: list[str], what: options.Config, console: Console) -> None:
-    """A line a file. Raises `SomeFailed` if some cannot be told of."""
+def table_of(given: list[str], what: options.Config, files: Drawing, console: Console) -> None:
+    """A line a file, and with --html a page of all their latents. Raises `SomeFailed` if some cannot be told of."""
     from ddimctl.files import find
     from ddimctl.images.formats import READ_ONLY, SUFFIXES
 
@@ -152,7 +159,9 @@ def table_of(given: list[str], what: options.Config, console: Console) -> None:
     listed = [x for f in given for x in (map(str, find(Path(f), known)) if is_many(f) else [f])]
     if not listed:
         raise UsageError(f"{given[0]} holds nothing to tell of", hint=f"looked for {' '.join(known)}")
+    files.check_page(listed, force=files.force)
     rows, records, failed = [], [], 0
+    seen: list[pages.Seen] = []
     for file in listed:
         try:
             found = examine(file, what, console)
@@ -163,8 +172,20 @@ def table_of(given: list[str], what: options.Config, console: Console) -> None:
                 continue
             found = Found("", {"kind": "picture", "made": None})
         records.append({"file": file, **found.record})
+        if files.html is not None and found.latent is not None:
+            seen += pages.seen(found.latent, found.record, plain(file), pages.LATENTS - len(seen))
         rows.append([plain(cell) for cell in (file, *line_of(found.record))])
-    console.data(table(["file", "kind", "images", "size", "model", "made by", "resembles noise"], rows), records)
+    header = ["file", "kind", "images", "size", "model", "made by", "resembles noise"]
+    console.data(table(header, rows), records)
+    if files.html is not None:
+        if not seen:
+            raise UsageError("the page of --html is about latent files, and here is none")
+        total = sum(r["shape"][0] for r in records if r["kind"] == "latent")
+        files.write_page(
+            f"Latents: {', '.join(plain(Path(f).name) for f in given[:3])}{', …' if len(given) > 3 else ''}",
+            f"{total:,} latents in {len(rows):,} files.", pages.of_latents(seen, total, (header, rows)),
+            made=pages.in_common(records), record=records, side=max(s.pixels.shape[1] for s in seen), console=console,
+        )  # fmt: skip
     if failed:
         raise SomeFailed(f"{failed} of {len(listed)} files could not be told of")
 

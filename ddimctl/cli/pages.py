@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from ddimctl.roundtrip import RoundTrip
 
 SHOWN = 64  # images of a run that its page shows
+OF_A_CELL = 8  # images of a cell of `evaluate`
+LATENTS = 256  # of all files together
 
 
 @group
@@ -54,7 +57,7 @@ class Page:
         sections: Sequence[Section],
         *,
         made: Mapping[str, Any],
-        record: Mapping[str, Any],
+        record: Mapping[str, Any] | Sequence[Any],
         side: int,
         console: Console,
     ) -> None:
@@ -126,13 +129,27 @@ def distances(apart: Sequence[float]) -> tuple[list[str], list[list[str]]]:
     return ["frames", "rms distance"], [[f"{i} to {i + 1}", figure(d)] for i, d in enumerate(apart)]
 
 
-def of_cells(header: Sequence[str], lines: Sequence[Sequence[str]], curves: Mapping[str, Mapping[int, float]], *,
-             floor: float | None, what: str) -> list[Section]:  # fmt: skip
-    """The table, and distance against S beside the paper's."""
+def of_cells(
+    lines: tuple[Sequence[str], Sequence[Sequence[str]]],
+    curves: Mapping[str, Mapping[int, float]],
+    samples: Sequence[tuple[str, np.ndarray]],
+    *,
+    floor: float | None,
+    what: str,
+) -> list[Section]:
+    """The table, distance against S beside the paper's, and the first images of each cell, named by its row and S."""
+    import numpy as np
+
     from ddimctl.report import html, svg
 
     charts = [svg.chart(c) for c in distances_of(curves, floor=floor, what=what)]
-    return [html.Table("Fréchet distance and cost", header, lines), html.Charts("Distance against steps", charts)]
+    names, pixels = zip(*samples, strict=True)
+    numbers = [str(i) for i in range(len(pixels[0]))]
+    return [
+        html.Table("Fréchet distance and cost", *lines),
+        html.Charts("Distance against steps", charts),
+        html.Pictures("Samples of each cell", np.concatenate(pixels), numbers, names, "sample"),
+    ]
 
 
 def distances_of(curves: Mapping[str, Mapping[int, float]], *, floor: float | None, what: str) -> list[Chart]:
@@ -142,6 +159,56 @@ def distances_of(curves: Mapping[str, Mapping[int, float]], *, floor: float | No
     points = {name: [(float(s), v) for s, v in row.items()] for name, row in curves.items()}
     drawn = [runs.distance_against_steps(points, floor, what), runs.paper_distances(list(points))]
     return [c for c in drawn if c is not None]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A latent as a line of a table: what it is called, its channels as one picture (H, W, 1), its figures, its verdict."""
+
+    name: str
+    pixels: np.ndarray
+    figures: Mapping[str, float]
+    verdict: str
+
+
+def seen(found: Latent, record: Mapping[str, Any], file: str, most: int) -> list[Seen]:
+    """The first latents of a file; `record` is `info`'s, `file` what it is called where it holds one alone."""
+    import math
+
+    import numpy as np
+
+    from ddimctl.arrays import to_numpy
+    from ddimctl.images.levels import to_pixels
+    from ddimctl.images.sheets import sheet
+
+    out = []
+    for xT, image, told in zip(to_numpy(found.xT[:most]), found.images, record["health"], strict=False):
+        channels = np.moveaxis(to_pixels(xT / 3), -1, 0)[..., None]
+        across = math.ceil(math.sqrt(len(channels)))
+        free = np.full((-len(channels) % across, *channels.shape[1:]), 128, np.uint8)
+        name = file if len(found.xT) == 1 else f"{file}: {Path(plain(str(image['name']))).name}"
+        figures = {kind: f["value"] for kind, f in told["figures"].items()}
+        out.append(Seen(name, sheet(np.concatenate([channels, free]), across, gap=0), figures, told["verdict"]))
+    return out
+
+
+def in_common(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all latents of those records say of how they were made."""
+    every = [r["provenance"] for r in records if r["kind"] == "latent"]
+    said = {k: v for k, v in every[0].items() if isinstance(v, str | int | float) or k == "model"}
+    return {k: v for k, v in said.items() if all(e.get(k) == v for e in every)}
+
+
+def of_latents(found: Sequence[Seen], total: int, lines: tuple[Any, Any] | None = None) -> list[Section]:
+    """All latents in a table that sorts, with a drawing of each; and the table of files, where there are several."""
+    from ddimctl.report import html
+
+    kinds = list(dict.fromkeys(kind for s in found for kind in s.figures))
+    rows = [[s.name, *(figure(s.figures.get(kind)) for kind in kinds), s.verdict] for s in found]
+    drawn = [html.picture(s.pixels, f"x_T of {s.name}") for s in found]
+    title = "Latents" if total == len(found) else f"The first {len(found)} of {total:,} latents"
+    table = html.Table(title, ["latent", *kinds, "verdict"], rows, drawn, "x_T: black -3, white 3")
+    return [table, *([html.Table("Files", *lines)] if lines else [])]
 
 
 def of_latent(found: Latent, most: int) -> list[Section]:

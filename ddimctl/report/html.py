@@ -24,20 +24,28 @@ class Section(Protocol):
 
 @dataclass(frozen=True)
 class Table:
-    """Figures, a line each; the first column says of what. Pressing a column's name sorts by it."""
+    """Figures, a line each; the first column says of what. Pressing a column's name sorts by it.
+
+    Beside the first column there may be a picture for each line (`picture`), under a heading of its own.
+    """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    drawn: Sequence[str] = ()
+    drawn_as: str = ""
 
     def html(self) -> str:
-        head = "".join(f'<th scope="col">{safe(h)}</th>' for h in self.header)
+        head = [f'<th scope="col">{safe(h)}</th>' for h in self.header]
+        if self.drawn:
+            head.insert(1, f'<th scope="col" class="still">{safe(self.drawn_as)}</th>')
+        pictures = [f"<td>{d}</td>" for d in self.drawn] or [""] * len(self.rows)
         lines = [
-            f'<tr><th scope="row">{safe(first)}</th>' + "".join(f"<td>{safe(c)}</td>" for c in rest) + "</tr>"
-            for first, *rest in self.rows
+            f'<tr><th scope="row">{safe(first)}</th>{drawn}{"".join(f"<td>{safe(c)}</td>" for c in rest)}</tr>'
+            for (first, *rest), drawn in zip(self.rows, pictures, strict=True)
         ]
-        return framed(f'<table class="figures"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>',
-                      self.title)  # fmt: skip
+        table = f'<table class="figures"><thead><tr>{"".join(head)}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+        return (scale() if self.drawn else "") + framed(table, self.title)
 
 
 @dataclass(frozen=True)
@@ -104,10 +112,11 @@ class Gallery:
     title: str
     pixels: np.ndarray
     names: Sequence[str]
+    kind: str = "image"  # what one is, to a screen reader
 
     def html(self) -> str:
         shown = "".join(
-            f"<li><figure>{picture(f, name)}<figcaption>{safe(name)}</figcaption></figure></li>"
+            f"<li><figure>{picture(f, f'{self.kind} {name}')}<figcaption>{safe(name)}</figcaption></figure></li>"
             for f, name in zip(self.pixels, self.names, strict=True)
         )
         return f'{scale()}<ol class="frames">{shown}</ol>'
@@ -128,7 +137,7 @@ class Film:
             f'<input type="range" class="slider" min="0" max="{len(self.frames) - 1}" value="0" aria-label="Frame">'
             '<p class="tool"><button type="button">Play</button><output></output>'
             "<span>Arrow keys step, the space bar plays.</span></p></div>"
-            + Gallery(self.title, self.frames, self.names).html()
+            + Gallery(self.title, self.frames, self.names, "frame").html()
         )
 
 
@@ -165,7 +174,7 @@ def scale() -> str:
 
 def framed(table: str, name: str) -> str:
     """A table that scrolls by itself where it is too wide, by keyboard too."""
-    return f'<div class="wide" tabindex="0" role="region" aria-label="{safe(name)}: table">{table}</div>'
+    return f'<div class="wide" tabindex="0" role="group" aria-label="{safe(name)}: table">{table}</div>'
 
 
 def first_line(text: str) -> str:

@@ -10,6 +10,7 @@ function sortable(table) {
     return { text, number };
   };
   heads.forEach((head, i) => {
+    if (head.classList.contains("still")) return;
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = head.textContent;

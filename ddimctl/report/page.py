@@ -33,7 +33,7 @@ class Page:
     sections: Sequence[Section]
     made: Mapping[str, Any]
     command: str
-    record: Mapping[str, Any]
+    record: Mapping[str, Any] | Sequence[Any]
     side: int = LEAST_WIDE  # pixels: how wide its pictures are
 
 
@@ -52,10 +52,7 @@ def render(page: Page) -> str:
     """The page as HTML."""
     style = _part("page.css") + f":root {{ --side: {max(1, page.side)}px; --zoom: {scale_for(page.side)} }}"
     script = _part("page.js")
-    sections = [
-        f'<section aria-labelledby="part-{i}"><h2 id="part-{i}">{safe(s.title)}</h2>{s.html()}</section>'
-        for i, s in enumerate(page.sections)
-    ]
+    sections = [f"<section><h2>{safe(s.title)}</h2>{s.html()}</section>" for s in page.sections]
     lines = [(k, f"ddimctl {v}" if k == "made by" else v) for k, v in origin.lines(page.made)]
     made = [f"<dt>{safe(key)}</dt><dd>{safe(value)}</dd>" for key, value in lines]
     return Template(_part("page.html")).substitute(
@@ -78,7 +75,7 @@ def scale_for(side: int) -> int:
     return min(10, max(1, 84 // max(1, side)))
 
 
-def in_script(record: Mapping[str, Any]) -> str:
+def in_script(record: Mapping[str, Any] | Sequence[Any]) -> str:
     """A record as JSON that ends no script, whatever its texts are; null for what is not finite."""
     line = json.dumps(json.loads(json.dumps(record), parse_constant=lambda _: None))
     return line.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
