@@ -285,7 +285,7 @@ def test_the_table_of_latents_says_what_info_says(invoke: Invoke, files: Path) -
     first, second = json.loads(done.out)
     read = whole((files / "p.html").read_text(encoding="utf-8"))
     table = next(t for t in tables(files / "p.html") if t[0][0] == "latent")
-    assert table[0] == ["latent", "x_T: black -3, white 3", *first["health"][0]["figures"], "verdict"]
+    assert table[0] == ["latent", "x_T", *first["health"][0]["figures"], "verdict"]
     told = [*first["health"], *second["health"]]
     assert len(table) - 1 == len(told) == len([a for a in read.of("img") if a["alt"].startswith("x_T of ")])
     for row, health in zip(table[1:], told, strict=True):

@@ -66,7 +66,7 @@ def info(
             raise UsageError(
                 f"-o draws one latent file, which {' '.join(map(plain, file[:3]))} is not", hint="name one"
             )
-        table_of(file, what, files, console)
+        table_of(file, what, files, console=console)
         return
     found = examine(file[0], what, console)
     x = found.latent
@@ -95,7 +95,7 @@ def save_page(file: str, found: Found, x: Latent, *, files: Drawing, console: Co
     about = {k: v for k, v in x.provenance.items() if isinstance(v, str | int | float) or k == "model"}
     sections = pages.of_latent(x, MANY)
     if len(x.xT) > 1:
-        seen = pages.seen(x, found.record, Path(file).name, pages.LATENTS)
+        seen = pages.seen(x, found.record, plain(Path(file).name), most=pages.LATENTS)
         sections = [*pages.of_latents(seen, len(x.xT)), *sections]
     files.write_page(
         f"Latent {Path(file).name}", found.text.split("\n")[0], sections,
@@ -149,7 +149,7 @@ def is_many(file: str) -> bool:
     return file not in bundled() and path.is_dir() and not is_model
 
 
-def table_of(given: list[str], what: options.Config, files: Drawing, console: Console) -> None:
+def table_of(given: list[str], what: options.Config, files: Drawing, *, console: Console) -> None:
     """A line a file, and with --html a page of all their latents. Raises `SomeFailed` if some cannot be told of."""
     from ddimctl.files import find
     from ddimctl.images.formats import READ_ONLY, SUFFIXES
@@ -173,7 +173,7 @@ def table_of(given: list[str], what: options.Config, files: Drawing, console: Co
             found = Found("", {"kind": "picture", "made": None})
         records.append({"file": file, **found.record})
         if files.html is not None and found.latent is not None:
-            seen += pages.seen(found.latent, found.record, plain(file), pages.LATENTS - len(seen))
+            seen += pages.seen(found.latent, found.record, plain(file), most=pages.LATENTS - len(seen))
         rows.append([plain(cell) for cell in (file, *line_of(found.record))])
     header = ["file", "kind", "images", "size", "model", "made by", "resembles noise"]
     console.data(table(header, rows), records)
@@ -183,7 +183,7 @@ def table_of(given: list[str], what: options.Config, files: Drawing, console: Co
         total = sum(r["shape"][0] for r in records if r["kind"] == "latent")
         files.write_page(
             f"Latents: {', '.join(plain(Path(f).name) for f in given[:3])}{', …' if len(given) > 3 else ''}",
-            f"{total:,} latents in {len(rows):,} files.", pages.of_latents(seen, total, (header, rows)),
+            f"{total:,} latents in {len(rows):,} files. x_T is drawn from -3, black, to 3, white.", pages.of_latents(seen, total, (header, rows)),
             made=pages.in_common(records), record=records, side=max(s.pixels.shape[1] for s in seen), console=console,
         )  # fmt: skip
     if failed:

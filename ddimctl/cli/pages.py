@@ -171,7 +171,7 @@ class Seen:
     verdict: str
 
 
-def seen(found: Latent, record: Mapping[str, Any], file: str, most: int) -> list[Seen]:
+def seen(found: Latent, record: Mapping[str, Any], file: str, *, most: int) -> list[Seen]:
     """The first latents of a file; `record` is `info`'s, `file` what it is called where it holds one alone."""
     import math
 
@@ -207,7 +207,7 @@ def of_latents(found: Sequence[Seen], total: int, lines: tuple[Any, Any] | None 
     rows = [[s.name, *(figure(s.figures.get(kind)) for kind in kinds), s.verdict] for s in found]
     drawn = [html.picture(s.pixels, f"x_T of {s.name}") for s in found]
     title = "Latents" if total == len(found) else f"The first {len(found)} of {total:,} latents"
-    table = html.Table(title, ["latent", *kinds, "verdict"], rows, drawn, "x_T: black -3, white 3")
+    table = html.Table(title, ["latent", *kinds, "verdict"], rows, drawn, "x_T")
     return [table, *([html.Table("Files", *lines)] if lines else [])]
 
 
