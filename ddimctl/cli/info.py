@@ -183,7 +183,8 @@ def table_of(given: list[str], what: options.Config, files: Drawing, *, console:
         total = sum(r["shape"][0] for r in records if r["kind"] == "latent")
         files.write_page(
             f"Latents: {', '.join(plain(Path(f).name) for f in given[:3])}{', …' if len(given) > 3 else ''}",
-            f"{total:,} latents in {len(rows):,} files. x_T is drawn from -3, black, to 3, white.", pages.of_latents(seen, total, (header, rows)),
+            f"{total:,} latents in {len(rows):,} files. x_T is drawn from -3, black, to 3, white.",
+            pages.of_latents(seen, total, (header, rows)),
             made=pages.in_common(records), record=records, side=max(s.pixels.shape[1] for s in seen), console=console,
         )  # fmt: skip
     if failed:
