@@ -84,15 +84,20 @@ def legs_of(latents: Sequence[Tensor], loop: bool = False) -> int:
     return len(latents) if loop else len(latents) - 1
 
 
-def grid(corners: Sequence[Tensor], rows: int, columns: int, *, interpolant: Interpolant = slerp) -> Tensor:
-    """A slerp of slerps over four corners (appendix D.5): (rows · columns, …), row by row.
+def within(corners: Sequence[Tensor], across: float, down: float, *, interpolant: Interpolant = slerp) -> Tensor:
+    """The latent at a place, from 0 to 1 across and down, inside four corners: a slerp of slerps (appendix D.5).
 
     The corners are upper left, upper right, lower left, lower right.
     """
     if len(corners) != 4:
         raise UsageError(f"a grid needs four corners, not {len(corners)}")
+    a, b, c, d = corners
+    return interpolant(interpolant(a, c, down), interpolant(b, d, down), across)
+
+
+def grid(corners: Sequence[Tensor], rows: int, columns: int, *, interpolant: Interpolant = slerp) -> Tensor:
+    """The latents `within` four corners at evenly spaced places: (rows · columns, …), row by row."""
     if rows < 2 or columns < 2:
         raise UsageError("a grid has at least 2 rows and 2 columns")
-    a, b, c, d = corners
-    left, right = ([interpolant(p, q, w) for w in weights(rows)] for p, q in ((a, c), (b, d)))
-    return torch.stack([interpolant(p, q, w) for p, q in zip(left, right, strict=True) for w in weights(columns)])
+    places = [(across, down) for down in weights(rows) for across in weights(columns)]
+    return torch.stack([within(corners, across, down, interpolant=interpolant) for across, down in places])

@@ -1,37 +1,40 @@
-"""``ddimctl ui``: who may ask, what it answers, and the page in a real browser.
-
-What needs gradio needs an environment of its own: `make test-ui`.
-"""
+"""``ddimctl ui``: who may ask, and what it asks of the library. What needs gradio and a browser: test_page_browser.py."""
 
 from __future__ import annotations
 
 import asyncio
-import http.client
+import base64
 import importlib.util
+import io
+import json
 import re
-import shutil
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from conftest import Result, isolated
+from conftest import Result
+from PIL import Image
 
 from ddimctl import latent, roundtrip
 from ddimctl.cli import ui
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.families import load
-from ddimctl.images import levels, reading
-from ddimctl.model import NOTHING
+from ddimctl.images import animation, levels, reading, writing
+from ddimctl.interpolate import grid, keyframes
+from ddimctl.keeping import Keep
+from ddimctl.model import NOTHING, Condition
 from ddimctl.page import guard
-from ddimctl.page.work import CURVE, FRAMES, Stop, Stopped, Studio
+from ddimctl.page.between import FILES, FINE, SIDE, STEP, Between
+from ddimctl.page.shelf import Shelf
+from ddimctl.page.sums import OPERATIONS, Asked, Made, Sums
+from ddimctl.page.work import CURVE, Stop, Stopped, Studio, said
 from ddimctl.recipe import Way
 from ddimctl.sampling import Noising
+from ddimctl.translation import Side, translate
 
 Invoke = Callable[..., Result]
 ROOT = Path(__file__).parent.parent
@@ -127,8 +130,19 @@ def images(model_folder: Path) -> list[str]:
 WAY = Way(steps=3)
 
 
+def between(studio: Studio, paths: list[str], way: Way = WAY) -> Between:
+    terms = [studio.term(p, way, condition=NOTHING, stop=Stop(), dither=True) for p in paths]
+    return Between(studio, terms, way=way, condition=NOTHING)
+
+
+def pixels_of(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data))).astype(int)
+
+
 def test_a_round_trip_is_the_librarys(studio: Studio, images: list[str]) -> None:
-    parts = list(studio.reconstruct(images[0], WAY, condition=NOTHING, stop=Stop()))
+    told: list[tuple[int, int]] = []
+    stop = Stop(lambda done, total: told.append((done, total)))
+    parts = list(studio.reconstruct(images[0], WAY, condition=NOTHING, stop=stop))
     assert len(parts) == 1 + len(CURVE)
     x0 = levels.to_tensor(reading.read(images[0], 1, (16, 16))[0][None])
     (trip,) = roundtrip.measure(studio.model, [x0], [WAY])
@@ -136,32 +150,96 @@ def test_a_round_trip_is_the_librarys(studio: Studio, images: list[str]) -> None
     assert parts[0].count("<img ") == 3
     assert all(p.startswith(parts[0]) and p.count("<svg ") == 1 for p in parts[1:])
     assert [p.count("<circle ") for p in parts[1:]] == [2, 3, 4, 5]
+    assert told == [(i + 1, len(told)) for i in range(len(told))]  # what was expected is what was done
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])
-def test_the_ends_between_images_are_the_images(studio: Studio, images: list[str], tmp_path: Path, n: int) -> None:
-    found = studio.between(images[:n], Way(steps=20), condition=NOTHING, stop=Stop())
-    assert len(found.pixels) == FRAMES + (FRAMES - 1) * (n - 2)
-    for i, path in ((0, images[0]), (-1, images[n - 1])):
-        (trip,) = roundtrip.measure(studio.model, [studio.image(path)], [Way(steps=20)], keep=1)
-        assert abs(found.pixels[i].astype(int) - levels.to_pixels(trip.shown[0]).astype(int)).max() <= 1
-    assert found.html().count("<img ") == len(found.pixels)
-    assert found.html().count(" hidden>") == len(found.pixels) - 1
-    files = found.save(tmp_path)
-    assert {p.suffix for p in files.values()} == {".gif", ".png", ".pt"}
-    assert len(latent.load(files["pt"]).xT) == len(found.pixels)
+def test_the_ends_between_images_are_the_images(tame_folder: Path, images: list[str], n: int) -> None:
+    found = between(Studio(load(str(tame_folder), "cpu")), images[:n], Way("exact", steps=20))
+    ends = [(0, 0), (SIDE, 0), (0, SIDE), (SIDE, SIDE)] if n == 4 else [(i * FINE, 0) for i in range(n)]
+    for place, path in zip(ends, images, strict=False):
+        assert found.dither(place) is not None
+        shown = pixels_of(found.file(f"{place[0]}.{place[1]}.png")[0])
+        away = abs(shown - reading.read(path, 1, (16, 16))[0][..., 0].astype(int))
+        assert np.median(away) == 0  # with the noise it was 1
+    assert found.dither((1, 0)) is None
+    assert found.html("k").count('type="range"') == (2 if n == 4 else 1)
 
 
-def test_latents_are_taken_as_they_are(studio: Studio, images: list[str], tmp_path: Path) -> None:
-    files = studio.between(images[:2], WAY, condition=NOTHING, stop=Stop()).save(tmp_path)
-    known = latent.load(files["pt"]).xT[:1]
-    torch.testing.assert_close(studio.latent_of(str(files["pt"]), WAY, condition=NOTHING, stop=Stop()), known)
-    said = studio.health(str(files["pt"]), WAY, condition=NOTHING, stop=Stop())
-    assert "noise" in said
-    assert said.count("<svg ") == 2
+def test_a_place_is_that_of_the_command_line(studio: Studio, images: list[str]) -> None:
+    """Keyframes along a path, and a grid of four corners."""
+    path, corners = between(studio, images[:3]), between(studio, images)
+    torch.testing.assert_close(path.latents(path.coarse), keyframes(path.keys, len(path.coarse)), rtol=0, atol=1e-6)
+    n = SIDE // STEP + 1
+    torch.testing.assert_close(corners.latents(corners.coarse), grid(corners.keys, n, n), rtol=0, atol=1e-6)
+
+
+def test_what_is_ahead_comes_far_apart_first(studio: Studio, images: list[str]) -> None:
+    found, seen = between(studio, images[:2], Way(steps=1)), []
+    for _ in range(100):
+        made = json.loads(found.file("ahead")[0])
+        if not made:
+            break
+        seen += list(made)
+    assert sorted(int(name.split(".")[0]) for name in seen) == list(range(0, FINE + 1, STEP))
+    assert set(seen[:3]) == {"0.0", f"{FINE}.0", f"{FINE // 2}.0"}
+    assert set(seen) == {f"{i}.{j}" for i, j in found.pixels}
+    found.file("3.0.png")  # a place of the hand's is not kept
+    assert (3, 0) not in found.pixels
+
+
+def test_the_hand_comes_first(studio: Studio, images: list[str]) -> None:
+    found = between(studio, images[:2], Way(steps=1))
+    ahead = found._ahead
+    found.at((0, 0))
+    with pytest.raises(Stopped):  # what was being made ahead is not gone on with
+        found.decode([(STEP, 0)], ahead)
+    found._hands = 1
+    with pytest.raises(Stopped):  # and nothing is begun while a hand waits
+        found.file("ahead")
+    assert list(found.pixels) == [(0, 0)]
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_what_lies_between_is_downloaded(studio: Studio, images: list[str], tmp_path: Path, n: int) -> None:
+    found = between(studio, images[:n], Way(steps=1))
+    files = {name: found.file(name) for name in FILES}
+    assert {name: kind for name, (_, kind) in files.items()} == FILES
+    (tmp_path / "f.gif").write_bytes(files["film.gif"][0])
+    frames, _ = animation.count_frames(tmp_path / "f.gif")
+    assert frames == (4 * SIDE // STEP if n == 4 else len(found.coarse))
+    assert files["film.mp4"][0][4:8] == b"ftyp"
+    assert json.loads(Image.open(io.BytesIO(files["sheet.png"][0])).info["ddimctl"])["command"] == "ui"
+    whole = latent.from_bytes(files["latents.pt"][0], "latents.pt")
+    assert len(whole.xT) == len(found.coarse)
+    (tmp_path / "one.pt").write_bytes(found.file("12.0.pt")[0])
+    one = latent.load(tmp_path / "one.pt")
+    torch.testing.assert_close(one.xT, whole.xT[12 // STEP : 12 // STEP + 1])
+    term = studio.term(str(tmp_path / "one.pt"), WAY, condition=NOTHING, stop=Stop())
+    torch.testing.assert_close(term.latent.xT, one.xT)
+    assert [p["name"] for p in one.provenance["made"]["parents"]] == [Path(p).name for p in images[:n]]
+
+
+def test_without_the_extra_a_film_is_a_sentence(
+    studio: Studio, images: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "av" else real(n, *a))
+    with pytest.raises(UsageError, match="need the extra 'video'") as raised:
+        between(studio, images[:2]).file("film.mp4")
+    assert raised.value.hint == "install it with: pip install 'ddimctl[video]'"
+
+
+@pytest.mark.parametrize("name", ["x", "1.png", "1.1.png", "999.0.png", "-1.0.png", "0.0.exe", "film.exe", "../a.png"])
+def test_nothing_else_is_kept(studio: Studio, images: list[str], name: str) -> None:
+    with pytest.raises(UsageError, match="there is no"):
+        between(studio, images[:2]).file(name)
+
+
+def test_another_models_latents_are_refused(studio: Studio) -> None:
     other = ROOT / "tests/fixtures/latents/one.pt"
     with pytest.raises(FileError, match=r"one\.pt was encoded with another model"):
-        studio.health(str(other), WAY, condition=NOTHING, stop=Stop())
+        studio.term(str(other), WAY, condition=NOTHING, stop=Stop())
 
 
 def test_samples_are_those_of_the_seed(studio: Studio) -> None:
@@ -181,22 +259,124 @@ def test_work_ends_between_two_steps(studio: Studio, images: list[str]) -> None:
         next(parts)
 
 
-@pytest.mark.parametrize(
-    ("work", "said"),
-    [
-        (lambda s: next(s.reconstruct(None, WAY, condition=NOTHING, stop=Stop())), "there is no image"),
-        (lambda s: s.between(["a.png"], WAY, condition=NOTHING, stop=Stop()), "two to four images or latents, not 1"),
-        (lambda s: s.health(None, WAY, condition=NOTHING, stop=Stop()), "there is no latent and no image"),
-        (lambda s: s.sample(0, 1, Noising(Way(steps=0)), condition=NOTHING, stop=Stop()), "steps"),
-    ],
-)
-def test_errors_are_sentences(studio: Studio, work: Callable[[Studio], Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        work(studio)
+def test_errors_are_sentences(studio: Studio, images: list[str]) -> None:
+    stop = Stop()
+    with pytest.raises(UsageError, match="there is no image"):
+        next(studio.reconstruct(None, WAY, condition=NOTHING, stop=stop))
+    with pytest.raises(UsageError, match="two to four images or latents, not 1"):
+        between(studio, images[:1])
+    with pytest.raises(UsageError, match="there is no latent and no image"):
+        Sums(studio, WAY, NOTHING, stop).examine(None)
+    with pytest.raises(UsageError, match="steps"):
+        studio.sample(0, 1, Noising(Way(steps=0)), condition=NOTHING, stop=stop)
+
+
+def test_what_is_kept_is_not_kept_for_ever() -> None:
+    shelf, things = Shelf(), [Made(latent.Latent(np.zeros((1, 1, 1, 1)))) for _ in range(40)]
+    keys = [shelf.put("a", "x", things[0]), shelf.put("a", "x", things[1]), shelf.put("a", "y", things[2])]
+    assert len(shelf) == 2  # another in the same place takes the former's
+    with pytest.raises(UsageError, match="no longer kept"):
+        shelf.get(keys[0])
+    assert shelf.get(keys[1]) is things[1]
+    shelf.drop("a")
+    assert len(shelf) == 0
+    for i, thing in enumerate(things):
+        key = shelf.put(str(i), "x", thing)
+        assert shelf.get(key) is thing
+        assert len(shelf) <= 16
+
+
+# Arithmetic
+
+
+def sums(studio: Studio, way: Way = WAY) -> Sums:
+    return Sums(studio, way, NOTHING, Stop())
+
+
+def test_what_is_examined_is_beside_noise(studio: Studio, images: list[str]) -> None:
+    said = sums(studio).examine(images[:2])
+    assert said.count("<svg ") == 4
+    assert all(f"{Path(p).name}: " in said for p in images[:2])
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_makes_a_latent(studio: Studio, images: list[str], tmp_path: Path, name: str) -> None:
+    shown, made = sums(studio).compute(images[:2], images[2:3], Asked(name))
+    (tmp_path / "made.pt").write_bytes(made.file("latent.pt")[0])
+    loaded = latent.load(tmp_path / "made.pt")
+    assert loaded.provenance["made"]["operation"] == name
+    assert ('<ol class="frames">' in shown) == (name in ("mix", "mean", "add"))  # a difference is no image's latent
+    xTs = [studio.term(p, WAY, condition=NOTHING, stop=Stop(), dither=True).latent.xT for p in images[:3]]
+    a, b, c = (x.double() for x in xTs)
+    exact = {"mean": (a + b) / 2, "add": a + b, "sub": a - b, "direction": (a + b) / 2 - c}
+    if name == "mix":
+        mixed = (a + b) / 2
+        exact["mix"] = mixed * float((a.norm() + b.norm()) / 2 / mixed.norm())
+    torch.testing.assert_close(loaded.xT, exact[name].float(), rtol=1e-5, atol=1e-5)
+
+
+def test_weights_and_norms_are_heard(studio: Studio, images: list[str]) -> None:
+    a, b = (studio.term(p, WAY, condition=NOTHING, stop=Stop(), dither=True).latent.xT for p in images[:2])
+    _, made = sums(studio).compute(images[:2], None, Asked("add", "1, 0.5"))
+    torch.testing.assert_close(made.latent.xT, np.asarray(a + 0.5 * b), rtol=1e-5, atol=1e-5)
+    _, strong = sums(studio).compute(images[:2], None, Asked("add", "1, 0.5", renorm=True))
+    norm = float(np.linalg.norm(strong.latent.xT))
+    assert norm == pytest.approx(float(a.norm() + b.norm()) / 2, rel=1e-5)
+    for weights, why in (("1", "1 weights do not fit 2 latents"), ("1, x", "'1, x' are no weights")):
+        with pytest.raises(UsageError, match=why):
+            sums(studio).compute(images[:2], None, Asked("add", weights))
+
+
+def test_the_nearest_is_the_same_image(studio: Studio, images: list[str]) -> None:
+    said = sums(studio).nearest(images[1:2], images)
+    rows = re.findall(r'<th scope="row">001.png</th><td>(\S+?)</td><td>(\S+?)</td>', said)
+    assert rows[0] == ("001.png", "1")
+    assert len(rows) == 4
+
+
+# Models that take text, or have classes
 
 
 def test_a_model_that_hears_no_text_is_not_asked(studio: Studio) -> None:
     assert not studio.hears_text
+
+
+@pytest.fixture
+def speaking(tmp_path_factory: pytest.TempPathFactory) -> Studio:
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    from pipelines import folder_of
+
+    return Studio(load(str(folder_of("sd", tmp_path_factory)), "cpu"))
+
+
+@pytest.mark.slow
+def test_an_edit_is_a_translation(speaking: Studio, tmp_path: Path) -> None:
+    assert speaking.hears_text
+    size = speaking.model.size
+    writing.save_image(tmp_path / "a.png", np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    source, target = Condition(prompt="a cat"), Condition(prompt="a dog", guidance=3.0)
+    told: list[tuple[int, int]] = []
+    stop = Stop(lambda done, total: told.append((done, total)))
+    said = speaking.edit(str(tmp_path / "a.png"), WAY, source=source, target=target, keep=True, stop=stop)
+    assert "back as\na cat" in said
+    assert "edited to\na dog" in said
+    assert told[-1][0] == told[-1][1] == told[0][1]
+    shown = [base64.b64decode(b) for b in re.findall(r"base64,([^\"]+)", said)]
+    assert len(shown) == 4
+    x0 = speaking.image(str(tmp_path / "a.png"))[0]
+    sides = [Side(speaking.model, c) for c in (source, target)]
+    exact: list[Any] = []
+    translate(sides[0], x0, sides, way=Way(steps=3, keep=Keep()), each=lambda _, x: exact.append(levels.to_pixels(x)))
+    for i in (0, 1):
+        assert np.array_equal(pixels_of(shown[1 + i]), exact[i][0])
+    assert not np.array_equal(pixels_of(shown[1]), pixels_of(shown[2]))
+
+
+def test_what_is_asked_for_is_said() -> None:
+    assert said(Condition(3)) == "class 3"
+    assert said(Condition(prompt="a cat")) == "a cat"
+    assert said(NOTHING) == "nothing said"
 
 
 # The command
@@ -229,136 +409,3 @@ def test_the_two_lists_of_versions_agree() -> None:
     lists = [dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / n).read_text(), re.MULTILINE))
              for n in ("constraints.txt", "constraints-ui.txt")]  # fmt: skip
     assert {k for k, v in lists[0].items() if lists[1].get(k) != v} == {"pillow", "tomlkit"}
-
-
-# In a browser
-
-browser_path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-with_gradio = pytest.mark.skipif(
-    importlib.util.find_spec("gradio") is None, reason="gradio is not here: see make test-ui"
-)
-with_browser = pytest.mark.skipif(
-    browser_path is None or importlib.util.find_spec("playwright") is None, reason="no Chromium here, or no playwright"
-)
-
-
-@pytest.fixture(scope="module")
-def port(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The page of the tiny model, served by a process of its own."""
-    home = tmp_path_factory.mktemp("home")
-    words = ["ui", "-m", str(model_folder), "--port", "0", "--engine", "torch", "--device", "cpu"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ddimctl", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=isolated(home, {"GRADIO_TEMP_DIR": str(home)}), cwd=home,
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stderr is not None
-    url = process.stdout.readline().strip()
-    assert url.startswith("http://127.0.0.1:"), process.stderr.read()
-    yield int(url.rsplit(":", 1)[1])
-    process.terminate()
-    assert process.wait(60) == 143
-    errors = process.stderr.read()
-    assert "Traceback" not in errors, errors
-
-
-def status(port: int, path: str, headers: dict[str, str], body: bytes | None = None) -> int:
-    """The status of an answer; the request may name another host."""
-    for _ in range(600):
-        try:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-            known = {"Host": f"127.0.0.1:{port}", **headers}
-            connection.request("GET" if body is None else "POST", path, body=body, headers=known)
-            return connection.getresponse().status
-        except ConnectionRefusedError:  # it is starting
-            time.sleep(0.1)
-    raise AssertionError("it never started")
-
-
-@pytest.mark.slow
-@with_gradio
-def test_the_server_refuses_what_is_foreign(port: int) -> None:
-    form = {"Content-Type": "multipart/form-data; boundary=b"}
-    part = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n%s\r\n--b--\r\n'
-    assert status(port, "/", {}) == 200
-    assert status(port, "/", {"Host": "evil.example"}) == 400
-    assert status(port, "/", {"Origin": "http://evil.example"}) == 403
-    assert status(port, "/gradio_api/file=/etc/passwd", {}) == 403
-    assert status(port, "/gradio_api/upload", form, part % b"0") == 200
-    assert status(port, "/gradio_api/upload", form, part % (b"0" * (20 << 20))) == 413
-
-
-@pytest.fixture
-def tab(port: int) -> Iterator[Any]:
-    """The page in a browser; fails the test if anything but this machine is asked, or the script fails."""
-    from playwright.sync_api import sync_playwright
-
-    wrong: list[str] = []
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.on("pageerror", lambda e: wrong.append(str(e)))
-        here = (f"http://127.0.0.1:{port}/", "data:", "blob:")
-        page.on("request", lambda r: None if r.url.startswith(here) else wrong.append(r.url))
-        status(port, "/", {})
-        page.goto(f"http://127.0.0.1:{port}/")
-        page.get_by_role("button", name="Reconstruct").wait_for()
-        yield page
-        browser.close()
-    assert not wrong
-
-
-def drop(tab: Any, files: Any) -> None:
-    """Uploads files in the tab that is open, and waits until they are there."""
-    panel = tab.locator("[role=tabpanel]:visible")
-    panel.locator("input[type=file]").first.set_input_files(files)
-    panel.locator(".file-preview").wait_for()
-
-
-@pytest.mark.slow
-@with_gradio
-@with_browser
-def test_an_upload_is_reconstructed(tab: Any, images: list[str]) -> None:
-    tab.get_by_role("button", name="Reconstruct").click()
-    tab.get_by_text("error: there is no image").wait_for()
-    drop(tab, images[0])
-    tab.get_by_role("button", name="Reconstruct").click()
-    tab.locator("#trip-shown svg circle").nth(len(CURVE) - 1).wait_for()  # the default S is one of them
-    assert tab.locator("#trip-shown img").count() == 3
-
-
-@pytest.mark.slow
-@with_gradio
-@with_browser
-def test_the_picture_follows_the_slider(tab: Any, images: list[str]) -> None:
-    tab.get_by_role("tab", name="Interpolate").click()
-    drop(tab, images[:2])
-    tab.get_by_role("button", name="Interpolate").click()
-    tab.locator("#between .frame").nth(FRAMES - 1).wait_for(state="attached")
-    shown = "[...document.querySelectorAll('#between .frame')].findIndex(f => !f.hidden)"
-    assert tab.evaluate(shown) == 0
-    slider = tab.locator("#between-slider input[type=range]")
-    slider.focus()
-    tab.keyboard.press("End")
-    for _ in range(100):
-        if tab.evaluate(shown) == FRAMES - 1:
-            break
-        tab.wait_for_timeout(50)
-    assert tab.evaluate(shown) == FRAMES - 1
-    with tab.expect_download() as load:
-        tab.get_by_role("button", name="Download film").click()
-    assert load.value.suggested_filename == "between.gif"
-
-
-@pytest.mark.slow
-@with_gradio
-@with_browser
-def test_work_is_cancelled(tab: Any, images: list[str]) -> None:
-    tab.get_by_role("tab", name="Sample").click()
-    panel = tab.locator("[role=tabpanel]:visible")
-    panel.get_by_label("Images").first.fill("64")
-    panel.get_by_label("Steps S").first.fill("100")
-    panel.get_by_role("button", name="Sample").click()
-    tab.wait_for_timeout(300)
-    panel.get_by_role("button", name="Cancel").click()
-    tab.get_by_text("cancelled").wait_for()

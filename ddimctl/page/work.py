@@ -1,4 +1,4 @@
-"""What the page asks of the library, as HTML to show: a round trip, what lies between images, a latent, samples.
+"""What the page asks of the library, as HTML to show: a round trip, an edit, samples; and what was dropped, as latents.
 
 Each piece of work is watched by a `Stop`, which ends it between two steps.
 """
@@ -6,25 +6,37 @@ Each piece of work is watched by a `Stop`, which ends it between two steps.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from ddimctl import health, latent, ode, roundtrip, sampling
+from ddimctl import latent, ode, roundtrip, sampling
+from ddimctl.arithmetic import Term
 from ddimctl.arrays import float32, on
+from ddimctl.dither import Dither, dithers_of
 from ddimctl.errors import DDIMError, FileError, UsageError
-from ddimctl.images import animation, levels, reading, sheets, writing
+from ddimctl.files import read_bytes, sha256
+from ddimctl.images import levels, reading, sheets
 from ddimctl.images.preprocessing import Preprocessing
-from ddimctl.model import NOTHING, Condition, Model
+from ddimctl.keeping import Keep
+from ddimctl.model import Condition, Model
 from ddimctl.recipe import Recipe, Way
-from ddimctl.report import html, latents, runs, svg
+from ddimctl.report import html, runs, svg
+from ddimctl.solvers import TOLERANCES, decoder
+from ddimctl.translation import Side, translate
 
 T = TypeVar("T")
 CURVE = (5, 10, 20, 50)  # S of the error that grows beside a round trip
-FRAMES = 33  # between each image and the next
-FPS = 15.0
-MOST = 64  # samples
+MOST = 64  # images that are made at once
+REPORTS = ("mse", "psnr", "max_abs", "wrong_pixels")
+
+
+def said(condition: Condition) -> str:
+    """What is asked for, in a few words."""
+    words = condition.prompt if condition.class_label is None else f"class {condition.class_label}"
+    return words or "nothing said"
 
 
 class Stopped(Exception):
@@ -32,63 +44,47 @@ class Stopped(Exception):
 
 
 class Stop:
-    """Ends work between two of its steps, from another thread."""
+    """Ends work between two of its steps, from another thread, and tells how many were done of about how many."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[[int, int], None] = lambda done, total: None) -> None:
         self._wanted = threading.Event()
+        self._told = told
+        self._done, self._total = 0, 0
 
     def now(self) -> None:
         self._wanted.set()
+
+    def expect(self, steps: int) -> None:
+        """That many steps more will be done."""
+        self._total += steps
 
     def over(self, steps: Iterable[T]) -> Iterator[T]:
         """The steps, as long as they are wanted. Raises `Stopped`."""
         for step in steps:
             if self._wanted.is_set():
                 raise Stopped
+            self._done += 1
+            self._told(self._done, max(self._done, self._total))
             yield step
 
 
-@dataclass(frozen=True)
-class Between:
-    """Frames between images: their pixels (N, H, W, C), and the latents that they are decoded from."""
+class Kept(Protocol):
+    """What a tab made and keeps, so that more can be asked of it: pictures in between, files to download."""
 
-    pixels: Any
-    xT: Any
-    model: Model
-    way: Way
-    names: Sequence[str]
-
-    def html(self) -> str:
-        """All frames, of which the page shows one."""
-        return "".join(
-            f'<div class="frame"{" hidden" if i else ""}>{html.picture(p, f"frame {i} of {len(self.pixels) - 1}")}</div>'
-            for i, p in enumerate(self.pixels)
-        )
-
-    def save(self, folder: Path) -> dict[str, Path]:
-        """Writes what can be downloaded: a film, a strip, the latents."""
-        factor = sheets.factor_to_see(self.pixels.shape[1:3], 224)
-        large = sheets.enlarge(self.pixels, factor)
-        files = {kind: folder / f"between.{kind}" for kind in ("gif", "png", "pt")}
-        animation.save_frames(files["gif"], large, FPS)
-        few = self.pixels[:: max(1, len(self.pixels) // 8)]
-        writing.save_image(files["png"], sheets.sheet(sheets.enlarge(few, factor), len(few)))
-        solution = ode.Solution(self.xT, [0] * len(self.xT), None, self.way.used_tolerance)
-        records = [{"name": f"frame {i} between {' and '.join(self.names)}"} for i in range(len(self.xT))]
-        about = latent.provenance(self.model, Recipe.of(self.model, self.way, NOTHING), solution, records=records)
-        latent.save(files["pt"], latent.Latent(float32(self.xT), about))
-        return files
+    def file(self, name: str) -> tuple[bytes, str]:
+        """(the content of what is called so, its media type). Raises `DDIMError`, `Stopped`."""
 
 
 @dataclass(frozen=True)
 class Studio:
-    """A model, and how images are made to fit it."""
+    """A model, and how images are made to fit it. Whoever computes holds its `turn`."""
 
     model: Model
     how: Preprocessing = field(default_factory=Preprocessing)
-    batch_size: int = 64
+    batch_size: int = MOST
+    turn: Any = field(default_factory=threading.Lock)
 
-    @property
+    @cached_property
     def hears_text(self) -> bool:
         """Whether the model can be asked for something in words."""
         try:
@@ -97,80 +93,98 @@ class Studio:
             return False
         return True
 
-    def image(self, path: str | None) -> Any:
-        """An image as the model takes it, (1, C, H, W)."""
+    def image(self, path: str | None) -> tuple[Any, dict[str, Any]]:
+        """(an image as the model takes it, (1, C, H, W), and its record)."""
         if path is None:
             raise UsageError("there is no image", hint="drop one, or choose one")
-        return levels.to_tensor(reading.read(path, self.model.channels, self.model.size, how=self.how)[0][None])
+        pixels, record = reading.read(path, self.model.channels, self.model.size, how=self.how)
+        return levels.to_tensor(pixels[None]), {**record, "name": Path(path).name}
+
+    def term(self, path: str, way: Way, *, condition: Condition, stop: Stop, dither: bool = False) -> Term:
+        """A latent file of this model, or the latent of an image, with noise of σ(1) if that is wanted (see `dither`)."""
+        name = Path(path).name
+        if name.lower().endswith(latent.SUFFIXES):
+            data = read_bytes(Path(path), latent.MAX_BYTES)
+            found = latent.from_bytes(data, name)
+            if found.recipe.model != self.model.digest:
+                raise FileError(f"{name} was encoded with another model")
+            return Term(found, name, sha256(data))
+        way.check()
+        x0, record = self.image(path)
+        path_up = way.path(self.model.schedule)
+        marks: list[Dither | None] = dithers_of(x0, 0, path_up) if dither and path_up[0] > 0 else []
+        stop.expect(way.steps)
+        solution = ode.encode(self.model, x0, way, condition, dithers=marks, progress=stop.over)
+        recipe = Recipe.of(self.model, way, condition, dither=0 if marks else None)
+        about = latent.provenance(self.model, recipe, solution, records=[record])
+        made = latent.Latent(on("cpu", float32(solution.x)), about)
+        return Term(made, name, sha256(latent.to_bytes(made, ".pt")))
+
+    def decode(
+        self, xT: Any, way: Way, *, condition: Condition, stop: Stop, dithers: Iterable[Dither | None] = ()
+    ) -> Any:
+        """Pixels (N, H, W, C) of latents that were encoded that way."""
+        import torch
+
+        solver = decoder(way.solver)
+        back = replace(way, solver=solver, tolerance=way.tolerance if solver in TOLERANCES else None)
+        stop.expect(way.steps * -(-len(xT) // self.batch_size))
+        x = ode.decode(
+            self.model, on(self.model.device, torch.as_tensor(xT)), back, condition,
+            dithers=list(dithers), batch_size=self.batch_size, progress=stop.over,
+        ).x  # fmt: skip
+        levels.check_finite(x, self.model.name)
+        return levels.to_pixels(x)
 
     def reconstruct(self, path: str | None, way: Way, *, condition: Condition, stop: Stop) -> Iterator[str]:
         """The round trip by that way, then the error against S, which grows."""
         way.check()
-        x0 = self.image(path)
+        x0, record = self.image(path)
+        others = [replace(way, steps=s) for s in CURVE if s != way.steps]
+        stop.expect(roundtrip.steps([way, *others], REPORTS))
 
         def trip(some: Way) -> Any:
-            reports = ("mse", "psnr", "max_abs", "wrong_pixels")
             return roundtrip.measure(
-                self.model, [x0], [some], reports=reports, condition=condition, keep=1, progress=stop.over
+                self.model, [x0], [some], reports=REPORTS, condition=condition, keep=1, progress=stop.over
             )[0]
 
         found = trip(way)
         pixels, gains = sheets.comparison(x0, [found.shown[0][None]])
         columns = ["original", "reconstruction", f"difference\n× {sheets.stated(gains[0])}"]
-        shown = html.Pictures("Round trip", pixels, columns, [Path(str(path)).name], "").table("trip")
+        shown = html.Pictures("Round trip", pixels, columns, [record["name"]], "").table("trip")
         values = [f"{name} {found.total(name):.4g}" for name in found.values]
         begin = f"{shown}<p>{html.safe(', '.join(values))}; {found.evaluations:.4g} evaluations</p>"
         yield begin
         points = [(found.evaluations, found.total("mse"))]
-        for steps in CURVE:
-            if steps == way.steps:
-                continue
-            other = trip(Way(way.solver, way.spacing, steps, way.tolerance))
+        for other in map(trip, others):
             points.append((other.evaluations, other.total("mse")))
             if sum(y > 0 for _, y in points) > 1:
                 line = {f"{way.solver}, {way.spacing}": points}
                 yield begin + svg.chart(runs.error_against_evaluations(line))
 
-    def latent_of(self, path: str, way: Way, *, condition: Condition, stop: Stop) -> Any:
-        """x_T (1, C, H, W): of a latent file of this model, or of an image, which is encoded."""
-        if Path(path).suffix.lower() in latent.SUFFIXES:
-            found = latent.load(Path(path))
-            if found.recipe.model != self.model.digest:
-                raise FileError(f"{Path(path).name} was encoded with another model")
-            return on(self.model.device, found.xT[:1])
-        solution = ode.encode(self.model, self.image(path), way, condition, progress=stop.over)
-        return float32(solution.x)
-
-    def between(self, paths: Sequence[str] | None, way: Way, *, condition: Condition, stop: Stop) -> Between:
-        """Slerps through the latents of two to four images or latent files, decoded."""
-        from ddimctl.interpolate import keyframes
-
-        if not paths or not 2 <= len(paths) <= 4:
-            raise UsageError(f"two to four images or latents, not {len(paths or [])}", hint="drop all of them at once")
+    def edit(self, path: str | None, way: Way, *, source: Condition, target: Condition, keep: bool, stop: Stop) -> str:
+        """An image beside what it is decoded to again under what it is, and under what it shall be."""
+        way = replace(way, keep=Keep() if keep else None)
         way.check()
-        keys = [self.latent_of(p, way, condition=condition, stop=stop)[0] for p in paths]
-        xT = keyframes(keys, FRAMES + (FRAMES - 1) * (len(keys) - 2))
-        images = ode.decode(self.model, xT, way, condition, batch_size=self.batch_size, progress=stop.over).x
-        levels.check_finite(images, self.model.name)
-        names = [Path(p).name for p in paths]
-        return Between(levels.to_pixels(images), on("cpu", xT), self.model, way, names)
-
-    def health(self, path: str | None, way: Way, *, condition: Condition, stop: Stop) -> str:
-        """What x_T looks like, and how much it resembles noise."""
-        if path is None:
-            raise UsageError("there is no latent and no image", hint="drop one, or choose one")
-        xT = on("cpu", self.latent_of(path, way, condition=condition, stop=stop))
-        (portrait,) = latents.portraits(xT, [Path(path).name], health.examine(xT))
-        channels = "".join(html.picture(c[..., None], f"channel {i}") for i, c in enumerate(portrait.channels))
-        charts = html.Charts(
-            "", [f'<div class="frames">{channels}</div>', *map(svg.chart, portrait.charts)], portrait.words
-        )
-        return charts.html()
+        x0, record = self.image(path)
+        sides = [Side(self.model, condition) for condition in (source, target)]
+        stop.expect(way.steps * (3 + keep))
+        found: list[Any] = []
+        translate(sides[0], x0, sides, way=way, progress=stop.over, each=lambda _, x: found.append(on("cpu", x)))
+        for x in found:
+            levels.check_finite(x, self.model.name)
+        pixels, gains = sheets.comparison(x0, found)
+        columns = [
+            "original", f"back as\n{said(source)}", f"edited to\n{said(target)}",
+            f"what changed\n× {sheets.stated(gains[1])}",
+        ]  # fmt: skip
+        return html.Pictures("Edit", pixels[[0, 1, 3, 4]], columns, [record["name"]], "").table("edited")
 
     def sample(self, seed: int, number: int, how: sampling.Noising, *, condition: Condition, stop: Stop) -> str:
         """The first images of a seed."""
         how.check()
         number = max(1, min(MOST, number))
+        stop.expect(how.way.steps * -(-number // self.batch_size))
         x = sampling.sample(
             self.model, number, how, condition, seed=max(0, seed), batch_size=self.batch_size, progress=stop.over
         ).x

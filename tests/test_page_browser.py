@@ -1,0 +1,315 @@
+"""The page in a real browser, and what its server answers: see `make test-ui`, as gradio needs an environment of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import importlib.util
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import isolated
+
+from ddimctl.families import load
+from ddimctl.page.between import FINE, SIDE, STEP
+from ddimctl.page.work import CURVE, Studio
+
+ROOT = Path(__file__).parent.parent
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def here(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not here("gradio"), reason="gradio is not here: see make test-ui"),
+]
+with_browser = pytest.mark.skipif(
+    BROWSER is None or not here("playwright"),
+    reason="left out: no Chromium here, or no playwright",
+)
+with_axe = pytest.mark.skipif(not here("axe_playwright_python"), reason="axe is not here: see make test-ui")
+IMAGES = [str(ROOT / f"models/emoji/held-out/00{i}.png") for i in range(4)]
+
+
+# Servers
+
+
+@pytest.fixture(scope="module")
+def process(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """`ddimctl ui` of the tiny model, as a process."""
+    home = tmp_path_factory.mktemp("home")
+    words = ["ui", "-m", str(model_folder), "--port", "0", "--engine", "torch", "--device", "cpu"]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "ddimctl", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=isolated(home), cwd=home,
+    )  # fmt: skip
+    assert started.stdout is not None
+    assert started.stderr is not None
+    url = started.stdout.readline().strip()
+    assert url.startswith("http://127.0.0.1:"), started.stderr.read()
+    yield started, int(url.rsplit(":", 1)[1])
+    started.terminate()
+    assert started.wait(60) == 143
+    errors = started.stderr.read()
+    assert "Traceback" not in errors, errors
+    left = {p.name for p in home.rglob("*")}
+    assert left <= {".config", "matplotlib"}  # which gradio loads: nothing of what was dropped
+
+
+@pytest.fixture(scope="module")
+def port(process: Any) -> int:
+    number: int = process[1]
+    return number
+
+
+class Slow:
+    """A model's network, which counts its evaluations, and takes a while for each if it is told to."""
+
+    def __init__(self, studio: Studio):
+        self.calls, self.seconds = 0, 0.0
+        network = studio.model.network
+        self.call = network.call
+        self.studio = replace(studio, model=studio.model.with_network(replace(network, call=self)))
+
+    def __call__(self, *values: Any) -> Any:
+        self.calls += 1
+        time.sleep(self.seconds)
+        return self.call(*values)
+
+
+@dataclass
+class Served:
+    """A page that is served by this process: what it is of, and what it shares."""
+
+    slow: Slow
+    page: Any
+    port: int
+
+
+@contextlib.contextmanager
+def serving(studio: Studio, folder: Path) -> Iterator[Served]:
+    from ddimctl.page import app, shared
+
+    slow = Slow(studio)
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        page = shared.Page(slow.studio)
+        server = app.server(page, port, folder)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+        thread.start()
+        try:
+            yield Served(slow, page, port)
+        finally:
+            server.should_exit = True
+            thread.join(60)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def served(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The page of the tiny model, in this process."""
+    with serving(Studio(load(str(model_folder), "cpu")), tmp_path_factory.mktemp("dropped")) as found:
+        yield found
+
+
+def status(port: int, path: str, headers: dict[str, str], body: bytes | None = None) -> int:
+    """The status of an answer; the request may name another host."""
+    for _ in range(600):
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            known = {"Host": f"127.0.0.1:{port}", **headers}
+            connection.request("GET" if body is None else "POST", path, body=body, headers=known)
+            return connection.getresponse().status
+        except ConnectionRefusedError:  # it is starting
+            time.sleep(0.1)
+    raise AssertionError("it never started")
+
+
+FORM = {"Content-Type": "multipart/form-data; boundary=b"}
+PART = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n%s\r\n--b--\r\n'
+
+
+def test_the_server_refuses_what_is_foreign(port: int) -> None:
+    assert status(port, "/", {}) == 200
+    assert status(port, "/", {"Host": "evil.example"}) == 400
+    assert status(port, "/", {"Origin": "http://evil.example"}) == 403
+    assert status(port, "/gradio_api/file=/etc/passwd", {}) == 403
+    assert status(port, "/gradio_api/file=../../../../etc/passwd", {}) == 403
+    assert status(port, "/kept/x/..%2f..%2fetc%2fpasswd", {}) == 404
+    assert status(port, "/kept/x/ahead", {}) == 400
+    assert status(port, "/gradio_api/upload", FORM, PART % b"0") == 200
+    assert status(port, "/gradio_api/upload", FORM, PART % (b"0" * (20 << 20))) == 413
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p:
+        started = p.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def tabs(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens the page in a tab; fails the test if anything but this machine is asked, or the script fails."""
+    wrong: list[str] = []
+    contexts = []
+
+    def open_tab(port: int, **how: Any) -> Any:
+        context = browser.new_context(**{"viewport": {"width": 1100, "height": 900}, **how})
+        contexts.append(context)
+        tab = context.new_page()
+        tab.on("pageerror", lambda e: wrong.append(str(e)))
+        local = (f"http://127.0.0.1:{port}/", "data:", "blob:")
+        tab.on("request", lambda r: None if r.url.startswith(local) else wrong.append(r.url))
+        status(port, "/", {})
+        tab.goto(f"http://127.0.0.1:{port}/")
+        tab.get_by_role("button", name="Reconstruct").wait_for()
+        return tab
+
+    yield open_tab
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+def panel(tab: Any, name: str) -> Any:
+    """A tab of the page, opened."""
+    tab.get_by_role("tab", name=name).click()
+    return tab.locator("[role=tabpanel]:visible")
+
+
+def drop(part: Any, files: Any) -> None:
+    """Uploads files, and waits until they are there."""
+    part.locator("input[type=file]").first.set_input_files(files)
+    part.locator(".file-preview").first.wait_for()
+
+
+def until(tab: Any, true: Callable[[], Any]) -> None:
+    """Waits for what happens in time."""
+    for _ in range(1200):
+        if true():
+            return
+        tab.wait_for_timeout(50)
+    raise AssertionError("it never came to that")
+
+
+@with_browser
+def test_an_upload_is_reconstructed(tabs: Any, port: int) -> None:
+    tab = tabs(port)
+    part = panel(tab, "Reconstruct")
+    part.get_by_role("button", name="Reconstruct").click()
+    tab.get_by_text("error: there is no image").wait_for()
+    drop(part, IMAGES[0])
+    part.get_by_role("button", name="Reconstruct").click()
+    tab.locator("#reconstruct-shown svg circle").nth(len(CURVE) - 1).wait_for()  # the default S is one of them
+    assert tab.locator("#reconstruct-shown img").count() == 3
+
+
+@with_browser
+def test_the_picture_follows_the_slider(tabs: Any, port: int, tmp_path: Path) -> None:
+    tab = tabs(port)
+    part = panel(tab, "Interpolate")
+    drop(part, IMAGES[:2])
+    part.get_by_role("button", name="Interpolate").click()
+    viewer = tab.locator(".between")
+    until(tab, lambda: viewer.get_attribute("data-ready") == str(FINE // STEP + 1))
+    now, slider = viewer.locator(".now"), viewer.get_by_role("slider")
+    first = now.get_attribute("src")
+    slider.focus()
+    tab.keyboard.press("End")
+    assert now.get_attribute("data-place") == f"{FINE}.0"
+    assert now.get_attribute("src") != first
+    tab.keyboard.press("ArrowLeft")  # between two that are ready
+    until(tab, lambda: now.get_attribute("data-place") == f"{FINE - 1}.0")
+    assert slider.get_attribute("aria-valuetext") == "99 %"
+    for said, name in (
+        ("Film (.gif)", "film.gif"), ("Film (.mp4)", "film.mp4"), ("Strip (.png)", "sheet.png"),
+        ("All latents (.pt)", "latents.pt"), ("This picture (.png)", f"{FINE - 1}.0.png"),
+        ("This latent (.pt)", f"{FINE - 1}.0.pt"),
+    ):  # fmt: skip
+        with tab.expect_download() as load:
+            viewer.get_by_role("button", name=said).click()
+        assert load.value.suggested_filename == f"ddimctl-{name}"
+        load.value.save_as(tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 0
+
+
+@with_browser
+def test_the_picture_follows_the_hand_inside_four_corners(tabs: Any, port: int) -> None:
+    tab = tabs(port)
+    part = panel(tab, "Interpolate")
+    drop(part, IMAGES)
+    part.get_by_role("button", name="Interpolate").click()
+    viewer = tab.locator(".between")
+    until(tab, lambda: viewer.get_attribute("data-ready") == str((SIDE // STEP + 1) ** 2))
+    now, pad = viewer.locator(".now"), viewer.locator(".pad")
+    assert pad.locator("img[src]").count() == 4
+    box = pad.bounding_box()
+    tab.mouse.move(box["x"] + 5, box["y"] + 5)
+    tab.mouse.down()
+    tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 4)
+    tab.mouse.up()
+    assert now.get_attribute("data-place") == f"{SIDE // 2}.{SIDE // 4}"
+    tab.mouse.move(box["x"], box["y"])  # no button is pressed
+    assert [s.input_value() for s in viewer.get_by_role("slider").all()] == [str(SIDE // 2), str(SIDE // 4)]
+    viewer.get_by_role("slider", name="From top to bottom").focus()
+    tab.keyboard.press("ArrowRight")
+    until(tab, lambda: now.get_attribute("data-place") == f"{SIDE // 2}.{SIDE // 4 + 1}")
+
+
+@with_browser
+def test_latents_are_added_and_downloaded(tabs: Any, port: int) -> None:
+    tab = tabs(port)
+    part = panel(tab, "Latent")
+    assert not part.get_by_label("Weights").is_visible()
+    part.get_by_label("What to do with them").click()
+    tab.get_by_role("option", name="mix").click()
+    part.get_by_label("Weights").fill("1, x, 2")
+    drop(part, IMAGES[:2])
+    part.get_by_role("button", name="Compute").click()
+    tab.get_by_text("are no weights").wait_for()
+    part.get_by_label("Weights").fill("1, 2")
+    part.get_by_role("button", name="Compute").click()
+    with tab.expect_download() as load:
+        tab.get_by_role("button", name="This latent").click()
+    assert load.value.suggested_filename == "ddimctl-latent.pt"
+
+
+@with_browser
+def test_work_is_cancelled(tabs: Any, served: Served) -> None:
+    tab = tabs(served.port)
+    start_long(tab, served)
+    panel(tab, "Sample").get_by_role("button", name="Cancel").click()
+    tab.get_by_text("cancelled").wait_for()
+    assert served.slow.calls < 100
+
+
+LONG = 100  # steps
+
+
+def start_long(tab: Any, served: Served) -> None:
+    """Starts something of a hundred evaluations that takes ten seconds at least, and sees that it is under way."""
+    part = panel(tab, "Sample")
+    part.get_by_label("number input for Steps S").fill(str(LONG))
+    served.slow.calls, served.slow.seconds = 0, 0.1
+    part.get_by_role("button", name="Sample").click()
+    until(tab, lambda: served.slow.calls > 2)
