@@ -189,7 +189,7 @@ def tune(
     found = list(load(folder, schedule=net.schedule.digest))
     for i, s in enumerate(steps):
         later = len(others) * (REFERENCE + 2 * (1 + len(RIVALS)) * sum(steps))
-        share = Share(clock, s / sum(steps[i:]), later)
+        share = Share(clock, s**0.5 / sum(n**0.5 for n in steps[i:]), later)  # few steps take more rounds
         found = tuned_for(s, found, work, how=how, again=files.force, share=share, console=console)
     found = measured(found, steps, work, others=others, console=console)
     write(found, work)
