@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -51,7 +52,9 @@ def renorm(a: Tensor, b: Tensor, w: float) -> Tensor:
     return (between * strength ** -math.sin(math.pi * w) if 0 < w < 1 else between).to(a.dtype)
 
 
-Interpolant = Callable[[Tensor, Tensor, float], Tensor]
+Value = TypeVar("Value")
+Between = Callable[[Value, Value, float], Value]
+Interpolant = Between[Tensor]
 INTERPOLANTS: dict[str, Interpolant] = {"slerp": slerp, "lerp": lerp, "renorm": renorm}
 
 
@@ -59,8 +62,15 @@ def along(
     latents: Sequence[Tensor], places: Sequence[Place], *, loop: bool = False, interpolant: Interpolant = slerp
 ) -> Tensor:
     """The latents at places on the path through all of `latents`, and with `loop` on to the first again."""
-    stops = [*latents, latents[0]] if loop else list(latents)
-    return torch.stack([stops[i + 1] if w == 1 else interpolant(stops[i], stops[i + 1], w) for i, w in places])
+    return torch.stack(between(latents, places, loop=loop, interpolant=interpolant))
+
+
+def between(
+    values: Sequence[Value], places: Sequence[Place], *, loop: bool = False, interpolant: Between[Value]
+) -> list[Value]:
+    """`along` for anything that something lies between, such as what each latent is asked for."""
+    stops = [*values, values[0]] if loop else list(values)
+    return [stops[i + 1] if w == 1 else interpolant(stops[i], stops[i + 1], w) for i, w in places]
 
 
 def keyframes(
@@ -85,10 +95,14 @@ def legs_of(latents: Sequence[Tensor], loop: bool = False) -> int:
 
 
 def within(corners: Sequence[Tensor], across: float, down: float, *, interpolant: Interpolant = slerp) -> Tensor:
-    """The latent at a place, from 0 to 1 across and down, inside four corners: a slerp of slerps (appendix D.5).
+    """A slerp of slerps over four corners (appendix D.5): so much of the way across, and of the way down.
 
     The corners are upper left, upper right, lower left, lower right.
     """
+    return _within(corners, across, down, interpolant=interpolant)
+
+
+def _within(corners: Sequence[Value], across: float, down: float, *, interpolant: Between[Value]) -> Value:
     if len(corners) != 4:
         raise UsageError(f"a grid needs four corners, not {len(corners)}")
     a, b, c, d = corners
@@ -97,7 +111,12 @@ def within(corners: Sequence[Tensor], across: float, down: float, *, interpolant
 
 def grid(corners: Sequence[Tensor], rows: int, columns: int, *, interpolant: Interpolant = slerp) -> Tensor:
     """The latents `within` four corners at evenly spaced places: (rows · columns, …), row by row."""
+    return torch.stack(over_grid(corners, rows, columns, interpolant=interpolant))
+
+
+def over_grid(corners: Sequence[Value], rows: int, columns: int, *, interpolant: Between[Value]) -> list[Value]:
+    """`grid` for anything that something lies between."""
     if rows < 2 or columns < 2:
         raise UsageError("a grid has at least 2 rows and 2 columns")
     places = [(across, down) for down in weights(rows) for across in weights(columns)]
-    return torch.stack([within(corners, across, down, interpolant=interpolant) for across, down in places])
+    return [_within(corners, across, down, interpolant=interpolant) for across, down in places]

@@ -20,6 +20,14 @@ from ddimctl.solvers import Eps
 
 
 @dataclass(frozen=True)
+class Share:
+    """A prompt of a blend, and its weight in it."""
+
+    prompt: str | None
+    weight: float
+
+
+@dataclass(frozen=True)
 class Condition:
     """What an integration is asked for: one for all of its images. The default asks for nothing."""
 
@@ -28,11 +36,38 @@ class Condition:
     negative: str | None = None  # what guidance leads away from; without one, no prompt
     guidance: float = 1.0  # g in ε = ε_u + g (ε_c − ε_u) (Ho and Salimans 2022); 1 needs no second evaluation
     distilled: float | None = None  # what a distilled network is told of guidance; None is the model's own
+    blend: tuple[Share, ...] = ()  # instead of a prompt: some, whose embeddings are added with these weights
 
     @property
     def null(self) -> Condition:
         """The condition of ε_u: the negative prompt, or none."""
         return Condition(prompt=self.negative, distilled=self.distilled)
+
+    @property
+    def shares(self) -> tuple[Share, ...]:
+        """Its blend; a prompt alone is one, too."""
+        return self.blend or (Share(self.prompt, 1.0),)
+
+    def toward(self, other: Condition, w: float) -> Condition:
+        """What lies between, from this one (w = 0) to another (1): their prompts' embeddings and guidance in straight lines.
+
+        Raises `UsageError` where they differ in anything else.
+        """
+        if w == 0 or self == other:
+            return self
+        if w == 1:
+            return other
+        guidance = (1 - w) * self.guidance + w * other.guidance
+        a, b = (replace(c, prompt=None, blend=(), guidance=guidance) for c in (self, other))
+        if a != b:
+            raise UsageError("between two classes, or two negative prompts, there is nothing")
+        weights: dict[str | None, float] = {}
+        for shares, part in ((self.shares, 1 - w), (other.shares, w)):
+            for s in shares:
+                weights[s.prompt] = weights.get(s.prompt, 0.0) + part * s.weight
+        if len(weights) == 1:
+            return replace(a, prompt=next(iter(weights)))
+        return replace(a, blend=tuple(Share(p, weight) for p, weight in weights.items()))
 
 
 NOTHING = Condition()

@@ -13,6 +13,8 @@ from ddimctl.keeping import PRECISIONS
 from ddimctl.multistep import MIXING
 from ddimctl.tuned import MOST
 
+MOST_SHARES = 64  # prompts in a blend
+
 
 def check_provenance(record: Any, n: int) -> None:
     """Raises `ValueError` unless `record` is a whole provenance of `n` images."""
@@ -100,6 +102,15 @@ def _is_parent(value: Any) -> bool:
     return said and _is_number(value.get("weight"))
 
 
+def _is_blend(value: Any) -> bool:
+    return _all(_is_share)(value) and 1 < len(value) <= MOST_SHARES
+
+
+def _is_share(value: Any) -> bool:
+    whole = isinstance(value, dict) and value.keys() == {"prompt", "weight"}
+    return whole and (value["prompt"] is None or _is_text(value["prompt"])) and _is_number(value["weight"])
+
+
 def _is_path(value: Any) -> bool:
     return _all(_is_number)(value) and len(value) > 1 and value[0] >= 0 and all(s < t for s, t in pairwise(value))
 
@@ -146,10 +157,11 @@ LATER: dict[str, Callable[[Any], bool]] = {  # fields that not every file has
     "to_level": lambda v: _is_number(v) and v > 0,
     "condition": lambda v: (
         isinstance(v, dict)
-        and {"prompt", "negative", "guidance"} <= v.keys() <= {"prompt", "negative", "guidance", "distilled"}
+        and {"prompt", "negative", "guidance"} <= v.keys() <= {"prompt", "negative", "guidance", "distilled", "blend"}
         and all(v[k] is None or _is_text(v[k]) for k in ("prompt", "negative"))
         and _is_number(v["guidance"])
         and (v.get("distilled") is None or _is_number(v["distilled"]))
+        and ("blend" not in v or (v["prompt"] is None and _is_blend(v["blend"])))
     ),
 }
 EACH = (

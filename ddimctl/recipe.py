@@ -15,7 +15,7 @@ from ddimctl.dither import read as read_dithers
 from ddimctl.dither import seed_of
 from ddimctl.errors import UsageError
 from ddimctl.keeping import Keep
-from ddimctl.model import NOTHING, Condition, Model
+from ddimctl.model import NOTHING, Condition, Model, Share
 from ddimctl.multistep import MIXING
 from ddimctl.schedule import TUNED, Levels, default_spacing
 from ddimctl.solvers import DEFAULT_SOLVER, bind, decoder
@@ -172,13 +172,17 @@ class Recipe:
             out["condition"] = {k: v for k, v in asdict(self.condition).items() if k != "class_label"}
             if self.condition.distilled is None:
                 del out["condition"]["distilled"]
+            out["condition"]["blend"] = [asdict(share) for share in self.condition.blend]
+            if not self.condition.blend:
+                del out["condition"]["blend"]
         return out
 
 
 def read_condition(provenance: Mapping[str, Any]) -> Condition:
     """What a latent was encoded under."""
-    asked = provenance.get("condition") or {}
-    return Condition(provenance["model"].get("class"), **asked)
+    asked = dict(provenance.get("condition") or {})
+    blend = tuple(Share(s["prompt"], float(s["weight"])) for s in asked.pop("blend", ()))
+    return Condition(provenance["model"].get("class"), **asked, blend=blend)
 
 
 def of_image(record: Mapping[str, Any]) -> dict[str, Any]:

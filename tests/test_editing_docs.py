@@ -27,4 +27,5 @@ def test_the_lines_of_the_page(tmp_path: Path, invoke: Callable[..., Result]) ->
     said = [invoke(*line).ok().err for line in lines]
     assert "returns exactly" in said[1]
     assert "direct inversion" in said[2]
-    assert {"k.pt", "same.png", "edited.png", "sheet.png"} <= {p.name for p in tmp_path.iterdir()}
+    made = {"k.pt", "same.png", "edited.png", "sheet.png", "between.gif", "middle.png"}
+    assert made <= {p.name for p in tmp_path.iterdir()}

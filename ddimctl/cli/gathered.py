@@ -1,15 +1,17 @@
-"""Latents and images that belong together, for what lies between them: of one model, one way and one condition."""
+"""Latents and images that belong together, for what lies between them: of one model and one way, each under its prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
-from ddimctl.cli import inputs, options
+from ddimctl.cli import inputs, options, prompts
 from ddimctl.cli.console import Console
+from ddimctl.cli.groups import group, like
 from ddimctl.errors import FileError, UsageError, choose
+from ddimctl.model import NOTHING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,14 +23,35 @@ if TYPE_CHECKING:
     from ddimctl.runs.work import Decoding
 
 
+@group
+class Asked(options.OtherWhat):
+    """The model, and what each latent is asked for."""
+
+    prompt: Annotated[
+        list[str] | None,
+        like(options.OtherWhat, "prompt", help="Another prompt than the file's; again, in their order, for each."),
+    ] = None  # type: ignore[assignment]
+
+    def each(self, n: int) -> list[options.OtherWhat]:
+        """What each of n latents and images is asked for. Raises `UsageError` where the prompts are neither one nor n."""
+        said: list[Any] = [None] if not self.prompt else list(self.prompt)
+        if len(said) not in (1, n):
+            hint = "one for all, or one for each, in their order"
+            raise UsageError(f"{len(said)} prompts do not fit {n} latents and images", hint=hint)
+        shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "prompt"}
+        return [options.OtherWhat(**shared, prompt=p) for p in (said * n if len(said) == 1 else said)]
+
+
 def refuse_mixture(first: str, a: tuple[Way, Condition], later: str, *, b: tuple[Way, Condition]) -> None:
-    """Raises `FileError`, which says in what they differ, unless two latents are decoded alike."""
+    """Raises `FileError`, which says in what they differ, unless something can be decoded between two latents."""
     (way, condition), (other, other_condition) = a, b
-    if other_condition != condition:
+    try:
+        condition.toward(other_condition, 0.5)
+    except UsageError as e:
         raise FileError(
-            f"{later} was encoded under another class or prompt than {first}",
+            f"{later} was encoded under another class or negative prompt than {first}",
             hint="ask for one for all, such as with --class, or encode one of them again",
-        )
+        ) from e
     if (other.levels, other.mix, other.solver) != (way.levels, way.mix, way.solver):
         raise FileError(
             f"{later} was made with {describe_way(other)}, {first} with {describe_way(way)}",
@@ -50,6 +73,8 @@ class Keys:
     xT: Tensor
     dithers: list[Dither | None]
     sources: set[str]
+    names: list[str]  # of the file that each is from
+    conditions: list[Condition]  # what each is asked for
 
 
 def seed_for(dither: str, files: Sequence[Latent]) -> int | None:
@@ -81,7 +106,7 @@ def latents_among(names: Sequence[str]) -> tuple[dict[str, Latent], bytes]:
 
 def gather_latents(
     names: list[str],
-    what: options.OtherWhat,
+    asked: Sequence[options.OtherWhat],
     how: options.OtherHow,
     *,
     machine: options.Machine,
@@ -93,13 +118,11 @@ def gather_latents(
     """The latents of latent files and images (which are encoded), all of them in order.
 
     They must be of one model and one way, unless another is asked for: frames between latents of two ways would belong to
-    neither. Images are encoded as the first latent file was, with the noise that `dither` says, see `seed_for`. `outputs`
-    is how many images will be decoded.
+    neither. `asked` says of each what it is asked for instead of what it was encoded under; images are encoded as the first
+    latent file was, with the noise that `dither` says, see `seed_for`. `outputs` is how many images will be decoded.
     """
     import torch
 
-    from ddimctl import ode
-    from ddimctl.dither import dithers_of
     from ddimctl.recipe import Way
     from ddimctl.runs.work import Decoding
     from ddimctl.solvers import SOLVERS, TOLERANCES, decoder
@@ -108,51 +131,86 @@ def gather_latents(
     seed = seed_for(dither, list(files.values()))
     if how.solver is not None:
         choose(SOLVERS, how.solver, "solver")
+    base = next(iter(files.values())).recipe.condition if files else NOTHING
+    conditions = [
+        inputs.over(files[n].recipe.condition if n in files else base, a) for n, a in zip(names, asked, strict=True)
+    ]
     net: Model | None = None
-    condition = what.condition()
-    for name, file in files.items():
-        if net is None:
+    first = ""
+    for name, condition, what in zip(names, conditions, asked, strict=True):
+        if (file := files.get(name)) is None:
+            continue
+        own = replace(inputs.way_back(file, net, replace(how, tolerance=None)), keep=None) if net else None
+        if net is None or own is None:
             net = inputs.model_of(file, name, what, machine=machine, console=console, force=force)
             back = replace(inputs.way_back(file, net, replace(how, tolerance=None)), keep=None)
             way = file.recipe.way
             solver = how.solver or (way.solver if way.solver in SOLVERS else back.solver)
             up = replace(back, solver=solver, tolerance=inputs.tolerance_of(way, solver, how))
             back = replace(back, tolerance=inputs.tolerance_of(way, decoder(back.solver), how))
-            condition = inputs.condition_of(file, what)
+            first, of_first = name, (back, condition)
         else:
             inputs.check_model(file, name, net, console=console, force=force)
-            other = (
-                replace(inputs.way_back(file, net, replace(how, tolerance=None)), keep=None),
-                inputs.condition_of(file, what),
-            )
-            refuse_mixture(next(iter(files)), (back, condition), name, b=other)
+            refuse_mixture(first, of_first, name, b=(own, condition))
     if net is None:
-        net = inputs.open_model(what, machine, console)
+        net = inputs.open_model(asked[0], machine, console)
         s = options.DEFAULT_STEPS if how.steps is None else how.steps
         up = Way(how.solver or options.DEFAULT_SOLVER, how.spacing or "", s)
         up = back = replace(up.on(net.schedule), tolerance=how.tolerance)
     up.check()
+    for condition in dict.fromkeys(conditions[1:]):
+        if condition != conditions[0]:
+            net.embed(condition)
+            prompts.tell_unread(net, condition, console)
     # One tolerance for both ways, where both take one: what `exact` encodes, `ddim` decodes.
     back = replace(back, solver=decoder(back.solver))
     back = replace(back, tolerance=back.tolerance if back.solver in TOLERANCES else None)
-    images = [n for n in names if n not in files]
+    images = [i for i, n in enumerate(names) if n not in files]
     work = inputs.evaluations(outputs + len(images), up.steps, up.solver)
     net = inputs.start_engine(net, machine, console, work=work)
-    encoded: dict[str, Tensor] = {}
-    added: dict[str, Dither | None] = {}
+    encoded: dict[int, Tensor] = {}
+    added: dict[int, Dither | None] = {}
     if images:
-        x0, _ = inputs.read_images([n if n != "-" else piped for n in images], net, console)
-        levels = up.path(net.schedule)
-        if seed is not None and not levels[0] > 0:
-            console.notice(f"images are encoded without --dither: {up.spacing} starts at the clean image")
-        marks = [] if seed is None or not levels[0] > 0 else dithers_of(x0, seed, levels)
-        added = dict(zip(images, marks, strict=False))
-        with console.bar(up.steps * -(-len(x0) // machine.batch_size), "encoding") as bar:
-            size = machine.batch_size
-            xT = ode.encode(net, x0, up, condition, dithers=marks, batch_size=size, progress=bar).x.float()
-        encoded = dict(zip(images, xT.split(1), strict=True))
-    xTs = torch.cat([files[n].xT if n in files else encoded[n] for n in names])
+        sources = [names[i] if names[i] != "-" else piped for i in images]
+        under = [conditions[i] for i in images]
+        xT, marks = encode_images(sources, net, up, under=under, seed=seed, size=machine.batch_size, console=console)
+        encoded, added = dict(zip(images, xT.split(1), strict=True)), dict(zip(images, marks, strict=False))
+    latents = [files[n].xT if n in files else encoded[i] for i, n in enumerate(names)]
     dithers: list[Dither | None] = []
-    for n in names:
-        dithers += (files[n].dithers or [None] * len(files[n].xT)) if n in files else [added.get(n)]
-    return Keys(Decoding(net, back, condition), xTs, dithers, set().union(*(file.sources for file in files.values())))
+    for i, n in enumerate(names):
+        dithers += (files[n].dithers or [None] * len(files[n].xT)) if n in files else [added.get(i)]
+    each = [(n, c) for n, c, xT in zip(names, conditions, latents, strict=True) for _ in xT]
+    sources_ = set().union(*(file.sources for file in files.values()))
+    decoding = Decoding(net, back, conditions[0])
+    return Keys(decoding, torch.cat(latents), dithers, sources_, [n for n, _ in each], [c for _, c in each])
+
+
+def encode_images(
+    files: Sequence[str | bytes],
+    model: Model,
+    way: Way,
+    *,
+    under: Sequence[Condition],
+    seed: int | None,
+    size: int,
+    console: Console,
+) -> tuple[Tensor, list[Dither | None]]:
+    """x_T of images, each under its condition, and the noise that was added to each; none, where there is no room for it."""
+    import torch
+
+    from ddimctl import ode
+    from ddimctl.dither import dithers_of
+    from ddimctl.runs import work
+
+    x0, _ = inputs.read_images(files, model, console)
+    levels = way.path(model.schedule)
+    if seed is not None and not levels[0] > 0:
+        console.notice(f"images are encoded without --dither: {way.spacing} starts at the clean image")
+    marks = [] if seed is None or not levels[0] > 0 else dithers_of(x0, seed, levels)
+    found: dict[int, Tensor] = {}
+    with console.bar(way.steps * work.batches(under, size), "encoding") as bar:
+        for condition, rows in work.under(under).items():
+            own = [marks[i] for i in rows] if marks else []
+            xT = ode.encode(model, x0[rows], way, condition, dithers=own, batch_size=size, progress=bar).x.float()
+            found |= dict(zip(rows, xT.split(1), strict=True))
+    return torch.cat([found[i] for i in range(len(x0))]), marks

@@ -156,8 +156,16 @@ def model_of(
 
 def condition_of(latent: Latent, what: options.Asked) -> Condition:
     """What a latent is decoded under: what it was encoded under, unless something else is asked for."""
+    return over(latent.recipe.condition, what)
+
+
+def over(condition: Condition, what: options.Asked) -> Condition:
+    """A condition with what is asked for instead."""
     asked = {k: getattr(what, k) for k in ("class_label", "prompt", "negative", "guidance", "distilled")}
-    return replace(latent.recipe.condition, **{k: v for k, v in asked.items() if v is not None})
+    changed: dict[str, Any] = {k: v for k, v in asked.items() if v is not None}
+    if "prompt" in changed:
+        changed["blend"] = ()
+    return replace(condition, **changed)
 
 
 def check_model(latent: Latent, name: str, model: Model, *, console: Console, force: bool) -> None:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
-    from torch import Tensor
+
+    from ddimctl.runs.frames import Frames
 
 MAX_SOUND = 1 << 30  # bytes of a sound file
 GAP = 2  # pixels between the images of a strip or grid
@@ -41,6 +42,19 @@ class Film(options.Output, looks.Looks):
         Path | None,
         typer.Option("--audio", metavar="FILE", help="Sound for an .mp4; it ends with the film at the latest."),
     ] = None
+    kept: Annotated[
+        Path | None,
+        typer.Option(
+            "--latents", metavar="FOLDER", parser=options.parse_path, help="Keep each frame's x_T there, too."
+        ),
+    ] = None
+
+    def check_kept(self, n: int) -> None:
+        """Raises `UsageError` where the latents of n frames cannot be kept."""
+        from ddimctl.runs import frames
+
+        if self.kept is not None:
+            frames.refuse(self.kept, n, force=self.force)
 
 
 @group
@@ -94,7 +108,7 @@ class Motion:
 def interpolate(
     latents: Annotated[list[str], typer.Argument(help="Two or more latents, or images, which are encoded first.")],
     *,
-    what: options.OtherWhat,
+    what: gathered.Asked,
     how: options.OtherHow,
     motion: Motion,
     files: Film,
@@ -109,6 +123,9 @@ def interpolate(
     Images get noise of σ(1) before they are encoded, as of encode --dither 0, or as a latent beside them did: what lies
     between is as rough as they are. --dither none leaves it away.
 
+    Latents of a model that hears text may have prompts and guidances of their own, and --prompt, given again, says one for
+    each: what lies between is decoded under a blend of them, the embeddings in a straight line.
+
     --even looks at some five times as many frames as it writes, to place them where neighbours are equally far apart.
 
     Example: ddimctl interpolate a.pt b.pt --frames 10
@@ -117,18 +134,21 @@ def interpolate(
     from ddimctl.files import refuse_source
     from ddimctl.images import animation, formats, levels, sheets
     from ddimctl.motion import order
+    from ddimctl.runs import frames as kept
     from ddimctl.runs import work
 
     files = replace(files, output=places.of_kind(files.output, ".png" if motion.grid else ".gif"))
     console = said.console(files.output)
     output = target_of(latents, motion, files, console=console)
     seconds, count = lengths(motion)
-    rows, columns = options.parse_size(motion.size, "--size") if motion.grid else (1, count)
+    files.check_kept(count)
+    columns = options.parse_size(motion.size, "--size")[1] if motion.grid else count
     sound = None if files.audio is None else read_bytes(files.audio, MAX_SOUND)
     try:
         keys = gathered.gather_latents(
-            latents, what, how, machine=machine, console=console, force=files.force, outputs=count, dither=motion.dither
-        )
+            latents, what.each(len(latents)), how, machine=machine, console=console, force=files.force, outputs=count,
+            dither=motion.dither,
+        )  # fmt: skip
     except DDIMError as e:
         for option in OF_ENCODE:
             if option in e.hint:
@@ -144,28 +164,25 @@ def interpolate(
     most = count if motion.grid else (count + len(keys.xT) * motion.held) * (2 if motion.pingpong else 1)
     check_size(output, most, columns, size=(zoom * net.size[0], zoom * net.size[1]), files=files, grid=motion.grid)
     formats.check_memory(most, (zoom * net.size[0], zoom * net.size[1]), net.channels)
-    if motion.grid:
-        xT, stops = grid_of(keys, motion, rows, columns=columns)
-    else:
-        xT, stops = frames_of(keys, motion, seconds, count=count, machine=machine, console=console)
-    added = [keys.dithers[stops[i]] if i in stops else None for i in range(len(xT))]
-    batches = -(-len(xT) // machine.batch_size)
-    with console.bar(batches * decoding.way.steps, "decoding") as bar:
-        images = work.decode(xT, decoding, dithers=added, batch_size=machine.batch_size, progress=bar)
+    frames = frames_of(keys, motion, seconds, count=count, machine=machine, console=console)
+    stops, size = frames.stops, machine.batch_size
+    added = [keys.dithers[stops[i]] if i in stops else None for i in range(count)]
+    with console.bar(work.batches(frames.conditions, size) * decoding.way.steps, "decoding") as bar:
+        images = work.decode_under(frames.xT, frames.conditions, decoding, dithers=added, batch_size=size, progress=bar)
     levels.check_finite(images, net.name)
     pixels = sheets.enlarge(levels.to_pixels(images), zoom)
-    made = origin.of(
-        "interpolate", net, decoding.way, decoding.condition, parents=[origin.parent(n) for n in latents],
-        more={"frames": len(xT), "interpolant": motion.interpolant, "even": motion.even, "dithered": any(keys.dithers)},
-    )  # fmt: skip
-    shown = order(len(xT), [] if motion.grid else list(stops), pingpong=motion.pingpong, hold=motion.held)
+    made = made_of(keys, motion, latents, count=count)
+    if files.kept is not None:
+        parents = {name: origin.parent(name) for name in latents}
+        kept.save(files.kept, frames, decoding, parents=[parents[n] for n in keys.names], dithers=added)
+    shown = order(count, [] if motion.grid else list(stops), pingpong=motion.pingpong, hold=motion.held)
     if motion.grid or output.suffix.lower() in animation.STILL:
         save_sheet(output, pixels, shown, columns=columns, motion=motion, files=files, made=made)
     else:
         save_film(output, pixels, shown, motion=motion, sound=sound, made=made, console=console)
     steps_apart = ((images[1:] - images[:-1]) / 2).flatten(1).square().mean(1).sqrt().tolist()
     text = (table(*pages.distances(steps_apart)) + "\n" if motion.distances else "") + str(output)
-    record = {"file": str(output), "frames": len(xT), "distances": steps_apart}
+    record = {"file": str(output), "frames": count, "distances": steps_apart}
     console.data(text, record)
     look(levels.to_pixels(images), shown, motion, files=files, made=made, record=record, console=console)
 
@@ -210,13 +227,19 @@ def tell_of_weak(keys: gathered.Keys, motion: Motion, console: Console) -> None:
         )
 
 
-def grid_of(keys: gathered.Keys, motion: Motion, rows: int, *, columns: int) -> tuple[Tensor, dict[int, int]]:
-    """(x_T of the grid, row by row; which of them are the latents themselves, by their number)."""
-    from ddimctl.interpolate import INTERPOLANTS, grid
+def made_of(keys: gathered.Keys, motion: Motion, latents: Sequence[str], *, count: int) -> dict[str, Any]:
+    """What the pictures say of themselves."""
+    from ddimctl import origin
 
-    corners = (0, columns - 1, (rows - 1) * columns, rows * columns - 1)
-    xT = grid(list(keys.xT), rows, columns, interpolant=INTERPOLANTS[motion.interpolant])
-    return xT, {place: key for key, place in enumerate(corners)}
+    asked = dict.fromkeys(keys.conditions)
+    more: dict[str, Any] = {"frames": count, "interpolant": motion.interpolant, "even": motion.even}
+    more["dithered"] = any(keys.dithers)
+    condition = keys.conditions[0]
+    if len(asked) > 1:
+        condition = replace(condition, prompt=None, blend=(), guidance=1.0)
+        more |= {"prompts": [c.prompt for c in asked], "guidances": [c.guidance for c in asked]}
+    parents = [origin.parent(n) for n in latents]
+    return origin.of("interpolate", keys.decoding.model, keys.decoding.way, condition, parents=parents, more=more)
 
 
 def lengths(motion: Motion) -> tuple[list[float], int]:
@@ -244,33 +267,39 @@ def frames_of(
     count: int,
     machine: options.Machine,
     console: Console,
-) -> tuple[Tensor, dict[int, int]]:
-    """(x_T of every frame; which of them are the latents themselves, by their number)."""
+) -> Frames:
+    """What is decoded, frame by frame. Raises `UsageError` where the options do not fit the latents."""
     from ddimctl import motion as moving
     from ddimctl.arrays import on
-    from ddimctl.interpolate import INTERPOLANTS, along, legs_of
-    from ddimctl.runs import work
+    from ddimctl.interpolate import INTERPOLANTS, legs_of
+    from ddimctl.runs import frames, work
 
     interpolant = INTERPOLANTS[motion.interpolant]
-    xTs, decoding = list(keys.xT), keys.decoding
-    legs = legs_of(xTs, motion.loop)
+    if motion.grid:
+        rows, columns = options.parse_size(motion.size, "--size")
+        return frames.on_grid(keys.xT, keys.conditions, rows, columns=columns, interpolant=interpolant)
+    legs = legs_of(list(keys.xT), motion.loop)
     if seconds and len(seconds) != legs:
         raise UsageError(f"{len(seconds)} durations do not fit {legs} ways from one latent to the next")
-    if motion.even:
 
-        def seen(places: Sequence[moving.Place]) -> list[Any]:
-            xT = along(xTs, places, loop=motion.loop, interpolant=interpolant)
-            images = work.decode(xT, decoding, batch_size=machine.batch_size, progress=bar)
-            return list(on("cpu", images).half().float())
+    def at(places: Sequence[moving.Place]) -> Frames:
+        return frames.on_path(keys.xT, keys.conditions, places, loop=motion.loop, interpolant=interpolant)
 
-        batches = -(-count * (moving.BUDGET + 1) // machine.batch_size)
-        with console.bar(batches * decoding.way.steps, "looking") as bar:
-            places = moving.even(seen, count, legs, loop=motion.loop, shares=seconds)
-    else:
+    if not motion.even:
         per_leg = [max(1, round(s * motion.fps)) for s in seconds] or moving.counts(count, legs, loop=motion.loop)
-        places = moving.places(per_leg, loop=motion.loop, ease=motion.ease)
-    xT = along(xTs, places, loop=motion.loop, interpolant=interpolant)
-    return xT, {i: (key + int(w)) % len(xTs) for i, (key, w) in enumerate(places) if w in (0.0, 1.0)}
+        return at(moving.places(per_leg, loop=motion.loop, ease=motion.ease))
+    size = machine.batch_size
+    # Each frame has a condition of its own where those of the latents differ.
+    looked_at = count * (moving.BUDGET + 1)
+    batches = looked_at if len(set(keys.conditions)) > 1 else -(-looked_at // size)
+
+    def seen(places: Sequence[moving.Place]) -> list[Any]:
+        some = at(places)
+        images = work.decode_under(some.xT, some.conditions, keys.decoding, batch_size=size, progress=bar)
+        return list(on("cpu", images).half().float())
+
+    with console.bar(batches * keys.decoding.way.steps, "looking") as bar:
+        return at(moving.even(seen, count, legs, loop=motion.loop, shares=seconds))
 
 
 def check_size(output: Path, frames: int, columns: int, *, size: tuple[int, int], files: Film, grid: bool) -> None:

@@ -105,5 +105,9 @@ def way_of(made: Mapping[str, Any]) -> str:
     said += [f"S = {steps[0]}"] if len(steps) == 1 else []
     if made.get("sigma_hat") or made.get("eta"):
         said.append("DDPM with σ̂" if made["sigma_hat"] else f"η = {made['eta']:g}")
-    said += [f"{name} {made[name]!r}" for name in ("class", "prompt", "negative", "guidance") if name in made]
+    said += [
+        f"{name} {made[name]!r}"
+        for name in ("class", "prompt", "prompts", "blend", "negative", "guidance")
+        if name in made
+    ]
     return ", ".join(said)

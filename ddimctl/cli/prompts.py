@@ -38,7 +38,7 @@ def parse_prompt(text: str) -> str:
 
 def tell_unread(model: Model, condition: Condition, console: Console) -> None:
     """What of its prompts is beyond what the model reads."""
-    for prompt in (condition.prompt, condition.negative):
+    for prompt in (*(share.prompt for share in condition.shares), condition.negative):
         if prompt and (rest := model.unread(prompt)):
             console.notice(f"warning: the prompt is too long; its end is not read: {rest}")
 
@@ -67,7 +67,11 @@ def tell_of_another(name: str, made: Condition, condition: Condition, *, kept: b
 def said_of(condition: Condition) -> str:
     """A condition in words."""
     parts = [] if condition.class_label is None else [f"as class {condition.class_label}"]
-    parts.append("without a prompt" if not condition.prompt else f"with the prompt {condition.prompt!r}")
+    if condition.blend:
+        said = " and ".join(f"{share.prompt or ''!r} ({share.weight:.3g})" for share in condition.blend)
+        parts.append(f"with a blend of {said}")
+    else:
+        parts.append("without a prompt" if not condition.prompt else f"with the prompt {condition.prompt!r}")
     parts += [] if condition.negative is None else [f"against {condition.negative!r}"]
     parts += [] if condition.distilled is None else [f"told {condition.distilled:g}"]
     return ", ".join([*parts, f"at guidance {condition.guidance:g}"])

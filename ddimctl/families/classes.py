@@ -16,7 +16,7 @@ def embedder(name: str, classes: int | None) -> Callable[[Condition], Embedded]:
 
     def embed(condition: Condition) -> Embedded:
         label = condition.class_label
-        if condition.prompt is not None or condition.negative is not None:
+        if condition.prompt is not None or condition.negative is not None or condition.blend:
             raise UsageError(f"the model {name} takes no text", hint="leave the prompt away")
         if condition.guidance != 1:
             raise UsageError(f"the model {name} has nothing to guide it", hint="leave the guidance away")

@@ -88,11 +88,19 @@ def shortest(encoders: Sequence[Encoder]) -> Callable[[str], str]:
 def embedder(
     name: str, states: Callable[[str | None], Embedded], *, distilled: float | None = None
 ) -> Callable[[Condition], Embedded]:
-    """What a condition becomes, from what its prompt becomes. Each prompt is encoded once.
+    """What a condition becomes, from what its prompt becomes. Each prompt is encoded once, those of a blend are added.
 
     `distilled` is the guidance that a distilled network is told where the condition says none; None for others.
     """
     kept = lru_cache(PROMPTS)(states)
+
+    def said(condition: Condition) -> Embedded:
+        if not condition.blend:
+            return kept(condition.prompt)
+        if condition.prompt is not None:
+            raise UsageError("a blend of prompts stands instead of a prompt", hint="give the prompt a share in it")
+        parts = [(share.weight, kept(share.prompt)) for share in condition.blend]
+        return {name: sum(w * embedded[name] for w, embedded in parts) for name in parts[0][1]}
 
     def embed(condition: Condition) -> Embedded:
         if condition.class_label is not None:
@@ -103,10 +111,10 @@ def embedder(
             raise UsageError(f"the model {name} is not told of guidance", hint="leave --distilled away; see --guidance")
         told = distilled if condition.distilled is None else condition.distilled
         if told is None:
-            return kept(condition.prompt)
+            return said(condition)
         if not 0 <= told <= 1000:
             raise UsageError(f"a distilled guidance of {told:g} makes no sense", hint=f"{distilled:g} is usual")
-        return {**kept(condition.prompt), "guidance": torch.tensor([float(told)])}
+        return {**said(condition), "guidance": torch.tensor([float(told)])}
 
     return embed
 

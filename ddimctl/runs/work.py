@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ddimctl import ode
-from ddimctl.arrays import float32
+from ddimctl.arrays import concatenate, float32
 from ddimctl.dither import Dither, dithers_of
 from ddimctl.model import NOTHING, Condition, Model
 from ddimctl.ode import Progress, Solution
@@ -104,3 +104,36 @@ def decode(
         model, xT, decoding.way, decoding.condition, dithers=dithers,
         corrections=corrections if decoding.way.keep is not None else None, batch_size=size, progress=progress,
     ).x  # fmt: skip
+
+
+def under(conditions: Sequence[Condition]) -> dict[Condition, list[int]]:
+    """Which images are under which condition: one integration has one."""
+    out: dict[Condition, list[int]] = {}
+    for i, condition in enumerate(conditions):
+        out.setdefault(condition, []).append(i)
+    return out
+
+
+def batches(conditions: Sequence[Condition], batch_size: int) -> int:
+    """How many batches the images under these conditions make."""
+    return sum(-(-len(rows) // batch_size) for rows in under(conditions).values())
+
+
+def decode_under(
+    xT: Any,
+    conditions: Sequence[Condition],
+    decoding: Decoding,
+    *,
+    dithers: Sequence[Dither | None] = (),
+    batch_size: int,
+    progress: Progress = iter,
+) -> Any:
+    """`decode` of latents that have a condition each, which stands instead of that of `decoding`."""
+    parts, order = [], []
+    for condition, rows in under(conditions).items():
+        added = [dithers[i] for i in rows] if dithers else []
+        asked = replace(decoding, condition=condition)
+        parts.append(decode(xT[rows], asked, dithers=added, batch_size=batch_size, progress=progress))
+        order += rows
+    place = {row: at for at, row in enumerate(order)}
+    return concatenate(parts)[[place[row] for row in range(len(order))]]
