@@ -156,7 +156,7 @@ def provenance(model: Model, recipe: Recipe, solution: Solution, *, records: lis
         "residuals": solution.residuals,
         "unconverged": solution.unconverged,
         **({} if solution.returned is None else {"returned": solution.returned}),
-        "lossless": None if solution.checks is None else [asdict(c) for c in solution.checks],
+        "lossless": None if solution.checks is None else [c.record() for c in solution.checks],
         "images": records,
         "device": model.network.module.kind,
         "engine": model.network.engine,

@@ -1,5 +1,8 @@
 """Lossless encoding: x_T from which plain DDIM decodes every 8-bit value of the image again, checked by doing so.
 
+Where an autoencoder stands between image and ODE, which loses more than DDIM does, what comes back is its state z: every
+value of it within `ROUNDING`, what float16 makes of the largest ones.
+
 `exact` inverts DDIM up to its tolerance. How much tolerance an image can bear is found by trying: encode, round to the
 float32 that a file holds, decode, compare; the images that are not back yet go again with a tighter one. What the later
 decoder computes may differ in the last float32 digits (another batch, another processor), hence a margin.
@@ -13,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from ddimctl import ode
 from ddimctl.dither import Dither
-from ddimctl.errors import DDIMError, UsageError
+from ddimctl.errors import DDIMError
 from ddimctl.images.levels import in_levels
-from ddimctl.model import NOTHING, Condition, Model
-from ddimctl.ode import DEFAULT_BATCH, Check, Progress, Solution
+from ddimctl.model import NOTHING, Condition, Model, Pixels
+from ddimctl.ode import DEFAULT_BATCH, LEVELS, STATE, Check, Progress, Solution
 from ddimctl.recipe import Way
 
 if TYPE_CHECKING:
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 TOLERANCES = (1e-4, 3e-5, 1e-5, 2e-6)
 SAID = 3  # wrong values told of, the worst first
 MARGIN = 0.45  # 8-bit levels; half a level is where rounding goes the other way
+ROUNDING = 2.0**-11  # of z, relative to its root mean square
+MARGINS = {LEVELS: MARGIN, STATE: 0.9 * ROUNDING}
 
 
 def encode(
@@ -45,15 +50,14 @@ def encode(
     """
     import torch
 
-    if model.autoencoder.digest is not None:
-        raise UsageError(
-            f"the model {model.name} has an autoencoder, which loses more than DDIM does", hint="leave --lossless away"
-        )
+    unit = LEVELS if model.autoencoder.digest is None else STATE
+    if unit == STATE:
+        images, model = model.autoencoder.encode(images), replace(model, autoencoder=Pixels())
     n = len(images)
     first = first_tolerance(way)
     best = torch.zeros(n, *model.state_shape, dtype=torch.float32)
     evaluations, residuals = [0] * n, [float("inf")] * n
-    checks = [Check(images[0].numel(), [], float("inf"), first)] * n if n else []
+    checks = [Check(images[0].numel(), [], float("inf"), first, unit)] * n if n else []
     todo = list(range(n))
     for tight in tolerances(first):
         if not todo:
@@ -66,13 +70,13 @@ def encode(
         xT = encoded.x.float()
         plain = replace(way, solver="ddim", tolerance=None)
         back = ode.decode(model, xT, plain, condition, dithers=noise, batch_size=batch_size, progress=progress)
-        found = compare(x0, back.x.cpu(), tight)
+        found = (compare if unit == LEVELS else compare_states)(x0, back.x.to(x0.device), tight)
         for j, i in enumerate(todo):
             evaluations[i] += encoded.evaluations[j] + back.evaluations[j]
             if found[j].worst < checks[i].worst:
                 checks[i] = found[j]
                 best[i], residuals[i] = xT[j], (encoded.residuals or residuals)[j]
-        todo = [i for i in todo if checks[i].worst > MARGIN]
+        todo = [i for i in todo if checks[i].worst > MARGINS[unit]]
     return Solution(best.double(), evaluations, residuals, first, checks, dithers=list(dithers) or None)
 
 
@@ -88,23 +92,66 @@ def tolerances(first: float) -> list[float]:
 
 def compare(images: Tensor, back: Tensor, tolerance: float) -> list[Check]:
     """The check of each image (N, C, H, W) against what was decoded."""
-    import torch
-
     from ddimctl.metrics import max_abs, wrong_pixels
 
     checks = []
     for image, again in zip(images.split(1), back.split(1), strict=True):
         by = in_levels(again.double() - image.double())[0]
         n = int(wrong_pixels(image, again))
-        worst = by.abs().flatten().topk(min(n, SAID)).indices
-        places = zip(*(v.tolist() for v in torch.unravel_index(worst, by.shape)), strict=True)
-        where = [(c, y, x, round(float(by[c, y, x]), 2)) for c, y, x in places]
+        where = [(*place, round(float(by[place]), 2)) for place in _largest(by, n)]
         checks.append(Check(n, where, float(max_abs(image, again)), tolerance))
     return checks
 
 
+def compare_states(z: Tensor, back: Tensor, tolerance: float) -> list[Check]:
+    """The check of each state (N, C, H, W) against what was decoded."""
+    checks = []
+    for state, again in zip(z.double().cpu(), back.double().cpu(), strict=True):
+        by = (again - state) / state.square().mean().sqrt().clamp_min(1e-12)
+        n = int((~(by.abs() <= ROUNDING)).sum())  # what is no number is wrong
+        where = [(*place, float(by[place])) for place in _largest(by, n)]
+        worst = float(by.abs().max())
+        checks.append(Check(n, where, worst if worst == worst else float("inf"), tolerance, STATE))
+    return checks
+
+
+def _largest(by: Tensor, n: int) -> list[tuple[int, int, int]]:
+    """Where the largest of (C, H, W) are: up to `SAID` of n."""
+    import torch
+
+    worst = by.abs().flatten().topk(min(n, SAID)).indices
+    return list(zip(*(v.tolist() for v in torch.unravel_index(worst, by.shape)), strict=True))
+
+
+def told(checks: Sequence[Check], pixels: Sequence[int], *, film: bool, evaluations: int) -> str:
+    """What is said of images, or the frames of a film, that came back, each (height, width, channels)."""
+    worst = max(c.worst for c in checks)
+    if checks[0].unit == STATE:
+        return (
+            f"lossless: z comes back within {worst:.1e} of its size ({evaluations} evaluations);"
+            f" the image's 8-bit values do not, for the autoencoder loses more"
+        )
+    height, width, channels = pixels
+    return (
+        f"lossless: all {len(checks) * height * width * channels:,} values of the {width} × {height}"
+        f" {'frames' if film else 'image'} come back (worst {worst:.2f} levels, {evaluations} evaluations)"
+    )
+
+
+def told_of_many(model: Model, n: int) -> str:
+    """What is said of n images that came back."""
+    if model.autoencoder.digest is None:
+        return f"lossless: every 8-bit value of all {n} images comes back"
+    return f"lossless: z of all {n} images comes back; their 8-bit values do not, for the autoencoder loses more"
+
+
 def complaint(name: str, check: Check) -> DDIMError:
     """The error for an image that did not come back."""
+    if check.unit == STATE:
+        return DDIMError(
+            f"{name} is not lossless: {check.wrong} values of z differ; worst {check.worst:.1e} of its size",
+            hint="try more --steps, less --guidance, or --keep-path, which always returns",
+        )
     where = ", ".join(f"{by:+.2f} levels at row {y} column {x}" for _, y, x, by in check.where)
     return DDIMError(
         f"{name} is not lossless: {check.wrong} values differ ({where}); worst {check.worst:.2f} levels",

@@ -7,7 +7,8 @@ no model, no torch, no direction.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from ddimctl import keeping, shown
 from ddimctl.arrays import Array, concatenate, float32, float64, on
@@ -22,17 +23,26 @@ from ddimctl.solvers import DEFAULT_SOLVER, Convergence, Eps, Failure, bind, dec
 Progress = Callable[[Iterable[Array]], Iterable[Array]]  # wraps the iterator over the steps of a batch, to show it
 DEFAULT_BATCH = 64
 DEFAULT_WAY = Way()
+LEVELS, STATE = "levels", "z"  # what a check counts
 RETURNS = 1e-3  # relative error of a state that counts as having come back
 
 
 @dataclass(frozen=True)
 class Check:
-    """How an image came back when its float32 x_T was decoded with plain DDIM."""
+    """How an image came back when its float32 x_T was decoded with plain DDIM; where there is an autoencoder, its state z.
 
-    wrong: int  # 8-bit values that differ
-    where: list[tuple[int, int, int, float]]  # the worst of them: channel, row, column, by how many levels
-    worst: float  # the largest difference, in 8-bit levels, before rounding
+    `unit` says what is counted: 8-bit levels; of z, parts of its root mean square.
+    """
+
+    wrong: int  # 8-bit values that differ; of z, values further off than `lossless.ROUNDING`
+    where: list[tuple[int, int, int, float]]  # the worst of them: channel, row, column, by how much
+    worst: float  # the largest difference, before rounding
     tolerance: float  # that `exact` was given
+    unit: str = LEVELS
+
+    def record(self) -> dict[str, Any]:
+        """As it stands in a provenance."""
+        return {k: v for k, v in asdict(self).items() if k != "unit" or v != LEVELS}
 
 
 @dataclass(frozen=True)

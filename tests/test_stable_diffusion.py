@@ -20,7 +20,7 @@ pytest.importorskip("transformers")
 from pipelines import write_stable_diffusion
 
 import ddimctl as library
-from ddimctl import latent, ode
+from ddimctl import latent, lossless, ode
 from ddimctl.arrays import Array
 from ddimctl.errors import FileError, UsageError
 from ddimctl.families import load, resized
@@ -202,9 +202,35 @@ def test_the_end_of_a_long_prompt_is_told(folder: Path, model: Model, invoke: Ca
     assert f"its end is not read: {cut}" in said
 
 
-def test_lossless_is_refused(folder: Path, tmp_path: Path, invoke: Callable[..., Result]) -> None:
-    writing.save_image(tmp_path / "a.png", np.zeros((16, 16, 3), np.uint8))
-    assert "has an autoencoder" in invoke("encode", "a.png", "-m", str(folder), "--lossless").failed(2)
+def test_lossless_is_of_the_state(folder: Path, model: Model, tmp_path: Path, invoke: Callable[..., Result]) -> None:
+    """z comes back, which is told with what does not; and it is recorded."""
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    writing.save_image(tmp_path / "a.png", pixels)
+    asked = ("--prompt", PROMPT, "--lossless", "--steps", "20")
+    (said,) = [x for x in invoke("encode", "a.png", "-m", str(folder), *asked).ok().err.splitlines() if "lossless" in x]
+    assert "z comes back within" in said
+    assert "8-bit values do not" in said
+    found = latent.load(tmp_path / "a.pt")
+    (check,) = found.provenance["lossless"]
+    assert (check["unit"], check["wrong"]) == ("z", 0)
+    assert "8-bit values do not" in invoke("info", "a.pt").ok().out
+    z = model.autoencoder.encode(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1)
+    states = replace(model, autoencoder=library.model.Pixels())
+    plain = replace(found.recipe.way, solver="ddim", tolerance=None)
+    back = ode.decode(states, found.xT, plain, found.recipe.condition).x
+    assert float((back - z).abs().max() / z.square().mean().sqrt()) <= lossless.ROUNDING
+
+
+def test_a_state_that_does_not_come_back_is_named() -> None:
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5)).double()
+    back = z.clone()
+    back[0, 0, 0, 7] += 2 * lossless.ROUNDING * z[0].square().mean().sqrt()
+    back[1, 3, 2, 1] = float("nan")
+    first, second = lossless.compare_states(z, back, 1e-4)
+    assert (first.unit, first.wrong, first.where[0][:3]) == ("z", 1, (0, 0, 7))
+    assert first.worst == pytest.approx(2 * lossless.ROUNDING)
+    assert (second.wrong, second.worst) == (1, float("inf"))
+    assert "1 values of z differ; worst 9.8e-04" in str(lossless.complaint("a.png", first))
 
 
 # Variants and broken or hostile folders

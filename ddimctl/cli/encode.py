@@ -186,6 +186,7 @@ def encode(
 
     --lossless encodes with the solver exact, decodes, and tightens until every 8-bit value comes back, of the image as it
     was made to fit the model (its size, grey or colour); where that cannot be reached nothing is written (exit code 1).
+    Of a model with an autoencoder it is the state z that comes back, within rounding.
 
     --to-level or --strength go only a part of the way: decode goes back from there, under another --prompt, --class or
     --model if it is asked to.
@@ -207,6 +208,7 @@ def encode(
 
     Example: ddimctl encode photos/ -o latents/
     """
+    from ddimctl import lossless
     from ddimctl.files import make_folder
     from ddimctl.runs import films, local, work
 
@@ -242,7 +244,7 @@ def encode(
     one = target if one_file or single else None
     encode_many(items, one, encoding, encode_each=encode_each, files=files, machine=machine, run=run, said=said)
     if how.lossless and not files.dry_run:
-        console.notice(f"lossless: every 8-bit value of all {len(items)} images comes back")
+        console.notice(lossless.told_of_many(net, len(items)))
 
 
 def settings_of(way: Way) -> dict[str, Any]:
@@ -359,6 +361,7 @@ def encode_one(
     console: Console,
 ) -> None:
     """One image, or one film, → one file: a run of one. What is wrong with it is the command's own error."""
+    from ddimctl import lossless
     from ddimctl.runs import local
 
     targets = local.Targets(target.parent, target.suffix, single=True, one=target)
@@ -374,12 +377,8 @@ def encode_one(
     inputs.tell_of([record], console)
     batches.tell_of_failures(item.source, solution, console)
     if solution.checks:
-        height, width, channels = record["pixels"]
-        console.notice(
-            f"lossless: all {len(solution.checks) * height * width * channels:,} values of the {width} × {height}"
-            f" {'frames' if frames else 'image'} come back"
-            f" (worst {max(c.worst for c in solution.checks):.2f} levels, {sum(solution.evaluations)} evaluations)"
-        )
+        spent = sum(solution.evaluations)
+        console.notice(lossless.told(solution.checks, record["pixels"], film=bool(frames), evaluations=spent))
     console.data(
         str(target),
         {

@@ -291,8 +291,11 @@ def about_latent(found: Latent) -> tuple[str, dict[str, Any]]:
         lines.append(f"  comes back  within {figure(max(about['returned']))} of the state, relative")
     worst = [check.get("worst") for check in about.get("lossless") or []]
     if worst and all(isinstance(w, float) for w in worst):
-        said = "yes" if max(worst) < 0.5 else "no"
-        lines.append(f"  lossless    {said}, worst {max(worst):.2f} levels")
+        if about["lossless"][0].get("unit") is None:
+            said = f"{'yes' if max(worst) < 0.5 else 'no'}, worst {max(worst):.2f} levels"
+        else:
+            said = f"z comes back, within {max(worst):.1e} of its size; 8-bit values do not"
+        lines.append(f"  lossless    {said}")
     for i, (image, figures) in enumerate(zip(found.images, examined, strict=False)):
         if i == MANY:
             lines.append(f"… and {len(examined) - MANY} more")
