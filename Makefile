@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast test-ui gallery margins lint format docs bench reliability clean
+.PHONY: demo test test-fast test-ui gallery site margins lint format docs bench reliability clean
 
 # Encode, interpolate and reconstruct real images into demo/.
 demo: $(READY)
@@ -35,6 +35,10 @@ test-ui:
 # docs/gallery.md and its pictures, by the commands that stand in it. A minute or so.
 gallery: $(READY)
 	$(BIN)/python benchmarks/gallery.py
+
+# The documentation as a site, into site/: the README and docs/, with a reference made from the commands.
+site: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # How near every tolerance comes to its limit, under six settings of instruction sets and threads. Six times `make test`.
 margins: $(READY)
@@ -73,4 +77,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) .venv-ui demo dist build
+	rm -rf $(VENV) .venv-ui demo dist build site
