@@ -44,6 +44,12 @@ class RoundTrip:
     failures: list[Failure] = field(default_factory=list)  # of those, where and why
     seconds: float = 0.0
     shown: list[Array] = field(default_factory=list)  # the first few reconstructions
+    of: str = ""  # which model's it is, where several are compared
+
+    @property
+    def said(self) -> str:
+        """Whose, and which way: what tells it from the others."""
+        return ", ".join(filter(None, (self.of, self.way.solver, self.way.spacing)))
 
     @property
     def evaluations(self) -> float:
@@ -71,19 +77,33 @@ def measure(
     `reports` are of `REPORTS`; the first `keep` reconstructions are kept. Raises `UsageError` for an unknown report or a
     way that the model's schedule has not, `DDIMError` where the model gives values that are not finite.
     """
+    parts = ((x0, condition) for x0 in batches)
+    return measure_each(model, parts, ways, reports=reports, keep=keep, progress=progress)
+
+
+def measure_each(
+    model: Model,
+    parts: Iterable[tuple[Array, Condition]],
+    ways: Sequence[Way],
+    *,
+    reports: Sequence[str] = ("mse",),
+    keep: int = 0,
+    progress: Progress = iter,
+) -> list[RoundTrip]:
+    """As `measure`, where each batch has a condition of its own."""
     for name in reports:
         choose(dict.fromkeys(REPORTS), name, "report")
     trips = [RoundTrip(way.on(model.schedule)) for way in ways]
-    for x0 in batches:
+    for x0, condition in parts:
         z = model.autoencoder.encode(x0)
         alone = model.autoencoder.decode(z) if "autoencoder_mse" in reports else None
-        part = Part(x0, z, alone)
+        part = Part(x0, z, alone, condition)
         for trip in trips:
             ends = ends_of(trip.way)
             if "latent_error" in reports and ends not in part.references:
                 exactly = REFERENCE.along(ends)
                 part.references[ends] = ode.encode(_of_states(model), z, exactly, condition, batch_size=len(x0)).x
-            _measure(trip, model, part, reports=reports, condition=condition, keep=keep, progress=progress)
+            _measure(trip, model, part, reports=reports, keep=keep, progress=progress)
     return trips
 
 
@@ -94,6 +114,7 @@ class Part:
     images: Array
     z: Array  # what the autoencoder makes of them
     alone: Array | None  # what it makes of that, without the ODE, if that is asked for
+    condition: Condition = NOTHING
     references: dict[tuple[float, ...], Array] = field(default_factory=dict)  # x_T by the adaptive solver, by the ends
 
 
@@ -121,12 +142,11 @@ def _measure(
     part: Part,
     *,
     reports: Sequence[str],
-    condition: Condition,
     keep: int,
     progress: Progress,
 ) -> None:
     """Encodes and decodes one batch, and adds what it comes to."""
-    n, states = len(part.images), _of_states(model)
+    n, states, condition = len(part.images), _of_states(model), part.condition
 
     def up(of: Model, x: Array) -> ode.Solution:
         return ode.encode(of, x, trip.way, condition, batch_size=n, progress=progress, check=False)

@@ -306,6 +306,34 @@ def test_a_folder_of_captioned_photographs(
     invoke("encode", "photos/d.png", *way, "--captions").failed(2)
 
 
+def test_each_image_is_reconstructed_under_its_caption(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, invoke: Callable[..., Any]
+) -> None:
+    """As if it were alone; those of one prompt together, and the record says which they are."""
+    folder = both("sd", tmp_path_factory)[0]
+    (tmp_path / "photos").mkdir()
+    for name, prompt in (("a", PROMPT), ("b", NEGATIVE), ("c", PROMPT), ("d", None)):
+        pixels = np.random.default_rng(ord(name)).integers(0, 256, (16, 16, 3), np.uint8)
+        writing.save_image(tmp_path / f"photos/{name}.png", pixels)
+        if prompt is not None:
+            (tmp_path / f"photos/{name}.txt").write_text(prompt)
+    (tmp_path / "said.txt").write_text("a circle\n")
+    way = ["-m", folder, "--steps", "3", "--guidance", "2", "--solver", "ddim,ab2", "--report", "state_error,norm"]
+    done = invoke("reconstruct", "photos", *way, "--captions", "--prompt", "@said.txt", "--json", "-o", "s.png").ok()
+    assert "1 of 4 images have no caption; 'a circle' stands for it" in done.err
+    record = json.loads(done.out)
+    prompts = {"a": PROMPT, "c": PROMPT, "b": NEGATIVE, "d": "a circle"}
+    assert record["captions"] == [{"image": f"{n}.png", "prompt": p} for n, p in prompts.items()]
+    for i, (name, prompt) in enumerate(prompts.items()):
+        alone = invoke("reconstruct", f"photos/{name}.png", *way, "--prompt", prompt, "--json").ok()
+        for ours, theirs in zip(record["results"], json.loads(alone.out)["results"], strict=True):
+            for report, value in theirs["each"].items():
+                assert ours["each"][report][i] == pytest.approx(value[0], rel=1e-3)
+    other = json.loads(invoke("reconstruct", "photos/b.png", *way, "--prompt", PROMPT, "--json").ok().out)
+    assert other["results"][0]["norm"] != pytest.approx(record["results"][0]["each"]["norm"][2], rel=1e-3)
+    invoke("reconstruct", "photos/d.png", *way, "--captions").failed(2)
+
+
 def test_prompts_from_files_and_what_is_told(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, invoke: Callable[..., Any]
 ) -> None:

@@ -172,3 +172,29 @@ def test_a_folder_of_pictures_is_looked_at_before_any_work(invoke: Invoke, model
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["001.png"]
     invoke(*asked, "--force").ok()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["000.png", "001.png"]
+
+
+def test_what_cannot_be_read_of_a_folder_is_named_and_left_out(
+    invoke: Invoke, model_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in ("000", "001"):
+        (tmp_path / f"photos/{name}.png").write_bytes((model_folder / f"held-out/{name}.png").read_bytes())
+    asked = ("-m", model_folder, "--to-model", model_folder, "--steps", 2)
+    invoke("translate", "photos", *asked, "-o", "all").ok()
+    (tmp_path / "photos/0.png").write_bytes(b"no picture")
+    done = invoke("translate", "photos", *asked, "-o", "out", "--json")
+    assert done.failed(4) == "1 of 3 images could not be read"
+    assert "failed: photos/0.png" in done.err
+    record = json.loads(done.out)
+    assert (record["images"], record["failed"]) == (2, 1)
+    assert record["files"] == ["out/000.png", "out/001.png"]
+    for name in ("000", "001"):
+        assert (tmp_path / f"out/{name}.png").read_bytes() == (tmp_path / f"all/{name}.png").read_bytes()
+    invoke("translate", "photos/0.png", "photos/001.png", *asked, "-o", "sheet.png").failed(4)
+    with Image.open(tmp_path / "sheet.png") as sheet:  # a sheet even so: the picture beside what it becomes
+        assert sheet.width > 2 * 112
+    (tmp_path / "photos/1.png").write_bytes(b"neither")
+    assert "none of 2" in invoke("translate", "photos/0.png", "photos/1.png", *asked, "-o", "s.png").failed(4)
+    assert "photos/0.png" in invoke("translate", "photos/0.png", *asked, "-o", "one.png").failed(3)
+    assert not (tmp_path / "one.png").exists()

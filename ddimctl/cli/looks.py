@@ -79,16 +79,18 @@ class Looks(Page):
         return made if self.no_labels else labels.around(made, pixels.shape[1:3], gap, labels=labels.Labels(**words))
 
 
-def heads(trips: Sequence[RoundTrip], gains: Sequence[float]) -> list[str]:
+def heads(trips: Sequence[RoundTrip], gains: Sequence[float], original: str = "original") -> list[str]:
     """What stands above the columns of a sheet of round trips: the way, its error, its cost; and how far it is amplified."""
     from ddimctl.cli.console import figure
     from ddimctl.images.sheets import stated
 
-    out = ["original"]
+    out = [original]
     for trip, gain in zip(trips, gains, strict=True):
         errors = [f"{name} {figure(trip.total(name))}" for name in ("mse", *trip.values) if name in trip.values][:1]
         cost = f"{trip.evaluations:.4g} evaluations"
-        out.append("\n".join([f"{trip.way.solver}, {trip.way.spacing}", f"S = {trip.way.steps}", *errors, cost]))
+        whose = f"{trip.of}: " if trip.of else ""
+        way = [f"{whose}{trip.way.solver}, {trip.way.spacing}", f"S = {trip.way.steps}"]
+        out.append("\n".join([*way, *errors, cost]))
         out.append(f"difference\n× {stated(gain)}")
     return out
 

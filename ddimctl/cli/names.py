@@ -39,6 +39,13 @@ def some_of(*names: str) -> Callable[[str], list[str]]:
     return complete
 
 
+def some_models(incomplete: str) -> Iterable[str]:
+    """Completes the last of several names of bundled models."""
+    from ddimctl.catalogue import bundled
+
+    return some_of(*bundled())(incomplete)
+
+
 def models(incomplete: str) -> Iterable[str]:
     """Completes the name of a bundled model."""
     from ddimctl.catalogue import bundled

@@ -71,26 +71,33 @@ class Page:
 
 
 def of_round_trips(
-    originals: Any, trips: Sequence[RoundTrip], names: Sequence[str], *, heads: Any, lines: tuple[Any, Any]
+    trips: Sequence[RoundTrip],
+    pictures: Sequence[tuple[str, np.ndarray, Sequence[str]]],
+    names: Sequence[str],
+    *,
+    lines: tuple[Any, Any],
 ) -> list[Section]:
-    """The table, error against cost, the pictures, and each image's error; `heads` is `looks.heads`."""
-    import torch
+    """The table, error against cost, the pictures, and each image's error.
 
-    from ddimctl.images.sheets import comparison
+    `pictures` are, for each shape of images, what that is called where there are several, the pixels of a comparison and
+    what stands above its columns.
+    """
     from ddimctl.report import html, runs, svg
 
     sections: list[Section] = [html.Table("Figures", *lines)]
     curves: dict[str, list[tuple[float, float]]] = {}
     for t in trips:
         if "mse" in t.values:
-            curves.setdefault(f"{t.way.solver}, {t.way.spacing}", []).append((t.evaluations, t.total("mse")))
+            curves.setdefault(t.said, []).append((t.evaluations, t.total("mse")))
     if any(len(points) > 1 and max(y for _, y in points) > 0 for points in curves.values()):
         sections.append(html.Charts("Error against cost", [svg.chart(runs.error_against_evaluations(curves))]))
-    pixels, gains = comparison(torch.stack(list(originals)), [torch.stack(list(t.shown)) for t in trips])
-    sections.append(html.Comparison("Original and reconstruction", pixels, heads(trips, gains), names))
+    for i, (shape, pixels, heads) in enumerate(pictures):
+        title = "Original and reconstruction" + (f": {shape}" if shape else "")
+        table = "compared" + (f"-{i}" if i else "")
+        sections.append(html.Comparison(title, pixels, heads, names, name=table))
     report = next((r for r in ("mse", *trips[0].values) if r in trips[0].values), None)
     if report is not None:
-        header = ["image", *(f"{t.way.solver}, {t.way.spacing}, S = {t.way.steps}" for t in trips)]
+        header = ["image", *(f"{t.said}, S = {t.way.steps}" for t in trips)]
         each = [[name, *(figure(t.values[report][i]) for t in trips)] for i, name in enumerate(names)]
         sections.append(html.Table(f"Each image: {report}", header, each))
     return sections

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,13 +96,20 @@ def captioned(
     if len(different) > 1 and one_file:
         raise UsageError("one latent file has one prompt", hint="name a folder with -o: a file for each image")
     first = next(iter(under.values()), condition)
-    model.embed(first)  # a model without text says so before anything is done
-    cut = [c for c in different if c.prompt and model.unread(c.prompt)]
+    check_heard(model, different, console)
+    return first, encode_each if len(different) < 2 else each_under(under, encode_each)
+
+
+def check_heard(model: Model, conditions: Iterable[Condition], console: Console) -> None:
+    """Says which of several prompts are longer than the model reads. Raises `UsageError` if it cannot be asked for them."""
+    conditions = list(conditions)
+    for condition in conditions[:1]:
+        model.embed(condition)  # a model without text says so before anything is done
+    cut = [c for c in conditions if c.prompt and model.unread(c.prompt)]
     for c in cut[:TOLD]:
         tell_unread(model, c, console)
     if len(cut) > TOLD:
         console.notice(f"warning: so are {len(cut) - TOLD} other prompts")
-    return first, encode_each if len(different) < 2 else each_under(under, encode_each)
 
 
 def beside(

@@ -12,7 +12,7 @@ import typer
 from ddimctl.cli import batches, inputs, looks, names, options
 from ddimctl.cli.groups import flat, group, like
 from ddimctl.cli.sized import Sized
-from ddimctl.errors import UsageError
+from ddimctl.errors import SomeFailed, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,7 +143,8 @@ def translate(
     if what.to_model is not None:
         other = inputs.start_engine(other, machine, console, work=work * len(targets))
     source, targets = Side(net, source.condition), [Side(other if what.to_model else net, c) for c in conditions]
-    x0 = read(items, net, preprocessing, console=console)
+    single = batches.is_single(images or [], items, files)
+    good, x0 = read(items, net, preprocessing, single=single, console=console)
     columns: list[Any] = []
     with console.bar(way.steps * (1 + len(targets)) * -(-len(x0) // machine.batch_size), "translating") as bar:
         solution = translated(
@@ -154,10 +155,16 @@ def translate(
         console.notice(f"warning: {len(solution.unconverged)} of {len(x0)} images did not converge")
     for x, side in zip(columns, targets, strict=True):
         levels.check_finite(x, side.model.name)
-    written = save(target, items, [x0, *columns], source=source, targets=targets, way=way, files=files)
+    alone = len(items) == len(targets) == 1
+    written = save(target, good, [x0, *columns], source=source, targets=targets, way=way, files=files, alone=alone)
     apart = [rms((x - x0) / 2) for x in columns]
     results = [{"to": said_of(s, source), "rms": d} for s, d in zip(targets, apart, strict=True)]
-    console.data("\n".join(map(str, written)), {"files": [*map(str, written)], "images": len(x0), "results": results})
+    record = {"files": [*map(str, written)], "images": len(x0), "failed": len(items) - len(x0), "results": results}
+    console.data("\n".join(map(str, written)), record)
+    if len(good) < len(items):
+        raise SomeFailed(
+            f"{len(items) - len(good)} of {len(items)} images could not be read", hint="the others are made"
+        )
 
 
 def plan_target(items: Sequence[Item], files: Sheet, *, targets: int) -> Path:
@@ -194,17 +201,24 @@ def open_other(what: From, condition: Condition, machine: options.Machine, *, co
     return inputs.open_model(asked, machine, console)
 
 
-def read(items: Sequence[Item], model: Model, preprocessing: Any, *, console: Console) -> Any:
-    """The images (N, C, H, W) in [−1, 1]."""
-    import numpy as np
+def read(
+    items: Sequence[Item], model: Model, preprocessing: Any, *, single: bool, console: Console
+) -> tuple[list[Item], Any]:
+    """(the items that can be read, their images (N, C, H, W) in [−1, 1]); the others are told of.
 
+    Raises what is wrong with the image where a `single` one is named, `SomeFailed` where none can be read.
+    """
     from ddimctl.images import levels, reading
+    from ddimctl.runs.reading import READERS, read_ahead
 
-    arrays, records = zip(
-        *(reading.read(i.source, model.channels, model.size, how=preprocessing) for i in items), strict=True
-    )
-    inputs.tell_of(records, console)
-    return levels.to_tensor(np.stack(arrays))
+    def load(item: Item) -> Any:
+        return reading.read(item.opens, model.channels, model.size, how=preprocessing)
+
+    loaded = [one for part in read_ahead(items, load, READERS) for one in part]
+    x0 = batches.stacked(loaded, single, console, tell=len(items) <= batches.SHOWN, convert=levels.to_tensor)
+    if not len(x0):
+        raise SomeFailed(f"none of {len(items)} images could be read")
+    return [one.item for one in loaded if one.failure is None], x0
 
 
 def said_of(side: Side, source: Side) -> str:
@@ -227,8 +241,9 @@ def save(
     targets: Sequence[Side],
     way: Way,
     files: Sheet,
+    alone: bool,
 ) -> list[Path]:
-    """Writes one picture, the sheet, or one picture each; what was written."""
+    """Writes one picture where one is made `alone`, the sheet, or one picture each; what was written."""
     from ddimctl import origin
     from ddimctl.files import make_folder
     from ddimctl.images.levels import to_pixels
@@ -250,7 +265,7 @@ def save(
             make_folder(path.parent)
             save_image(path, pixels[1 + j][i], made=made([targets[j]], [items[i]]))
         return paths
-    if len(items) == 1 and len(targets) == 1:
+    if alone:
         save_image(target, pixels[1][0], made=made(targets, items))
         return [target]
     save_image(target, sheet(pixels, items, source, targets=targets, files=files), made=made(targets, items))

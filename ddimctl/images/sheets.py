@@ -47,6 +47,19 @@ def comparison(originals: Tensor, reconstructions: Sequence[Tensor]) -> tuple[np
     return pixels.reshape(-1, *pixels.shape[2:]), gains
 
 
+def alike(groups: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Groups of images of several sizes as tiles of one: in the middle on white, grey in three colours beside those."""
+    height, width, channels = (max(g.shape[axis] for g in groups) for axis in (1, 2, 3))
+    out = []
+    for g in groups:
+        n, h, w, _ = g.shape
+        tiles = np.full((n, height, width, channels), 255, np.uint8)
+        y, x = (height - h) // 2, (width - w) // 2
+        tiles[:, y : y + h, x : x + w] = g
+        out.append(tiles)
+    return out
+
+
 def filling(worst: float) -> float:
     """The gain that brings a difference of `worst` to 1, in three digits so that it can be stated; 1 for no difference."""
     if not 0 < worst < math.inf:

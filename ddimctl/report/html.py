@@ -81,6 +81,8 @@ class Pictures:
 class Comparison(Pictures):
     """Pictures whose columns are the original and, for each way, what came back and the difference; with a divider."""
 
+    name: str = "compared"  # of the table in the page, each its own
+
     def html(self) -> str:
         ways = [first_line(c) for c in self.columns[1::2]]
         choices: dict[str, tuple[str, Sequence[tuple[object, str]]]] = {
@@ -96,12 +98,12 @@ class Comparison(Pictures):
             for name, (said, options) in choices.items()
         )
         return (
-            f'<div class="viewer" data-of="compared" hidden><p class="tool">{chosen}</p><div class="stage">'
+            f'<div class="viewer" data-of="{self.name}" hidden><p class="tool">{chosen}</p><div class="stage">'
             '<img class="back" alt="" draggable="false"><img class="front" alt="" draggable="false">'
             '<span class="line"></span>'
             '<span class="side">original</span><span class="side">reconstruction</span></div>'
             '<input type="range" class="slider" min="0" max="100" value="50" aria-label="Divider">'
-            f'<p class="said" role="status"></p></div>{scale()}{framed(self.table("compared"), self.title)}'
+            f'<p class="said" role="status"></p></div>{scale()}{framed(self.table(self.name), self.title)}'
         )
 
 
