@@ -92,6 +92,28 @@ def test_the_table_has_a_row_an_eta_and_a_column_a_number_of_steps(run: Run) -> 
     assert "100 training images" in done.err
 
 
+def test_several_seeds_are_a_line_each_with_their_mean_and_deviation(run: Run, tmp_path: Path) -> None:
+    """Each cell is what its seed gives alone."""
+    asked = (*FEW, "--eta", "0,1", "--json", "--cache", tmp_path / "cache")
+    together = json.loads(run(*asked, "--seed", "2,5-6").ok().out)
+    assert together["seeds"] == [2, 5, 6]
+    assert "seed" not in together
+    alone = {seed: results(run(*asked, "--seed", seed)) for seed in (2, 5, 6)}
+    cells = {(c["seed"], c["eta"], c["steps"]): c["distance"] for c in together["results"]}
+    assert cells == {(seed, eta, steps): d for seed, found in alone.items() for eta, _, steps, d in found}
+    assert [(c["eta"], c["steps"]) for c in together["over_seeds"]] == [(0, 2), (0, 3), (1, 2), (1, 3)]
+    for c in together["over_seeds"]:
+        values = [cells[seed, c["eta"], c["steps"]] for seed in (2, 5, 6)]
+        assert c["mean"] == pytest.approx(np.mean(values))
+        assert c["deviation"] == pytest.approx(np.std(values, ddof=1))
+        assert c["deviation"] > 0
+    text = run(*asked[:-3], "--cache", tmp_path / "cache", "--seed", "2,5-6", "--html", "p.html").ok().out
+    names = [line.rsplit(maxsplit=2)[0] for line in text.splitlines()[1:-1]]
+    assert names == [f"η = {e}, {n}" for e in (0, 1) for n in ("seed 2", "seed 5", "seed 6", "mean", "deviation")]
+    for wrong in ("x", "3-1", "", "1.5"):
+        run(*FEW, "--seed", wrong).failed(2)
+
+
 def test_a_cell_is_the_distance_of_the_samples_of_that_name(run: Run, rated: Path) -> None:
     """Found again from the library's parts: eq. 12 on the paper's path, 8 bits, features, Fréchet."""
     record = json.loads(run(*FEW, "--eta", "0,0.5", "--sigma-hat", "--seed", 3, "--json").ok().out)

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from ddimctl.cli import batches, inputs, names, options, pages
+from ddimctl.cli.cells import Cell, as_lines, as_record, curves, samples, seconds_per_image, seeded
 from ddimctl.cli.console import Console, figure, table
 from ddimctl.cli.groups import flat, group, like
 from ddimctl.errors import FileError, UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ddimctl.evaluate import Setting
     from ddimctl.features import Extractor
     from ddimctl.frechet import Statistics
@@ -37,8 +36,10 @@ class Kept(options.Plotted, pages.Page):
 
 
 @group
-class Cells(options.Seeded):
+class Cells:
     """How the images of each cell are made."""
+
+    PANEL: ClassVar[str] = "How"
 
     eta: Annotated[str, typer.Option("--eta", metavar="η,…", help="A row for each: 0 is DDIM, 1 is DDPM.")] = "0,1"
     sigma_hat: Annotated[
@@ -49,6 +50,16 @@ class Cells(options.Seeded):
         str, like(options.How, "steps", metavar="S,…", help="A column for each: steps of the sampler.")
     ] = "10,20,50"
     n: Annotated[int, typer.Option("-n", "--images", metavar="N", help="Images for each cell.")] = 1000
+    seed: Annotated[
+        str,
+        like(
+            options.Seeded,
+            "seed",
+            metavar="N,A-B,…",
+            min=None,
+            help="What randomness follows from; several for the spread.",
+        ),
+    ] = "0"
     spacing: Annotated[str, like(options.How, "spacing", help=options.SPACING_HELP)] = "linear"
     solver: Annotated[str, like(options.How, "solver", help="For the row η = 0: ddim, ab2, …")] = "ddim"
 
@@ -73,27 +84,6 @@ class Against:
     ] = None
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One cell of the table: how the images were made, how far they are from the reference, and what they cost."""
-
-    setting: Setting
-    distance: float
-    seconds: float  # for all of them
-    made: int  # how many were made just now; the others were in the cache
-    pixels: np.ndarray  # of the first ones, uint8 (k, H, W, C)
-
-    def record(self, n: int) -> dict[str, Any]:
-        return {
-            "eta": self.setting.how.eta,
-            "sigma_hat": self.setting.how.sigma_hat,
-            "steps": self.setting.steps,
-            "distance": self.distance,
-            "seconds_per_image": self.seconds / n,
-            "made": self.made,
-        }
-
-
 @flat
 def evaluate(
     *,
@@ -113,6 +103,9 @@ def evaluate(
 
     Images are kept in a cache, by the model and everything that decides what they are. A run that was stopped goes on
     where it was, and a larger N makes only what is missing.
+
+    Several seeds, --seed 1,4,10-20, are a line each, with their mean and standard deviation below: how far apart two figures
+    are by chance alone.
 
     Example: ddimctl evaluate --eta 0,0.2,0.5,1 --sigma-hat --steps 10,20,50 -n 2000
     """
@@ -154,22 +147,19 @@ def evaluate(
         "reference": {"source": str(against.reference) if against.reference else "training images", "images": known.n},
         "floor": floor,
         "images": how.n,
-        "seed": how.seed,
+        **seeded(settings),
         "spacing": how.spacing,
         "solver": how.solver,
         "engine": engine,
         "precision": machine.precision,
-        "results": [c.record(how.n) for c in cells],
+        **as_record(cells, how.n),
         "seconds_per_image": {str(s): t for s, t in seconds.items()},
     }
     console.data(table(*as_lines(cells, seconds)), record)
-    lines: dict[str, dict[int, float]] = {}
-    for c in cells:
-        lines.setdefault(c.setting.row, {})[c.setting.steps] = c.distance
+    lines = curves(cells)
     real = floor.get("test", {}).get(str(how.n))
     if files.html is not None:
-        samples = [(f"{c.setting.row}\nS = {c.setting.steps}", c.pixels) for c in cells]
-        sections = pages.of_cells(as_lines(cells, seconds), lines, samples, floor=real, what=extractor.name)
+        sections = pages.of_cells(as_lines(cells, seconds), lines, samples(cells), floor=real, what=extractor.name)
         save_page(net, settings[-1], sections, files=files, record=record, console=console)
     if files.plot is not None:
         charts = [*pages.distances_of(lines, floor=real, what=extractor.name), runs.seconds_against_steps(seconds)]
@@ -190,8 +180,9 @@ def plan_cells(how: Cells, condition: Condition) -> list[Setting]:
         )
     rows = [(value, False) for value in etas] + ([(1.0, True)] if how.sigma_hat else [])
     return [
-        Setting(Noising(Way(how.solver, how.spacing, s), v, hat), how.seed, condition)
+        Setting(Noising(Way(how.solver, how.spacing, s), v, hat), seed, condition)
         for v, hat in rows
+        for seed in options.parse_seeds(how.seed)
         for s in columns
     ]
 
@@ -335,14 +326,6 @@ def open_reference(
     return known, floor
 
 
-def seconds_per_image(cells: Sequence[Cell], n: int) -> dict[int, float]:
-    """By S, over all rows: each takes S evaluations (figure 4). A solver that takes more is in the row η = 0 only."""
-    by_steps: dict[int, list[float]] = {}
-    for c in cells:
-        by_steps.setdefault(c.setting.steps, []).append(c.seconds / n)
-    return {s: sum(t) / len(t) for s, t in by_steps.items()}
-
-
 def save_page(
     model: Model,
     setting: Setting,
@@ -355,7 +338,8 @@ def save_page(
     """Writes the page of --html."""
     from ddimctl import origin
 
-    of = {"reference": record["reference"]["source"], "features": record["features"]["name"], "seed": record["seed"]}
+    seeds: dict[str, Any] = {k: record[k] for k in ("seed", "seeds") if k in record}
+    of: dict[str, Any] = {"reference": record["reference"]["source"], "features": record["features"]["name"], **seeds}
     for name in ("eta", "steps"):
         of[name] = ", ".join(dict.fromkeys(f"{cell[name]:g}" for cell in record["results"]))
     files.write_page(
@@ -363,12 +347,3 @@ def save_page(
         made=origin.of("evaluate", model, setting.how.way, setting.condition, more=of),
         record=record, side=model.size[1], console=console,
     )  # fmt: skip
-
-
-def as_lines(cells: Sequence[Cell], seconds: dict[int, float]) -> tuple[list[str], list[list[str]]]:
-    """The paper's table 1, and below it the seconds that an image takes."""
-    rows: dict[str, list[str]] = {}
-    for c in cells:
-        rows.setdefault(c.setting.row, []).append(figure(c.distance))
-    lines = [[name, *values] for name, values in rows.items()]
-    return ["S", *map(str, seconds)], [*lines, ["seconds an image", *map(figure, seconds.values())]]
