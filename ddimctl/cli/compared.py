@@ -161,7 +161,7 @@ def share(
             prompts.check_heard(subject.model, groups, console)
 
 
-def measure(subjects: Sequence[Subject], how: Reading, reports: Sequence[str], console: Console) -> None:
+def measure(subjects: Sequence[Subject], how: Reading, reports: Sequence[str], *, console: Console) -> None:
     """Measures each. What one could not read the next are not asked for, and what is done to images is said once a size."""
     said: set[tuple[int, ...]] = set()
     with console.bar(sum(s.steps(reports, how.size) for s in subjects), "reconstructing") as bar:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ddimctl import places
-from ddimctl.cli import batches, compared, inputs, looks, names, options, pages, prompts, trips
+from ddimctl.cli import batches, compared, inputs, names, options, prompts, trips
 from ddimctl.cli.groups import flat, group, like
 from ddimctl.cli.part import Part
 from ddimctl.cli.sized import Captioned
@@ -39,25 +38,6 @@ class Models(Captioned):
             autocompletion=names.some_models,
         ),
     ] = options.DEFAULT_MODEL  # fmt: skip
-
-
-@group
-class Sheet(options.Output, options.Listed, options.Plotted, looks.Looks):
-    """What is reconstructed, and where the pictures go."""
-
-    limit: Annotated[int | None, typer.Option("-n", "--limit", metavar="N", min=1, help="Only the first N images.")] = (
-        None
-    )
-    rows: Annotated[int, typer.Option("--rows", metavar="N", min=1, help="How many images the sheet of -o shows.")] = 8
-    plot: Annotated[
-        Path | None, like(options.Plotted, "plot", help="Draw error against evaluations (.png, .svg, .pdf).")
-    ] = None
-
-    @property
-    def kept(self) -> int:
-        """How many images are kept, to be shown."""
-        sheet = self.output is not None or self.show
-        return max(self.rows if sheet else 0, pages.SHOWN if self.html is not None else 0)
 
 
 @group
@@ -100,7 +80,7 @@ def reconstruct(
     what: Models,
     how: Several,
     fit: options.Fit,
-    files: Sheet,
+    files: trips.Sheet,
     machine: options.Machine,
     said: Reports,
 ) -> None:
@@ -145,7 +125,7 @@ def reconstruct(
     trips.check_sheet(files, subjects, len(items))
     single = batches.is_single(images or [], items, files)
     reading = compared.Reading(preprocessing, machine.batch_size, files.kept, single)
-    compared.measure(subjects, reading, reports, console)
+    compared.measure(subjects, reading, reports, console=console)
     if not subjects[0].count:
         raise SomeFailed(f"none of {len(items)} images could be read")
     trips.report(subjects, reports, files=files, console=console)
@@ -157,7 +137,7 @@ def reconstruct(
         raise SomeFailed(f"{failed} of {len(items)} images could not be read", hint=hint)
 
 
-def items_of(images: Sequence[str], files: Sheet, *, own: bool, whose: str, console: Console) -> list[Item]:
+def items_of(images: Sequence[str], files: trips.Sheet, *, own: bool, whose: str, console: Console) -> list[Item]:
     """The images: those named, or the models' `own`."""
     from ddimctl.images import formats, plugins
 
@@ -176,7 +156,7 @@ def start(subject: Subject, machine: options.Machine, console: Console, *, n: in
         subject.model = inputs.start_engine(subject.model, machine, console, work=work)
 
 
-def check_targets(files: Sheet, said: Reports, how: Several, *, reports: Sequence[str]) -> None:
+def check_targets(files: trips.Sheet, said: Reports, how: Several, *, reports: Sequence[str]) -> None:
     """Raises `UsageError` for what cannot be written or measured, before anything is done."""
     from ddimctl import plots
     from ddimctl.files import refuse_existing

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from ddimctl.cli import looks, pages
+import typer
+
+from ddimctl.cli import looks, options, pages
 from ddimctl.cli.compared import alike, shape_of
 from ddimctl.cli.console import Console, figure, table
+from ddimctl.cli.groups import group, like
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,10 +18,28 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ddimctl.cli.compared import Subject
-    from ddimctl.cli.reconstruct import Sheet
     from ddimctl.roundtrip import RoundTrip
 
 GAP = 4  # pixels between the images of a sheet
+
+
+@group
+class Sheet(options.Output, options.Listed, options.Plotted, looks.Looks):
+    """What is reconstructed, and where the pictures go."""
+
+    limit: Annotated[int | None, typer.Option("-n", "--limit", metavar="N", min=1, help="Only the first N images.")] = (
+        None
+    )
+    rows: Annotated[int, typer.Option("--rows", metavar="N", min=1, help="How many images the sheet of -o shows.")] = 8
+    plot: Annotated[
+        Path | None, like(options.Plotted, "plot", help="Draw error against evaluations (.png, .svg, .pdf).")
+    ] = None
+
+    @property
+    def kept(self) -> int:
+        """How many images are kept, to be shown."""
+        sheet = self.output is not None or self.show
+        return max(self.rows if sheet else 0, pages.SHOWN if self.html is not None else 0)
 
 
 def report(subjects: Sequence[Subject], reports: Sequence[str], *, files: Sheet, console: Console) -> None:
@@ -132,11 +154,11 @@ def made_of(subjects: Sequence[Subject], more: dict[str, Any]) -> dict[str, Any]
     return origin.of("reconstruct", first.model, first.trips[0].way, condition, parents=parents, more=more)
 
 
-def tile_of(group: Sequence[Subject]) -> tuple[int, int]:
+def tile_of(same: Sequence[Subject]) -> tuple[int, int]:
     """How large images of that shape are drawn on a sheet."""
     from ddimctl.images.sheets import factor_to_see
 
-    height, width = group[0].model.size
+    height, width = same[0].model.size
     factor = factor_to_see((height, width))
     return factor * height, factor * width
 
@@ -145,8 +167,8 @@ def check_sheet(files: Sheet, subjects: Sequence[Subject], n: int) -> None:
     """Raises `UsageError` if -o cannot hold the sheet of `n` images."""
     if files.output is not None:
         groups = alike(subjects)
-        columns = sum(1 + 2 * sum(len(s.ways) for s in group) for group in groups)
-        tiles = [tile_of(group) for group in groups]
+        columns = sum(1 + 2 * sum(len(s.ways) for s in same) for same in groups)
+        tiles = [tile_of(same) for same in groups]
         size = (max(h for h, _ in tiles), max(w for _, w in tiles))
         files.check_sheet(files.output, min(n, files.rows), size, columns=columns, gap=GAP)
 
@@ -158,8 +180,8 @@ def comparisons(subjects: Sequence[Subject], rows: int) -> list[tuple[list[Round
     from ddimctl.images.sheets import comparison
 
     out = []
-    for group in alike(subjects):
-        x0, trips = group[0].shown[:rows], trips_of(group)
+    for same in alike(subjects):
+        x0, trips = same[0].shown[:rows], trips_of(same)
         out.append((trips, *comparison(torch.stack(x0), [torch.stack(t.shown[: len(x0)]) for t in trips])))
     return out
 
@@ -180,8 +202,8 @@ def save_sheet(files: Sheet, subjects: Sequence[Subject], console: Console) -> l
     compared = comparisons(subjects, files.rows)
     rows = len(first.shown[: files.rows])
     heads: list[str] = []
-    for group, (trips, _, gains) in zip(groups, compared, strict=True):
-        original = "original" if len(groups) == 1 else f"original\n{shape_of(group[0].model)}"
+    for same, (trips, _, gains) in zip(groups, compared, strict=True):
+        original = "original" if len(groups) == 1 else f"original\n{shape_of(same[0].model)}"
         heads += looks.heads(trips, gains, original)
 
     def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -200,7 +222,7 @@ def save_sheet(files: Sheet, subjects: Sequence[Subject], console: Console) -> l
         lines = [
             f"{t.said}, {t.way.steps} steps, × {stated(g)}" for t, g in zip(trips_of(subjects), gains, strict=True)
         ]
-        factors = [tile_of(group)[0] // group[0].model.size[0] for group in groups]
+        factors = [tile_of(same)[0] // same[0].model.size[0] for same in groups]
         large = joined([enlarge(p, f) for (_, p, _), f in zip(compared, factors, strict=True)])
         sheet = files.sheet(large, columns, GAP, **words)
         save_image(files.output, sheet, made=made_of(subjects, {"lines": lines}))
@@ -214,8 +236,8 @@ def save_page(subjects: Sequence[Subject], reports: Sequence[str], *, files: She
     first, trips, several = subjects[0], trips_of(subjects), len(alike(subjects)) > 1
     shown = first.names[: len(first.shown)]
     pictures = [
-        (shape_of(group[0].model) if several else "", p, looks.heads(t, gains))
-        for group, (t, p, gains) in zip(alike(subjects), comparisons(subjects, len(shown)), strict=True)
+        (shape_of(same[0].model) if several else "", p, looks.heads(t, gains))
+        for same, (t, p, gains) in zip(alike(subjects), comparisons(subjects, len(shown)), strict=True)
     ]
     sections = pages.of_round_trips(trips, pictures, shown, lines=as_lines(trips, reports))
     some = f", {len(shown)} of them shown" if len(shown) < first.count else ""
