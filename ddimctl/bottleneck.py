@@ -22,7 +22,7 @@ from torch import Tensor
 from ddimctl import engines, features, frechet
 from ddimctl.dither import added, dithers_of
 from ddimctl.errors import UsageError
-from ddimctl.features import Extractor
+from ddimctl.features import Extractor, Pixels
 from ddimctl.images.levels import signed
 from ddimctl.model import NOTHING, Condition, Model
 
@@ -57,14 +57,18 @@ def extractor(model: Model, condition: Condition = NOTHING) -> Extractor:
     return Extractor(NAME, dimension, call, about)
 
 
-def write(path: Path, model: Model, images: Tensor, *, held_out: Tensor, about: Mapping[str, Any]) -> Extractor:
+def write(path: Path, model: Model, images: Pixels, *, held_out: Pixels, about: Mapping[str, Any]) -> Extractor:
     """Writes what `read` takes: the statistics of uint8 images (N, C, H, W) that the model was trained on, and how far real
     images are from them. `about` says more of them. Raises `UsageError` where they are too few."""
     own = extractor(model)
     if len(images) < 4:
         raise UsageError(f"{len(images)} images are too few for statistics of their features")
-    reference = frechet.statistics(own.parts(images))
-    halves = frechet.distance(*(frechet.statistics(own.parts(images[i::2])) for i in (0, 1)))
+    whole, even, odd = frechet.Sums(), frechet.Sums(), frechet.Sums()
+    for part in own.parts(images):
+        even.add(part[whole.n % 2 :: 2])
+        odd.add(part[(whole.n + 1) % 2 :: 2])
+        whole.add(part)
+    reference, halves = whole.statistics(), frechet.distance(even.statistics(), odd.statistics())
     floor: dict[str, Any] = {"halves": halves, "test": {}}
     if len(held_out) > 1:
         floor["test"][str(len(held_out))] = frechet.distance(frechet.statistics(own.parts(held_out)), reference)

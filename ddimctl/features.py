@@ -10,10 +10,10 @@ import hashlib
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -57,6 +57,14 @@ class Classifier(nn.Module):
         return scores
 
 
+class Pixels(Protocol):
+    """uint8 images (N, C, H, W) that may lie elsewhere than in memory: a tensor, or what can be cut as one."""
+
+    def __len__(self) -> int: ...
+
+    def split(self, size: int, /) -> Iterable[Tensor]: ...
+
+
 @dataclass(frozen=True)
 class Extractor:
     """Where feature vectors come from. `call` takes uint8 (B, C, H, W) and returns (B, d).
@@ -70,7 +78,7 @@ class Extractor:
     about: dict[str, Any]
     reference: Statistics | None = None
 
-    def parts(self, pixels: Tensor) -> Iterator[np.ndarray]:
+    def parts(self, pixels: Pixels) -> Iterator[np.ndarray]:
         """The features of uint8 (N, C, H, W) in parts (at most 250, d) of float64, for `frechet.statistics`."""
         with torch.inference_mode():
             for part in pixels.split(BATCH):

@@ -20,22 +20,41 @@ class Statistics:
     n: int
 
 
-def statistics(parts: Iterable[np.ndarray]) -> Statistics:
+class Sums:
     """Mean and covariance (divided by n − 1) of feature vectors that come in parts (n_i, d).
 
-    Sums about the first part's mean, so that nothing cancels. Raises `ValueError` for fewer than two vectors.
+    Sums are about the first part's mean, so that nothing cancels.
     """
-    n, shift, first, second = 0, np.zeros(0), np.zeros(0), np.zeros((0, 0))
-    for part in parts:
+
+    def __init__(self) -> None:
+        self.n, self.shift, self.first, self.second = 0, np.zeros(0), np.zeros(0), np.zeros((0, 0))
+
+    def add(self, part: np.ndarray) -> None:
         x = np.asarray(part, np.float64)
-        if not n:
+        if not len(x):
+            return
+        if not self.n:
             d = x.shape[1]
-            shift, first, second = x.mean(0), np.zeros(d), np.zeros((d, d))
-        x = x - shift
-        n, first, second = n + len(x), first + x.sum(0), second + x.T @ x
-    if n < 2:
-        raise ValueError("a covariance needs at least two feature vectors")
-    return Statistics(shift + first / n, (second - np.outer(first, first) / n) / (n - 1), n)
+            self.shift, self.first, self.second = x.mean(0), np.zeros(d), np.zeros((d, d))
+        x = x - self.shift
+        self.n, self.first, self.second = self.n + len(x), self.first + x.sum(0), self.second + x.T @ x
+
+    def statistics(self) -> Statistics:
+        """Raises `ValueError` for fewer than two vectors."""
+        n = self.n
+        if n < 2:
+            raise ValueError("a covariance needs at least two feature vectors")
+        return Statistics(
+            self.shift + self.first / n, (self.second - np.outer(self.first, self.first) / n) / (n - 1), n
+        )
+
+
+def statistics(parts: Iterable[np.ndarray]) -> Statistics:
+    """Those of feature vectors that come in parts (n_i, d). Raises `ValueError` for fewer than two vectors."""
+    sums = Sums()
+    for part in parts:
+        sums.add(part)
+    return sums.statistics()
 
 
 def distance(a: Statistics, b: Statistics) -> float:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from ddimctl.errors import DDIMError, FileError, UsageError
-from ddimctl.files import refuse_special
+from ddimctl.files import refuse_special, sha256
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+://")
 MAX_BYTES = 1 << 29  # of an image or a latent
@@ -123,6 +123,18 @@ def gather(url: str, suffixes: Collection[str]) -> list[tuple[str, str]]:
     if not out:
         raise UsageError(f"{url} holds nothing to work on", hint=f"looked for {' '.join(sorted(suffixes))}")
     return out
+
+
+def stamp(url: str) -> str:
+    """What changes when a file does, or one of those in a folder or of a pattern: all that the store says of them."""
+    system, path = _system(url)
+    with _told(url):
+        if any(c in path for c in "*?["):
+            found = system.glob(path, detail=True)
+        else:
+            found = {path: system.info(path)} if system.isfile(path) else system.find(path, detail=True)
+    said = sorted((name, sorted((k, repr(v)) for k, v in about.items())) for name, about in found.items())
+    return sha256(repr(said).encode())
 
 
 def _system(url: str) -> tuple[Any, str]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import HANGS, isolated
+from test_archives import png, write_tar
 from test_train import OPTIONS, pixels, write_idx
 from test_train_text import autoencoder_task, text_task
 
@@ -244,9 +245,11 @@ def test_two_processes_make_the_weights_of_one(straight: Any, tmp_path: Path) ->
 
 WORDS = [
     "train",
-    "a.gz",
+    "a.tar",
     "-o",
     "m",
+    "--memory",
+    "0",
     "--held-out",
     "0.1",
     *OPTIONS,
@@ -260,8 +263,8 @@ WORDS = [
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, ddimctl: Any) -> None:
-    """1, then 2, then 1: as if it had always been one. Only the first speaks."""
-    write_idx(tmp_path / "a.gz", pixels())
+    """1, then 2, then 1, from images that are mapped: as if it had always been one. Only the first speaks."""
+    write_tar(tmp_path / "a.tar", {f"{i:02}.png": png(x[0].numpy()) for i, x in enumerate(pixels())})
     one = [w if w != "m" else "s" for w in WORDS]
     ddimctl(*one, "--steps", "50").ok()
     script = "import os, signal, sys, torch; from ddimctl.cli.app import main\n" + SIGNAL_IN_STEP
@@ -303,7 +306,7 @@ main()
 
 @pytest.mark.slow
 def test_what_fails_is_said_once(tmp_path: Path) -> None:
-    write_idx(tmp_path / "a.gz", pixels())
+    write_tar(tmp_path / "a.tar", {})
     code, out, err = finished(torchrun(2, *WORDS, "--steps", "4", "--batch-size", "5", folder=tmp_path))
     assert (code, out) == (1, "")
     assert ours(err) == ["error: a batch of 5 is not to be divided by 2 processes", "hint: see --batch-size"]

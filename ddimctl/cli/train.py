@@ -16,10 +16,8 @@ from ddimctl.cli.watching import run, spoken
 from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ddimctl.training.data import Data
-    from ddimctl.training.loop import Trainer
+    from ddimctl.training.loop import Task, Trainer
     from ddimctl.training.processes import Group
     from ddimctl.training.settings import Settings
 
@@ -163,6 +161,15 @@ class Training(options.Seeded):
             rich_help_panel="Machine",
         ),
     ] = 1
+    memory: Annotated[
+        int,
+        typer.Option(
+            metavar="MIB",
+            min=0,
+            help="What images may take in memory; more are mapped from a file in the cache folder.",
+            rich_help_panel="Machine",
+        ),
+    ] = 256
     features: Annotated[
         bool, typer.Option("--features", help="Keep what evaluate compares samples with: features of these images.")
     ] = False
@@ -175,7 +182,7 @@ def train(
         Path | None,
         typer.Argument(
             parser=options.parse_path,
-            help="A folder of images, a tar, parquet, IDX or CIFAR file. With --resume, those of the run.",
+            help="A folder of images or of archives, a tar, parquet, IDX or CIFAR file, or a URL. With --resume, the run's.",
         ),
     ] = None,
     *,
@@ -252,10 +259,13 @@ def _trainer(
     from ddimctl.version import __version__
 
     team.agree({"version of ddimctl": __version__, "version of torch": torch.__version__})
-    with team.together():
-        data = _load(about, settings, console)
-        task = tasks.make(settings, data, torch.device(where), latent=about["latent"], start=about["start"])
-    team.agree({"options": repr(task.settings), "number of images": str(len(data.images))})
+
+    def made() -> Task:
+        data = _load(about, settings, console, memory=training.memory << 20)
+        return tasks.make(settings, data, torch.device(where), latent=about["latent"], start=about["start"])
+
+    task = team.in_turn(made)
+    team.agree({"options": repr(task.settings), "number of images": str(len(task.data.images))})
     trainer = Trainer(task, files.output, group=team, accumulate=training.accumulate)
     with team.together():
         if training.resume:
@@ -336,11 +346,13 @@ def _settings(kind: type[Settings], values: Mapping[str, Any], given: set[str], 
 WHERE = "--captions makes one that listens to text, --autoencoder the way into a latent space"
 
 
-def _load(about: Mapping[str, str], settings: Settings, console: Console) -> Data:
+def _load(about: Mapping[str, str], settings: Settings, console: Console, *, memory: int) -> Data:
     """The images that are to be trained on and those held out, with captions where they are needed."""
+    import torch
+
     from ddimctl.files import refuse_special
     from ddimctl.images import captions, datasets
-    from ddimctl.training.data import Data, split
+    from ddimctl.training.data import Data, Rows, split
     from ddimctl.training.settings import TextSettings
 
     images, held_out = Path(about["images"]), about["held_out"]
@@ -352,29 +364,29 @@ def _load(about: Mapping[str, str], settings: Settings, console: Console) -> Dat
         max_pixels=int(about["max_pixels"]),
     ).preprocessing()  # fmt: skip
 
-    def read(path: Path) -> tuple[Tensor, list[str]]:
-        heard = isinstance(settings, TextSettings)
-        found = datasets.load(path, settings.channels, settings.size, how=how, captions=heard)
-        batches.say_failures(found.failures, len(found.failures) + len(found.sources), console)
+    heard = isinstance(settings, TextSettings)
+
+    def read(path: Path) -> tuple[Rows, list[str]]:
+        found = datasets.load(path, settings.channels, settings.size, how=how, captions=heard, memory=memory)
+        batches.say_failures(found.failures, len(found.failures) + len(found.images), console)
         batches.say_left_out(found.left_out, console)
         if not heard:
-            return found.images, []
-        texts = list(found.captions) or captions.read(path, [Path(s) for s in found.sources])
-        rows = [i for i, text in enumerate(texts) if text]
+            return Rows(found.images, torch.arange(len(found.images))), []
+        rows = [i for i, text in enumerate(found.captions) if text]
         if len(rows) < len(found.images):
             console.notice(f"{len(found.images) - len(rows):,} images without a caption are left out")
         if not rows:
             raise UsageError(
                 f"no image in {path} has a caption", hint=f"in {captions.TABLE}, or NAME.txt beside NAME.png"
             )
-        return found.images[rows], [text for text in texts if text]
+        return Rows(found.images, torch.tensor(rows)), [text for text in found.captions if text]
 
     data, texts = read(images)
     try:
         fraction = float(held_out)
     except ValueError:
         others, words = read(Path(held_out))
-        return Data(data, others, tuple(texts), tuple(words))
+        return Data(data, others, tuple(texts), tuple(words), memory)
     if not 0 < fraction < 1:
         raise UsageError(f"--held-out {held_out} is neither a path nor a fraction between 0 and 1")
-    return split(data, fraction, settings.seed, captions=texts)
+    return replace(split(data, fraction, settings.seed, captions=texts), memory=memory)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from ddimctl import seeds
 from ddimctl.checkpoints.parts import config_of, read_part, write_index, write_part
 from ddimctl.errors import FileError
-from ddimctl.training.data import Data, signed
+from ddimctl.training.data import Data, Images, signed
 from ddimctl.training.settings import AutoencoderSettings
 
 LARGE = 256.0  # against pixels; a power of two, so that halves hold it
@@ -175,12 +176,17 @@ def load(folder: Path) -> Any:
     return network.eval().requires_grad_(False)
 
 
-def encode(network: Any, pixels: Tensor) -> Tensor:
+def encode(network: Any, images: Images) -> Tensor:
     """uint8 images → the latents a diffusion model sees: the mean, never a sample."""
+    return torch.cat(list(encoded(network, images)))
+
+
+def encoded(network: Any, images: Images) -> Iterator[Tensor]:
+    """As `encode`, some at a time."""
     shift = network.config.shift_factor or 0.0
-    with torch.inference_mode():
-        parts = [network.encode(signed(x)).latent_dist.mean for x in pixels.split(64)]
-    return (torch.cat(parts).clone() - shift) * float(network.config.scaling_factor)
+    for x in images.split(64):
+        with torch.no_grad():
+            yield (network.encode(signed(x)).latent_dist.mean - shift) * float(network.config.scaling_factor)
 
 
 def decode(network: Any, z: Tensor) -> Tensor:

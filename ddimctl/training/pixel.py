@@ -13,7 +13,7 @@ from ddimctl.families.pixel import from_checkpoint
 from ddimctl.model import About
 from ddimctl.schedule import Schedule
 from ddimctl.training.data import Data, signed
-from ddimctl.training.denoising import Denoising
+from ddimctl.training.denoising import N_VALIDATION, Denoising
 from ddimctl.training.settings import PixelSettings
 from ddimctl.unet import UNet2DModel, UNetConfig
 
@@ -41,7 +41,7 @@ class Pixel:
         return self.denoising.loss(self.network, x0, tuple(rest))
 
     def validate(self, network: nn.Module) -> float:
-        return self.denoising.validate(lambda rows: network, signed(self.data.held_out))
+        return self.denoising.validate(lambda rows: network, signed(self.data.held_out[:N_VALIDATION]))
 
     def checkpoint(self, network: nn.Module) -> Checkpoint:
         weights = {k: v.detach().cpu().contiguous().clone() for k, v in network.state_dict().items()}

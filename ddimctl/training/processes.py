@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from ddimctl.engines import pytorch
 from ddimctl.errors import FAILED, DDIMError, UsageError
 from ddimctl.files import sha256
 
+T = TypeVar("T")
 PATIENCE = timedelta(hours=24)  # the others wait where the first measures, writes, or reads the images for all
 SAID = 2048  # bytes of what a process can tell the others at once
 
@@ -83,6 +85,15 @@ class Group:
                 failure = _failure(told[where], f"process {where}: ")
         if failure is not None:
             raise failure
+
+    def in_turn(self, work: Callable[[], T]) -> T:
+        """What `work` makes: first in one process of each machine, so that the others find what it leaves in the cache."""
+        made: list[T] = []
+        for turn in (self.local == 0, self.local > 0):
+            with self.together():
+                if turn:
+                    made.append(work())
+        return made[0]
 
     def agree(self, facts: Mapping[str, str]) -> None:
         """Raises `UsageError` where a process has anything but what the first has."""

@@ -16,14 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddimctl import cache
 from ddimctl.checkpoints.parts import config_of, write_index, write_json, write_part
 from ddimctl.errors import UsageError
+from ddimctl.files import sha256
+from ddimctl.images import mapped
 from ddimctl.schedule import Schedule
 from ddimctl.solvers import ab2
 from ddimctl.training import autoencoder, tokens
-from ddimctl.training.data import Data
-from ddimctl.training.denoising import Denoising, Predict
+from ddimctl.training.data import Data, Images
+from ddimctl.training.denoising import N_VALIDATION, Denoising, Predict
 from ddimctl.training.settings import TextSettings
+from ddimctl.version import __version__
 
 GUIDANCE, SAMPLE_STEPS = 3.0, 20  # of the sheets
 
@@ -44,7 +48,7 @@ class Text:
     """A `Task`: ε of noisy latents under their captions."""
 
     def __init__(self, settings: TextSettings, data: Data, device: torch.device, *, vae: Any):
-        """`vae` is an ``AutoencoderKL``, which is not trained. The latents of all images are held in memory."""
+        """`vae` is an ``AutoencoderKL``, which is not trained. The latents of all images are held as the images are."""
         if len(data.captions) != len(data.images) or len(data.held_out_captions) != len(data.held_out):
             raise UsageError("every image needs a caption", hint="in metadata.jsonl, or NAME.txt beside NAME.png")
         self.settings, self.data, self.device, self.vae = settings, data, device, vae
@@ -54,8 +58,8 @@ class Text:
         self.ids = self._ids(data.captions)
         self.held_out_ids = self._ids(data.held_out_captions)
         self.null = self._ids([""])[0]
-        self.latents = autoencoder.encode(vae, data.images)
-        self.held_out_latents = autoencoder.encode(vae, data.held_out)
+        self.latents = self._latents(data.images)
+        self.held_out_latents = autoencoder.encode(vae, data.held_out[:N_VALIDATION])
         torch.manual_seed(settings.seed)
         self.network = Captioned(unet(settings), text_encoder(settings, self.vocabulary)).to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -141,6 +145,18 @@ class Text:
         }
         none = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"), (None, None))
         write_index(folder, "StableDiffusionPipeline", {**parts, **none}, requires_safety_checker=False)
+
+    def _latents(self, images: Images) -> Tensor:
+        """Of all images: in memory, or mapped from a file in the cache folder, as `memory` of the data says."""
+        if math.isinf(self.data.memory):
+            return autoencoder.encode(self.vae, images)
+        weights = self.vae.state_dict().items()
+        made_by = [(k, sha256(w.contiguous().numpy().data)) for k, w in weights], dict(self.vae.config)
+        key = cache.name("latents", __version__, self.data.digest, made_by)
+        if (whole := mapped.load(key)) is not None:
+            return whole[0]
+        each = (z.numpy() for part in autoencoder.encoded(self.vae, images) for z in part)
+        return mapped.collect(each, key, memory=self.data.memory, about=dict)
 
     def _predict(self, network: nn.Module, ids: Tensor) -> Predict:
         ids = ids.to(self.device)
