@@ -25,12 +25,15 @@ test-fast: $(READY)
 # The tests of `ddimctl ui`, in an environment of their own, as gradio needs an older Pillow; those with a browser need Chromium,
 # and axe-core, which a package of the environment brings.
 UI := .venv-ui/bin/python
-test-ui:
+test-ui: .venv-ui/.ready
+	$(UI) -m pytest -v -rs tests/test_page.py tests/test_page_browser.py
+
+.venv-ui/.ready: pyproject.toml constraints-ui.txt
 	test -x $(UI) || $(PYTHON) -m venv .venv-ui
 	$(UI) -m pip install --quiet --upgrade "pip>=25.1"
 	$(UI) -m pip install --quiet --constraint constraints-ui.txt --editable '.[ui,diffusers,video]' \
 		axe-playwright-python hypothesis playwright pytest
-	$(UI) -m pytest -v -rs tests/test_page.py tests/test_page_browser.py
+	touch $@
 
 # docs/gallery.md and its pictures, by the commands that stand in it. A minute or so.
 gallery: $(READY)

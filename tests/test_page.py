@@ -265,6 +265,8 @@ def test_errors_are_sentences(studio: Studio, images: list[str]) -> None:
         next(studio.reconstruct(None, WAY, condition=NOTHING, stop=stop))
     with pytest.raises(UsageError, match="two to four images or latents, not 1"):
         between(studio, images[:1])
+    with pytest.raises(UsageError, match="two to four images or latents, not 0"):
+        between(studio, [])
     with pytest.raises(UsageError, match="there is no latent and no image"):
         Sums(studio, WAY, NOTHING, stop).examine(None)
     with pytest.raises(UsageError, match="steps"):

@@ -294,22 +294,204 @@ def test_latents_are_added_and_downloaded(tabs: Any, port: int) -> None:
     assert load.value.suggested_filename == "ddimctl-latent.pt"
 
 
-@with_browser
-def test_work_is_cancelled(tabs: Any, served: Served) -> None:
-    tab = tabs(served.port)
-    start_long(tab, served)
-    panel(tab, "Sample").get_by_role("button", name="Cancel").click()
-    tab.get_by_text("cancelled").wait_for()
-    assert served.slow.calls < 100
-
-
 LONG = 100  # steps
 
 
-def start_long(tab: Any, served: Served) -> None:
-    """Starts something of a hundred evaluations that takes ten seconds at least, and sees that it is under way."""
+def start_long(tab: Any, served: Served) -> Any:
+    """Starts something of a hundred evaluations that takes ten seconds at least; the part of the page."""
     part = panel(tab, "Sample")
     part.get_by_label("number input for Steps S").fill(str(LONG))
     served.slow.calls, served.slow.seconds = 0, 0.1
+    return part
+
+
+@pytest.fixture
+def quick(served: Served) -> Iterator[Served]:
+    """The page in this process, whose network is as fast as it is, and idle at the end."""
+    yield served
+    served.slow.seconds = 0.0
+    for _ in range(1200):
+        if not served.page.stops:
+            break
+        time.sleep(0.05)
+    assert not served.page.stops
+
+
+@with_browser
+def test_work_is_cancelled(tabs: Any, quick: Served) -> None:
+    tab = tabs(quick.port)
+    part = start_long(tab, quick)
     part.get_by_role("button", name="Sample").click()
-    until(tab, lambda: served.slow.calls > 2)
+    until(tab, lambda: quick.slow.calls > 2)
+    bar = part.locator(".progress-bar")
+    bar.first.wait_for()
+    part.get_by_role("button", name="Cancel").click()
+    tab.get_by_text("cancelled").wait_for()
+    assert quick.slow.calls < LONG
+
+
+@with_browser
+def test_a_tab_that_is_closed_ends_its_work(tabs: Any, quick: Served) -> None:
+    tab = tabs(quick.port)
+    start_long(tab, quick).get_by_role("button", name="Sample").click()
+    until(tab, lambda: quick.slow.calls > 2)
+    tab.close()
+    for _ in range(1200):
+        if not quick.page.stops:
+            break
+        time.sleep(0.05)
+    assert not quick.page.stops
+    assert quick.slow.calls < LONG
+
+
+@with_browser
+def test_what_a_tab_keeps_goes_with_it(tabs: Any, quick: Served) -> None:
+    tab = tabs(quick.port)
+    part = panel(tab, "Interpolate")
+    drop(part, IMAGES[:2])
+    part.get_by_role("button", name="Interpolate").click()
+    tab.locator(".between").wait_for()
+    assert len(quick.page.shelf) == 1
+    tab.close()
+    for _ in range(1200):
+        if len(quick.page.shelf) == 0:
+            return
+        time.sleep(0.05)
+    raise AssertionError("it is still kept")
+
+
+@with_browser
+def test_a_hundred_clicks_are_one_computation(tabs: Any, quick: Served) -> None:
+    tab = tabs(quick.port)
+    asked: list[str] = []
+    tab.on("request", lambda r: asked.append(r.url) if "/queue/join" in r.url else None)
+    part = start_long(tab, quick)
+    quick.slow.seconds = 0.02
+    part.get_by_role("button", name="Sample").evaluate(
+        """async (b) => { for (let i = 0; i < 100; i++) { b.click(); await new Promise((done) => setTimeout(done, 5)); } }"""
+    )
+    tab.locator("#sample-shown img").first.wait_for(timeout=120_000)
+    assert len(asked) == 1
+    assert quick.slow.calls == LONG
+
+
+@with_browser
+def test_two_tabs_are_both_served(tabs: Any, quick: Served) -> None:
+    two = [tabs(quick.port), tabs(quick.port)]
+    quick.slow.seconds = 0.01
+    for seed, tab in enumerate(two):
+        part = panel(tab, "Sample")
+        part.get_by_label("Seed").fill(str(seed))
+        part.get_by_role("button", name="Sample").click()
+    shown = []
+    for tab in two:
+        tab.locator("#sample-shown img").nth(15).wait_for()
+        shown.append(tab.locator("#sample-shown img").first.get_attribute("src"))
+    assert shown[0] != shown[1]
+
+
+@with_browser
+def test_what_is_ready_is_shown_without_asking(tabs: Any, quick: Served) -> None:
+    """And a slow step does not block the page: the hand sees the nearest of what is there."""
+    tab = tabs(quick.port)
+    part = panel(tab, "Interpolate")
+    drop(part, IMAGES[:2])
+    part.get_by_role("button", name="Interpolate").click()
+    viewer = tab.locator(".between")
+    until(tab, lambda: viewer.get_attribute("data-ready") == str(FINE // STEP + 1))
+    asked: list[str] = []
+    tab.on("request", lambda r: asked.append(r.url))
+    slider, now = viewer.get_by_role("slider"), viewer.locator(".now")
+    for i in range(0, FINE + 1, STEP):
+        slider.fill(str(i))
+        assert now.get_attribute("data-place") == f"{i}.0"
+    assert not asked
+    quick.slow.seconds = 0.2
+    slider.fill(str(2 * STEP + 1))
+    assert now.get_attribute("data-place") == f"{2 * STEP}.0"
+    assert viewer.get_attribute("data-exact") == "false"
+    until(tab, lambda: now.get_attribute("data-place") == f"{2 * STEP + 1}.0")
+    assert viewer.get_attribute("data-exact") == "true"
+
+
+def memory(pid: int) -> int:
+    """Bytes that a process holds."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * int(text.split("VmRSS:")[1].split()[0])
+
+
+@with_browser
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc here")
+def test_memory_is_flat_over_500_requests(tabs: Any, process: Any) -> None:
+    started, port = process
+    tab = tabs(port)
+    part = panel(tab, "Interpolate")
+    part.get_by_label("number input for Steps S").fill("1")
+    drop(part, IMAGES[:2])
+    part.get_by_role("button", name="Interpolate").click()
+    viewer = tab.locator(".between")
+    until(tab, lambda: viewer.get_attribute("data-ready") == str(FINE // STEP + 1))
+    key, sample = viewer.get_attribute("data-kept"), panel(tab, "Sample")
+    sample.get_by_label("number input for Steps S").fill("1")
+    sample.get_by_label("number input for Images").fill("1")
+
+    def ask(times: int) -> int:
+        """Twenty requests, so many times: pictures, the page, an upload, a sample."""
+        for i in range(times):
+            for j in range(16):
+                assert status(port, f"/kept/{key}/{(16 * i + j) % FINE}.0.png", {}) == 200
+            for _ in range(2):
+                assert status(port, "/", {}) == 200
+            assert status(port, "/gradio_api/upload", FORM, PART % (b"%d" % i * 1000)) == 200
+            sample.get_by_label("Seed").fill(str(i))
+            before = tab.locator("#sample-shown").inner_html()
+            tab.wait_for_timeout(350)  # two clicks within 300 ms are one
+            sample.get_by_role("button", name="Sample").click()
+            until(tab, lambda before=before: tab.locator("#sample-shown").inner_html() != before)
+        return memory(started.pid)
+
+    first = ask(10)
+    grown = ask(25) - first
+    assert grown < 16 << 20, f"{grown >> 10} KiB more"
+
+
+# With eyes closed
+
+
+@with_browser
+@with_axe
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(tabs: Any, port: int, scheme: str) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    tab, wrong = tabs(port, color_scheme=scheme), []
+    ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, ground[4:-1].split(","))) < 384) == (scheme == "dark"), ground
+    for name, does in (("Reconstruct", ""), ("Interpolate", ""), ("Latent", "Compute"), ("Sample", "")):
+        part = panel(tab, name)
+        for files in ([], IMAGES if name == "Interpolate" else IMAGES[:1]):
+            if name != "Sample" and files:
+                drop(part, files)
+            part.get_by_role("button", name=does or name).click()
+            element = "[role=alert]" if name != "Sample" and not files else "img"
+            tab.locator(f"#{name.lower()}-shown {element}").first.wait_for()
+            until(tab, lambda: not tab.locator("[data-testid=status-tracker]:not(.hide):visible").count())
+            tab.mouse.move(0, 0)
+            tab.wait_for_timeout(300)  # until the button's colour is what it is where no hand is
+            for v in Axe().run(tab).response["violations"]:
+                wrong += [(name, v["id"], n["html"][:200]) for n in v["nodes"][:3]]
+    assert not wrong
+
+
+@with_browser
+@pytest.mark.parametrize("width", [390, 1100])
+def test_nothing_is_wider_than_the_window(tabs: Any, port: int, width: int) -> None:
+    tab = tabs(port, viewport={"width": width, "height": 800})
+    for name in ("Reconstruct", "Interpolate"):
+        tab.set_viewport_size({"width": 1100, "height": 800})  # narrow windows put tabs into a menu
+        part = panel(tab, name)
+        tab.set_viewport_size({"width": width, "height": 800})
+        drop(part, IMAGES if name == "Interpolate" else IMAGES[0])
+        part.get_by_role("button", name=name).click()
+        tab.locator(f"#{name.lower()}-shown img").first.wait_for()
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width

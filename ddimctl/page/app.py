@@ -49,7 +49,10 @@ def server(page: Page, port: int, folder: Path) -> uvicorn.Server:
         api, built(page), "/",
         server_name="127.0.0.1", server_port=port, max_file_size=MAX_UPLOAD, footer_links=[], run_history=False,
         show_error=False, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
-        theme=gr.themes.Base(font=FONTS, font_mono=("monospace",)),
+        theme=gr.themes.Base(font=FONTS, font_mono=("monospace",)).set(  # white on blue that is dark enough
+            button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700",
+            button_primary_background_fill_hover_dark="*primary_700",
+        ),
         css_paths=HERE / "page.css", head=f"<script>{script}</script>",
     )  # fmt: skip
     return uvicorn.Server(

@@ -43,11 +43,11 @@ class Between:
     """What lies between terms, and the pictures of it that are decoded already."""
 
     def __init__(self, studio: Studio, terms: Sequence[arithmetic.Term], *, way: Way, condition: Condition):
-        arithmetic.check_alike(terms)
         self.studio, self.terms, self.way, self.condition = studio, terms, way, condition
         self.keys = [x for t in terms for x in t.latent.xT]
         if not 2 <= len(self.keys) <= 4:
             raise UsageError(f"two to four images or latents, not {len(self.keys)}", hint="drop all of them at once")
+        arithmetic.check_alike(terms)
         self.dithers = [d for t in terms for d in (t.latent.dithers or [None] * len(t.latent.xT))]
         self.names = [
             t.name if len(t.latent.xT) == 1 else f"{t.name} [{i}]" for t in terms for i in range(len(t.latent.xT))

@@ -71,16 +71,22 @@ class Page:
         handler.__annotations__ = {"request": gr.Request}  # by its type gradio knows that it is no value
         return handler
 
-    def started(self, name: str, both: tuple[Any, Any], work: Work, **ends: Any) -> None:
-        """Has the first button start `work`, one at a time on this machine, and the second cancel it."""
+    def started(self, name: str, both: tuple[Any, Any], work: Work, *, inputs: list[Any]) -> None:
+        """Has the first button start `work`, one at a time on this machine, and the second cancel it.
+
+        Below them comes a bar while it is under way, and what it makes.
+        """
         button, cancel = both
+        bar = gr.HTML(min_height=52)
         button.click(
             self.watched(name, work),
             concurrency_id="work",
             concurrency_limit=1,
             trigger_mode="once",
             api_visibility="private",
-            **ends,
+            show_progress_on=bar,
+            outputs=gr.HTML(elem_classes="shown", elem_id=f"{name}-shown"),
+            inputs=inputs,
         )
         cancel.click(self.cancel, queue=False, api_visibility="private", show_progress="hidden")
 

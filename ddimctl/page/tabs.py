@@ -85,12 +85,9 @@ def way_of(solver: str, spacing: str, steps: float) -> Way:
 def buttons(name: str) -> tuple[Any, Any]:
     """(what starts the work, what cancels it), side by side."""
     with gr.Row():
-        return gr.Button(name, variant="primary", scale=4), gr.Button("Cancel", elem_classes="cancel", scale=1)
-
-
-def shown(name: str) -> Any:
-    """Where what was made is shown."""
-    return gr.HTML(elem_classes="shown", elem_id=f"{name}-shown")
+        return gr.Button(name, variant="primary", elem_classes="start", scale=4), gr.Button(
+            "Cancel", elem_classes="cancel", scale=1
+        )
 
 
 def reconstruct(page: Page) -> None:
@@ -102,7 +99,7 @@ def reconstruct(page: Page) -> None:
         way, condition = controls.read(*values)
         yield from page.studio.reconstruct(path, way, condition=condition, stop=job.stop)
 
-    page.started("reconstruct", both, work, inputs=[image, *controls.inputs], outputs=shown("reconstruct"))
+    page.started("reconstruct", both, work, inputs=[image, *controls.inputs])
 
 
 def interpolate(page: Page) -> None:
@@ -117,7 +114,7 @@ def interpolate(page: Page) -> None:
         found = Between(studio, terms, way=way, condition=condition)
         yield found.html(job.keep(found))
 
-    page.started("interpolate", both, work, inputs=[files, *controls.inputs], outputs=shown("interpolate"))
+    page.started("interpolate", both, work, inputs=[files, *controls.inputs])
 
 
 def latent(page: Page) -> None:
@@ -166,7 +163,7 @@ def latent(page: Page) -> None:
             yield f'<div data-kept="{job.keep(made)}">{html}{load}<p class="told" role="status"></p></div>'
 
     inputs = [some, others, operation, weights, renorm, *controls.inputs]
-    page.started("latent", both, work, inputs=inputs, outputs=shown("latent"))
+    page.started("latent", both, work, inputs=inputs)
 
 
 def sample(page: Page) -> None:
@@ -185,7 +182,7 @@ def sample(page: Page) -> None:
             int(seed or 0), int(number), Noising(way, float(eta)), condition=condition, stop=job.stop
         )
 
-    page.started("sample", both, work, inputs=[seed, number, eta, *controls.inputs], outputs=shown("sample"))
+    page.started("sample", both, work, inputs=[seed, number, eta, *controls.inputs])
 
 
 def edit(page: Page) -> None:
@@ -203,7 +200,7 @@ def edit(page: Page) -> None:
         )
 
     inputs = [image, keep, *source.inputs, *target.inputs, *way.inputs]
-    page.started("edit", both, work, inputs=inputs, outputs=shown("edit"))
+    page.started("edit", both, work, inputs=inputs)
 
 
 @dataclass(frozen=True)

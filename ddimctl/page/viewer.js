@@ -129,6 +129,15 @@
     say(root, `ddimctl-${name} is downloaded`);
   };
 
+  // Clicks that follow one another at once are one: gradio notices that work is under way only a moment later.
+  const clicked = new WeakMap();
+  document.addEventListener('click', (event) => {
+    const button = event.target.closest('.start');
+    if (button === null) return;
+    if (event.timeStamp - (clicked.get(button) ?? -Infinity) < 300) event.stopImmediatePropagation();
+    clicked.set(button, event.timeStamp);
+  }, true);
+
   document.addEventListener('click', (event) => {
     const button = event.target.closest('button');
     if (button?.dataset.load) load(button);

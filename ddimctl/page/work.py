@@ -151,7 +151,7 @@ class Studio:
         found = trip(way)
         pixels, gains = sheets.comparison(x0, [found.shown[0][None]])
         columns = ["original", "reconstruction", f"difference\n× {sheets.stated(gains[0])}"]
-        shown = html.Pictures("Round trip", pixels, columns, [record["name"]], "").table("trip")
+        shown = html.Pictures("Round trip", pixels, columns, [record["name"]]).table("trip")
         values = [f"{name} {found.total(name):.4g}" for name in found.values]
         begin = f"{shown}<p>{html.safe(', '.join(values))}; {found.evaluations:.4g} evaluations</p>"
         yield begin
@@ -178,7 +178,7 @@ class Studio:
             "original", f"back as\n{said(source)}", f"edited to\n{said(target)}",
             f"what changed\n× {sheets.stated(gains[1])}",
         ]  # fmt: skip
-        return html.Pictures("Edit", pixels[[0, 1, 3, 4]], columns, [record["name"]], "").table("edited")
+        return html.Pictures("Edit", pixels[[0, 1, 3, 4]], columns, [record["name"]]).table("edited")
 
     def sample(self, seed: int, number: int, how: sampling.Noising, *, condition: Condition, stop: Stop) -> str:
         """The first images of a seed."""
