@@ -20,6 +20,7 @@ from ddimctl import seeds
 from ddimctl.checkpoints.parts import config_of, read_part, write_index, write_part
 from ddimctl.errors import FileError
 from ddimctl.training.data import Data, Images, signed
+from ddimctl.training.denoising import normal
 from ddimctl.training.settings import AutoencoderSettings
 
 LARGE = 256.0  # against pixels; a power of two, so that halves hold it
@@ -45,21 +46,24 @@ class Autoencoder:
         down = len(s.block_channels) - 1
         mirrored = torch.rand(n, generator=g) < 0.5 if s.flip else torch.zeros(n, dtype=torch.bool)
         colours = recolouring(n, g) if s.hue else torch.eye(3).expand(n, 3, 3)
-        return mirrored, colours, torch.randn((n, s.latent_channels, *(side >> down for side in s.size)), generator=g)
+        shape = (n, s.latent_channels, *(side >> down for side in s.size))
+        return mirrored, colours, normal(shape, g, self.device)
 
-    def loss(self, rows: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
-        """|x − y| + |x − y|² + half of |∇x − ∇y|, and `kl` nats for each dimension of the latents."""
-        mirrored, colours, eps = drawn
-        x = signed(self.data.images[rows])
+    def seen(self, rows: Tensor, drawn: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        mirrored, colours, eps = (d.to(self.device) for d in drawn)
+        x = signed(self.data.images[rows].to(self.device))
         if self.settings.flip:
             x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
         if self.settings.hue:
             x = recoloured(x, colours)
-        x = x.to(self.device, memory_format=torch.channels_last)
+        return x.contiguous(memory_format=torch.channels_last), eps
+
+    def loss(self, x: Tensor, eps: Tensor) -> Tensor:
+        """|x − y| + |x − y|² + half of |∇x − ∇y|, and `kl` nats for each dimension of the latents."""
         with self._cast():
             posterior = self.network.encode(x).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
-            z = mean + (0.5 * logvar).exp() * eps.to(self.device)
+            z = mean + (0.5 * logvar).exp() * eps
             y = self.network.decode(z).sample.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         slopes = F.l1_loss(x.diff(dim=-1), y.diff(dim=-1)) + F.l1_loss(x.diff(dim=-2), y.diff(dim=-2))
@@ -177,7 +181,7 @@ def load(folder: Path) -> Any:
 
 
 def encode(network: Any, images: Images) -> Tensor:
-    """uint8 images → the latents a diffusion model sees: the mean, never a sample."""
+    """uint8 images → the latents a diffusion model sees, where the network is: the mean, never a sample."""
     return torch.cat(list(encoded(network, images)))
 
 
@@ -186,13 +190,15 @@ def encoded(network: Any, images: Images) -> Iterator[Tensor]:
     shift = network.config.shift_factor or 0.0
     for x in images.split(64):
         with torch.no_grad():
-            yield (network.encode(signed(x)).latent_dist.mean - shift) * float(network.config.scaling_factor)
+            mean = network.encode(signed(x.to(network.device))).latent_dist.mean
+            yield (mean - shift) * float(network.config.scaling_factor)
 
 
 def decode(network: Any, z: Tensor) -> Tensor:
     """Latents → images in about [−1, 1]."""
     shift = network.config.shift_factor or 0.0
-    return torch.cat([network.decode(part / network.config.scaling_factor + shift).sample for part in z.split(64)])
+    parts = (z.to(network.device) / network.config.scaling_factor + shift).split(64)
+    return torch.cat([network.decode(part).sample for part in parts]).cpu()
 
 
 def recolouring(n: int, g: torch.Generator) -> Tensor:

@@ -21,6 +21,14 @@ N_VALIDATION = 1024
 Predict = Callable[[Tensor, Tensor], Tensor]  # (x_t, labels) → ε
 
 
+def normal(shape: Sequence[int], g: torch.Generator, device: torch.device) -> Tensor:
+    """Standard normal numbers from `g`; of a GPU its own, seeded by `g`, since it would wait for the processor's."""
+    if device.type != "cuda":
+        return torch.randn(*shape, generator=g)
+    seed = int(torch.randint(0, 2**62, (), generator=g))
+    return torch.randn(*shape, generator=torch.Generator(device).manual_seed(seed), device=device)
+
+
 class Denoising:
     """The loss of a network that predicts ε, on one device."""
 
@@ -33,12 +41,7 @@ class Denoising:
     def draw(self, shape: Sequence[int], n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
         """Labels and noise for n states of that shape, both from `g`."""
         label = torch.randint(0, self.schedule.T, (n,), generator=g)
-        return label, torch.randn((n, *shape), generator=g)
-
-    def loss(self, predict: Predict, x0: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
-        """The mean over the images, at the labels and with the noise that were drawn for them."""
-        label, eps = drawn
-        return self.errors(predict, x0, label.to(self.device), eps=eps.to(self.device)).mean()
+        return label, normal((n, *shape), g, self.device)
 
     def errors(self, predict: Predict, x0: Tensor, label: Tensor, *, eps: Tensor) -> Tensor:
         """γ_t |ε − ε_θ|² for each image, a mean over its dimensions."""

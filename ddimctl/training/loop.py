@@ -28,6 +28,7 @@ from ddimctl.images.levels import to_pixels
 from ddimctl.images.sheets import enlarge, sheet
 from ddimctl.images.writing import save_image
 from ddimctl.training import settings as kinds
+from ddimctl.training.captured import Captured
 from ddimctl.training.data import Data, batch
 from ddimctl.training.log import Report
 from ddimctl.training.processes import ALONE, Group
@@ -55,8 +56,11 @@ class Task(Protocol):
     def draw(self, n: int, g: torch.Generator) -> tuple[Tensor, ...]:
         """All random numbers of a batch of n, from `g`: a row of each for an image."""
 
-    def loss(self, rows: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
-        """The mean over the images `rows`, to be differentiated, with what was drawn for them."""
+    def seen(self, rows: Tensor, drawn: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What `loss` sees of the images `rows`, on its device, with what was drawn for them."""
+
+    def loss(self, *seen: Tensor) -> Tensor:
+        """The mean over the images, to be differentiated; it asks for nothing but what it is given."""
 
     def validate(self, network: nn.Module) -> float:
         """The held-out loss: the same noise each time."""
@@ -75,8 +79,8 @@ class Objective(nn.Module):
         super().__init__()
         self.network, self.loss = task.network, task.loss
 
-    def forward(self, rows: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
-        return self.loss(rows, drawn)
+    def forward(self, *seen: Tensor) -> Tensor:
+        return self.loss(*seen)
 
 
 class Trainer:
@@ -103,6 +107,7 @@ class Trainer:
             fused=True,
         )
         self._objective = group.shared(Objective(task))
+        self._captured: Captured | None = None
 
     @property
     def work(self) -> Path:
@@ -139,19 +144,32 @@ class Trainer:
             group["lr"] = s.lr * learning_rate_factor(self.step, s.steps, s.warmup)
         g = torch.Generator().manual_seed(seeds.mix(s.seed, self.step))
         rows, drawn = batch(self.step, s.batch, len(self.task.data.images), seed=s.seed + 2), self.task.draw(s.batch, g)
-        total = 0.0
+        total: float | Tensor = 0.0
         for part in self.parts:
             # For dropout, which differs from part to part: of those that a process has, and of those of others.
             torch.manual_seed(seeds.mix(s.seed + 1 + part.start * 2**20, self.step))
             with contextlib.nullcontext() if part is self.parts[-1] else self.group.alone(self._objective):
-                loss = self._objective(rows[part], tuple(d[part] for d in drawn)) / len(self.parts)
-                loss.backward()
-            total += loss.item()
+                loss = self._differentiate(self.task.seen(rows[part], tuple(d[part] for d in drawn)))
+            total += loss / len(self.parts)
         nn.utils.clip_grad_norm_(network.parameters(), s.clip)
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=self._captured is None)
         self.average.update_parameters(network)
-        return total
+        return float(total)
+
+    def _differentiate(self, seen: tuple[Tensor, ...]) -> Tensor:
+        """Adds a part's gradients to those there are, and returns its loss.
+
+        A small network keeps a GPU waiting for the processor, which launches a thousand kernels a step: all of them are
+        captured once and launched as one, where one process sees whole batches.
+        """
+        if seen[0].device.type == "cuda" and self.group.size == len(self.parts) == 1:
+            if self._captured is None:
+                self._captured = Captured(self._objective, seen)
+            return self._captured(seen)
+        loss: Tensor = self._objective(*seen) / len(self.parts)
+        loss.backward()
+        return loss.detach() * len(self.parts)
 
     @torch.inference_mode()
     def validate(self) -> float:

@@ -33,12 +33,15 @@ class Pixel:
         mirrored = torch.rand(n, generator=g) < 0.5 if self.settings.flip else torch.zeros(n, dtype=torch.bool)
         return (mirrored, *self.denoising.draw((self.settings.channels, *self.settings.size), n, g))
 
-    def loss(self, rows: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
-        mirrored, *rest = drawn
-        x0 = signed(self.data.images[rows]).to(self.device)
+    def seen(self, rows: Tensor, drawn: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        mirrored, label, eps = (d.to(self.device) for d in drawn)
+        x0 = signed(self.data.images[rows].to(self.device))
         if self.settings.flip:
-            x0 = torch.where(mirrored.view(-1, 1, 1, 1).to(self.device), x0.flip(-1), x0)
-        return self.denoising.loss(self.network, x0, tuple(rest))
+            x0 = torch.where(mirrored.view(-1, 1, 1, 1), x0.flip(-1), x0)
+        return x0, label, eps
+
+    def loss(self, x0: Tensor, label: Tensor, eps: Tensor) -> Tensor:
+        return self.denoising.errors(self.network, x0, label, eps=eps).mean()
 
     def validate(self, network: nn.Module) -> float:
         return self.denoising.validate(lambda rows: network, signed(self.data.held_out[:N_VALIDATION]))

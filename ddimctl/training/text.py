@@ -51,7 +51,7 @@ class Text:
         """`vae` is an ``AutoencoderKL``, which is not trained. The latents of all images are held as the images are."""
         if len(data.captions) != len(data.images) or len(data.held_out_captions) != len(data.held_out):
             raise UsageError("every image needs a caption", hint="in metadata.jsonl, or NAME.txt beside NAME.png")
-        self.settings, self.data, self.device, self.vae = settings, data, device, vae
+        self.settings, self.data, self.device, self.vae = settings, data, device, vae.to(device)
         self.schedule = Schedule.linear()
         self.denoising = Denoising(self.schedule, device, bf16=settings.bf16, balance=settings.balance)
         self.vocabulary = tokens.learn(data.captions)
@@ -68,11 +68,14 @@ class Text:
         dropped = torch.rand(n, generator=g) < self.settings.drop
         return (dropped, *self.denoising.draw(self.latents.shape[1:], n, g))
 
-    def loss(self, rows: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
-        dropped, *rest = drawn
-        z, ids = self.latents[rows].to(self.device), self.ids[rows].clone()
-        ids[dropped] = self.null
-        return self.denoising.loss(self._predict(self.network, ids), z, tuple(rest))
+    def seen(self, rows: Tensor, drawn: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        dropped, label, eps = (d.to(self.device) for d in drawn)
+        rows = rows.to(self.device)
+        ids = torch.where(dropped.view(-1, 1), self.null, self.ids[rows])
+        return self.latents[rows], ids, label, eps
+
+    def loss(self, z: Tensor, ids: Tensor, label: Tensor, eps: Tensor) -> Tensor:
+        return self.denoising.errors(self._predict(self.network, ids), z, label, eps=eps).mean()
 
     def validate(self, network: nn.Module) -> float:
         return self.denoising.validate(
@@ -159,8 +162,6 @@ class Text:
         return mapped.collect(each, key, memory=self.data.memory, about=dict)
 
     def _predict(self, network: nn.Module, ids: Tensor) -> Predict:
-        ids = ids.to(self.device)
-
         def predict(xt: Tensor, label: Tensor) -> Tensor:
             out: Tensor = network(xt, label, ids)
             return out
@@ -168,7 +169,7 @@ class Text:
         return predict
 
     def _ids(self, captions: Sequence[str]) -> Tensor:
-        return torch.tensor(tokens.encode(self.vocabulary, captions, length(self.settings)))
+        return torch.tensor(tokens.encode(self.vocabulary, captions, length(self.settings)), device=self.device)
 
 
 def length(s: TextSettings) -> int:
