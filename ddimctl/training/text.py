@@ -35,12 +35,17 @@ GUIDANCE, SAMPLE_STEPS = 3.0, 20  # of the sheets
 class Captioned(nn.Module):
     """ε of (x_t, label, tokens): both networks as one, so that they share an optimiser and an average."""
 
-    def __init__(self, unet: nn.Module, text: nn.Module):
+    def __init__(self, unet: nn.Module, text: Any):
         super().__init__()
         self.unet, self.text = unet, text
+        n = text.config.max_position_embeddings
+        # The mask that the text encoder would make from numbers of the processor's, which no CUDA graph may hold.
+        before = torch.full((1, 1, n, n), torch.finfo(torch.float32).min).triu(1)
+        self.register_buffer("before", before, persistent=False)
 
     def forward(self, xt: Tensor, label: Tensor, ids: Tensor) -> Tensor:
-        out: Tensor = self.unet(xt, label, self.text(ids).last_hidden_state).sample
+        heard = self.text(ids, attention_mask=self.before).last_hidden_state
+        out: Tensor = self.unet(xt, label, heard).sample
         return out
 
 
