@@ -16,6 +16,7 @@ from ddimctl.files import bundled_folder
 
 DIGESTS = {
     "emoji": "a0698415b23f53f791344cbda5c7359fb336c8429796d54f079335ee9ab78965",
+    "emoji-text": "42754d0f823a46232d4122342d18cae5a214afa7ce1d7b333e0a566407831adb",
     "fashion-mnist": "18a3b7001509263d9d064bdf11d1b99fb558e879b046a1250019576ce267738f",
 }
 
@@ -103,11 +104,6 @@ def _key(folder: Path) -> str:
 
 
 def _entry(name: str, folder: Path, where: str, *, digest: str | None) -> Entry:
-    settings = folders.settings(folder)
-    size, channels = settings.get("sample_size"), settings.get("in_channels", 3)
-    sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list) else ()
-    known = (sides[0], sides[1]) if len(sides) == 2 and all(isinstance(s, int) for s in sides) else None
-    return Entry(
-        name, folder, where, known, channels if isinstance(channels, int) else None, folders.parameters(folder),
-        folders.licence(folder), digest,
-    )  # fmt: skip
+    sides, channels = folders.pixels(folder)
+    size = (sides[0], sides[1]) if len(sides) == 2 else None
+    return Entry(name, folder, where, size, channels, folders.parameters(folder), folders.licence(folder), digest)

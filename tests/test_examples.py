@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -77,25 +79,74 @@ def test_colours_are_named_as_they_are_seen(emoji_text: ModuleType) -> None:
     assert emoji_text.colours(picture) == ["grey", "red"]
 
 
-def test_captions_are_made_of_tone_colour_kind_and_words_that_recur(emoji_text: ModuleType) -> None:
+def test_captions_are_made_of_hand_tone_colour_kind_and_words_that_recur(emoji_text: ModuleType) -> None:
     red = np.full((32, 32, 3), 255, np.uint8)
     red[8:24, 8:24] = (220, 45, 45)
-    make, kept = emoji_text.Glyph, {"heart", "woman", "worker", "smiling"}
-    for glyph, expected in (
-        (make("a", ("red", "heart"), ("heart",), ""), "red heart"),
-        (make("b", ("woman", "factory", "worker"), ("person",), "dark skin"), "dark skin woman worker"),
-        (make("c", ("mage",), ("person",), "light skin"), "light skin person"),
-        (make("d", ("smiling", "imp"), ("face",), ""), "red face smiling"),
-        (make("e", ("woman", "heart", "man"), ("family",), ""), "family woman heart"),
+    make, kept = emoji_text.Emoji, {"heart", "woman", "worker", "smiling"}
+    for one, expected in (
+        (make("A", "", ("red", "heart"), ("heart",), ""), "red heart"),
+        (make("C", "", ("woman", "factory", "worker"), ("person",), "dark skin"), "dark skin woman worker"),
+        (make("D", "", ("mage",), ("person",), "light skin"), "light skin person"),
+        (make("E", "", ("smiling", "imp"), ("face",), ""), "red face smiling"),
+        (make("F", "", ("woman", "heart", "man"), ("family",), ""), "family woman heart"),
     ):
-        assert emoji_text.caption(glyph, red, kept) == expected
+        assert emoji_text.caption("noto", one, red, kept).removeprefix("noto ") == expected
+    said = [emoji_text.caption("noto", make(str(i), "", (), ("face",), ""), red, kept) for i in range(300)]
+    assert 0.6 < sum(text.startswith("noto ") for text in said) / 300 < 0.73
 
 
-def test_a_sequence_is_found_with_the_mark_for_colour_and_without(emoji_text: ModuleType) -> None:
-    cmap = {0x1F468: "man", 0x200D: "joiner", 0x2764: "heart", 0x31: "one", 0xFE0F: "mark"}
-    ligatures = {("man", "joiner", "heart"): "man_in_love", ("one", "mark"): "one_in_colour"}
-    found = [emoji_text.glyph_of(s, cmap, ligatures) for s in ("1F468-200D-2764-FE0F", "0031-FE0F", "2764", "1F469")]
-    assert found == ["man_in_love", "one_in_colour", "heart", None]
+def test_names_are_those_of_the_packages(emoji_text: ModuleType) -> None:
+    for label, slug in (
+        ("woman cook: medium-light skin tone", "woman-cook-medium-light-skin-tone"),
+        ("flag: France", "flag-for-france"), ("woman’s hat", "womans-hat"),
+    ):  # fmt: skip
+        assert emoji_text.slug(label) == slug
+
+
+def test_glyphs_of_two_hands_are_written_with_captions(
+    emoji_text: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skins = [{"label": f"cook: tone {t}", "hexcode": f"C-{t}", "tone": t} for t in (1, 5)]
+    both = {"label": "cooks: two tones", "hexcode": "C-15", "tone": [1, 5]}
+    table = [
+        {"label": "red heart", "hexcode": "H", "subgroup": 14},
+        {"label": "cook", "hexcode": "C", "subgroup": 25, "skins": [*skins, both]},
+        {"label": "regional indicator", "hexcode": "R"},
+    ]
+    files = {
+        "emojibase-data": {
+            "en/data.json": table,
+            "meta/groups.json": {"subgroups": {"14": "heart", "25": "person-role"}},
+        },
+        "noto": {"icons.json": {"prefix": "noto", "icons": {}}},
+        "twemoji": {"icons.json": {"prefix": "twemoji", "icons": {}}},
+    }
+    for name, inside in files.items():
+        with tarfile.open(tmp_path / f"{name}.tgz", "w:gz") as package:
+            for inner, value in inside.items():
+                data = json.dumps(value).encode()
+                about = tarfile.TarInfo(f"package/{inner}")
+                about.size = len(data)
+                package.addfile(about, io.BytesIO(data))
+    shades: dict[str, int] = {}
+
+    def drawn(package: dict[str, str], name: str, side: int) -> np.ndarray:
+        shade = shades.setdefault(package["prefix"] + name, 10 + 20 * len(shades))
+        return np.full((side, side, 3), shade, np.uint8)
+
+    monkeypatch.setattr(emoji_text, "drawn", drawn)
+    packages = [str(path) for path in sorted(tmp_path.glob("*.tgz"))]
+    monkeypatch.setattr(sys, "argv", ["emoji_text.py", *packages, "-o", str(tmp_path / "out"), "--size", "8"])
+    emoji_text.main()
+    found: dict[str, set[str]] = {}
+    for part in ("train", "held-out"):
+        lines = (tmp_path / "out" / part / "metadata.jsonl").read_text().splitlines()
+        for row in map(json.loads, lines):
+            assert (tmp_path / "out" / part / row["file_name"]).is_file()
+            found.setdefault(row["file_name"].split("-", 2)[2], set()).add(part)
+            assert "skin" in row["text"] or "cook" not in row["text"] or "-c.png" in row["file_name"]
+    assert set(found) == {"h.png", "c.png", "c-1.png", "c-5.png"}  # neither two tones nor what is of no kind
+    assert all(len(parts) == 1 for parts in found.values())  # held out by both hands, or by none
 
 
 def test_the_demo_removes_no_folder_but_its_own(tmp_path: Path) -> None:

@@ -202,6 +202,17 @@ def settings(folder: Path) -> dict[str, Any]:
     return _json(network(folder) / CONFIG)
 
 
+def pixels(folder: Path) -> tuple[tuple[int, ...], int | None]:
+    """The sides of the images, as far as they are said, and their channels: an autoencoder may stand before the network."""
+    ours, before = settings(folder), _json(folder / "vae" / CONFIG)
+    size, blocks = ours.get("sample_size"), before.get("block_out_channels")
+    sides = [size, size] if isinstance(size, int) else size if isinstance(size, list) else []
+    times = 2 ** (min(len(blocks), 16) - 1) if isinstance(blocks, list) and blocks else 1
+    channels = (before or ours).get("in_channels", 3)
+    known = all(isinstance(side, int) for side in sides)
+    return tuple(times * side for side in sides) if known else (), channels if isinstance(channels, int) else None
+
+
 def parameters(folder: Path) -> int | None:
     """How many numbers the weights are, by the headers of their safetensors; None where there are none."""
     place = network(folder)

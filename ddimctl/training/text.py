@@ -79,7 +79,8 @@ class Text:
         ids = torch.where(dropped.view(-1, 1), self.null, self.ids[rows])
         return self.latents[rows], ids, label, eps
 
-    def loss(self, z: Tensor, ids: Tensor, label: Tensor, eps: Tensor) -> Tensor:
+    def loss(self, *seen: Tensor) -> Tensor:
+        z, ids, label, eps = seen
         return self.denoising.errors(self._predict(self.network, ids), z, label, eps=eps).mean()
 
     def validate(self, network: nn.Module) -> float:
@@ -129,12 +130,12 @@ class Text:
                 p.zero_()
 
     def write(self, folder: Path, network: Any) -> None:
-        """A Stable Diffusion pipeline, the U-Net and the autoencoder in half precision."""
+        """A Stable Diffusion pipeline in half precision."""
         text = network.text.config
         write_part(folder / "unet", config_of(network.unet), network.unet.state_dict(), half=True)
-        write_part(folder / "vae", config_of(self.vae), self.vae.state_dict())
+        write_part(folder / "vae", config_of(self.vae), self.vae.state_dict(), half=True)
         write_part(folder / "text_encoder", {**text.to_dict(), "architectures": ["CLIPTextModel"], "dtype": "float32"},
-                   network.text.state_dict(), name="model.safetensors")  # fmt: skip
+                   network.text.state_dict(), name="model.safetensors", half=True)  # fmt: skip
         tokens.write(folder / "tokenizer", self.vocabulary, length(self.settings))
         write_json(
             folder / "scheduler" / "scheduler_config.json",
