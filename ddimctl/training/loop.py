@@ -59,8 +59,9 @@ class Task(Protocol):
     def seen(self, rows: Tensor, drawn: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """What `loss` sees of the images `rows`, on its device, with what was drawn for them."""
 
-    def loss(self, *seen: Tensor) -> Tensor:
-        """The mean over the images, to be differentiated; it asks for nothing but what it is given."""
+    @property
+    def loss(self) -> Callable[..., Tensor]:
+        """The mean over the images, of what was `seen`, to be differentiated; it asks for nothing else."""
 
     def validate(self, network: nn.Module) -> float:
         """The held-out loss: the same noise each time."""

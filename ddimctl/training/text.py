@@ -75,9 +75,8 @@ class Text:
 
     def seen(self, rows: Tensor, drawn: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         dropped, label, eps = (d.to(self.device) for d in drawn)
-        rows = rows.to(self.device)
         ids = torch.where(dropped.view(-1, 1), self.null, self.ids[rows])
-        return self.latents[rows], ids, label, eps
+        return self.latents[rows].to(self.device), ids, label, eps
 
     def loss(self, *seen: Tensor) -> Tensor:
         z, ids, label, eps = seen
@@ -160,11 +159,11 @@ class Text:
         if math.isinf(self.data.memory):
             return autoencoder.encode(self.vae, images)
         weights = self.vae.state_dict().items()
-        made_by = [(k, sha256(w.contiguous().numpy().data)) for k, w in weights], dict(self.vae.config)
+        made_by = [(k, sha256(w.cpu().contiguous().numpy().data)) for k, w in weights], dict(self.vae.config)
         key = cache.name("latents", __version__, self.data.digest, made_by)
         if (whole := mapped.load(key)) is not None:
             return whole[0]
-        each = (z.numpy() for part in autoencoder.encoded(self.vae, images) for z in part)
+        each = (z.cpu().numpy() for part in autoencoder.encoded(self.vae, images) for z in part)
         return mapped.collect(each, key, memory=self.data.memory, about=dict)
 
     def _predict(self, network: nn.Module, ids: Tensor) -> Predict:
