@@ -35,7 +35,7 @@ test-ui: .venv-ui/.ready
 		axe-playwright-python hypothesis playwright pytest
 	touch $@
 
-# docs/gallery.md and its pictures, by the commands that stand in it. A minute or so.
+# docs/gallery.md, its films and its pictures, by the commands that stand in it. Some minutes.
 gallery: $(READY)
 	$(BIN)/python benchmarks/gallery.py
 
@@ -57,6 +57,7 @@ lint: $(READY)
 docs: $(READY)
 	$(BIN)/python benchmarks/inversion.py $(IMAGES)
 	$(BIN)/python benchmarks/paper.py
+	$(BIN)/python benchmarks/gallery.py
 	$(if $(IMAGES),$(BIN)/python benchmarks/table_2.py $(IMAGES))
 
 # Measures docs/performance.md and the README's table of speed again. Ten minutes, on a machine that does nothing else.

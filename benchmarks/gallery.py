@@ -1,4 +1,9 @@
-"""Makes docs/gallery.md and its pictures, by running the command that stands under each: `make gallery`, a minute or so."""
+"""Makes docs/gallery.md and its pictures, by running the command that stands under each: `make gallery`, some minutes.
+
+    python benchmarks/gallery.py [ONLY]
+
+ONLY is a word: pictures of other commands are left alone.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +13,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from film import FILMS, make
+
 ROOT = Path(__file__).parent.parent
 HELD_OUT = "models/emoji/held-out"
+CLOTHES = "models/fashion-mnist/held-out"
 
 
 @dataclass(frozen=True)
@@ -25,14 +33,21 @@ class Shown:
 
 SHOWN = (
     Shown(
+        "Between four images, in grey",
+        "The corners are real and new to the model; everything between them is decoded from slerps of their latents.",
+        "interpolation.png",
+        f"ddimctl interpolate {CLOTHES}/000.png {CLOTHES}/001.png {CLOTHES}/006.png {CLOTHES}/018.png --grid --size 4x10"
+        " --zoom 3 -o docs/interpolation.png",
+    ),
+    Shown(
         "There and back",
         "Real images that the model never saw, encoded and decoded by two solvers in 10 and 20 steps, with what is lost.",
         "gallery-round-trip.png",
         "ddimctl reconstruct -m emoji --steps 10,20 --solver ab2,ddim --limit 4 -o docs/gallery-round-trip.png",
     ),
     Shown(
-        "Between four images",
-        "The corners are real; everything between them is decoded from slerps of their latents.",
+        "Between four images, in colour",
+        "The same with the model that knows emoji.",
         "gallery-grid.png",
         f"ddimctl interpolate {HELD_OUT}/000.png {HELD_OUT}/033.png {HELD_OUT}/019.png {HELD_OUT}/031.png -m emoji --grid"
         " --size 5x7 --zoom 3 --steps 20 -o docs/gallery-grid.png",
@@ -69,21 +84,32 @@ SHOWN = (
 
 def page(shown: tuple[Shown, ...] = SHOWN) -> str:
     """docs/gallery.md."""
-    parts = ["# Gallery\n\nEvery picture, with the command that made it (`make gallery` makes them all again)."]
+    parts = [
+        "# Gallery",
+        "Every film and picture, with the commands that made it (`make gallery` makes them all again). The films are of real"
+        " runs; waits are cut to a second.",
+    ]
+    for f in FILMS:
+        lines = "\n".join(f.commands)
+        parts.append(f"## {f.title}\n\n{f.words}\n\n![A terminal: {f.title}]({f.file})\n\n```sh\n{lines}\n```")
     for s in shown:
         lines = "\n".join(filter(None, [s.before, s.command]))
         parts.append(f"## {s.title}\n\n{s.words}\n\n![{s.title}: {s.words}]({s.file})\n\n```sh\n{lines}\n```")
     return "\n\n".join(parts) + "\n"
 
 
-def main() -> None:
+def main(only: str = "") -> None:
+    for f in FILMS:
+        if only in " ".join([f.file, *f.commands]):
+            make(f)
     for s in SHOWN:
-        for command in filter(None, [s.before, f"{s.command} -q"]):
-            words = shlex.split(command)[1:]
-            subprocess.run([sys.executable, "-m", "ddimctl", *words, "--force"], cwd=ROOT, check=True)
-    (ROOT / "shoe.pt").unlink()
+        if only in s.command:
+            for command in filter(None, [s.before, f"{s.command} -q"]):
+                words = shlex.split(command)[1:]
+                subprocess.run([sys.executable, "-m", "ddimctl", *words, "--force"], cwd=ROOT, check=True)
+    (ROOT / "shoe.pt").unlink(missing_ok=True)
     (ROOT / "docs" / "gallery.md").write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:2])
