@@ -34,7 +34,7 @@ def addresses(markdown: str) -> Iterator[tuple[str, str]]:
 
 def test_the_readme_itself_is_relative() -> None:
     """Else the tests below would find nothing to mend."""
-    assert ("src", "docs/interpolation.png") in set(addresses(README))
+    assert ("src", "docs/film-round-trip.gif") in set(addresses(README))
 
 
 def test_with_an_address_everything_is_absolute(hook: ModuleType) -> None:
@@ -42,7 +42,7 @@ def test_with_an_address_everything_is_absolute(hook: ModuleType) -> None:
     found = list(addresses(made))
     assert len(found) == len(list(addresses(README)))
     assert not [a for _, a in found if not a.startswith("https://")]
-    assert ("src", f"{REPOSITORY}/raw/v1.2/docs/interpolation.png") in found
+    assert ("src", f"{REPOSITORY}/raw/v1.2/docs/film-round-trip.gif") in found
     assert ("src", f"{REPOSITORY}/raw/v1.2/docs/grid.png") in found
     assert ("href", f"{REPOSITORY}/blob/v1.2/docs/checkpoints.md") in found
     for _, address in found:  # what it leads to is there
