@@ -52,7 +52,8 @@ def extractor(model: Model, condition: Condition = NOTHING) -> Extractor:
 
     with torch.inference_mode():
         dimension = call(torch.zeros(1, *model.image_shape, dtype=torch.uint8)).shape[1]
-    made_by = f"{NAME} {model.digest} {model.autoencoder.digest} {sigma.hex()} {condition}"
+    asked = str(condition).replace(", blend=()", "")  # as files that were written before there were blends have it
+    made_by = f"{NAME} {model.digest} {model.autoencoder.digest} {sigma.hex()} {asked}"
     about = {"model": model.name, "level": sigma, "digest": hashlib.sha256(made_by.encode()).hexdigest()}
     return Extractor(NAME, dimension, call, about)
 
