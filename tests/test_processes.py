@@ -288,6 +288,20 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, ddimctl:
     assert apart(saved(tmp_path / "s"), saved(tmp_path / "m")) < SAME
 
 
+@pytest.mark.slow
+def test_one_that_is_gone_is_said(tmp_path: Path) -> None:
+    """Killed by the system: the others end at once, and the last checkpoint stays."""
+    write_tar(tmp_path / "a.tar", {f"{i:02}.png": png(x[0].numpy()) for i, x in enumerate(pixels())})
+    (tmp_path / "run.py").write_text(SIGNAL_IN_STEP.replace("SIGTERM", "SIGKILL"))
+    code, out, err = finished(torchrun(2, "15", "1", *WORDS, "--steps", "50", folder=tmp_path, program=("run.py",)))
+    assert (code, out) == (1, "")
+    assert ours(err)[1:] == [
+        "error: another process of this run has ended",
+        "hint: what it said stands above; --resume continues from the last checkpoint",
+    ]
+    assert torch.load(tmp_path / "m" / "training" / "checkpoint.pt", weights_only=True)["step"] == 10
+
+
 # SIGTERM to one process, in the step of that number that it takes.
 SIGNAL_IN_STEP = """
 import os, signal, sys, torch

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ddimctl.errors import FileError, UsageError
@@ -257,6 +258,32 @@ def test_the_cards_tell_of_captions_and_of_what_comes_back(tmp_path: Path) -> No
 def test_settings_that_make_no_sense_are_refused(kind: Any, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         kind(**{"channels": 3, "size": (32, 32), **changes})
+
+
+@pytest.mark.parametrize(("make", "columns"), [(text_task, 4), (autoencoder_task, 8)])
+def test_a_sheet_says_what_is_on_it(make: Any, columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images stand in it as they are, at the right and above the caption."""
+    from ddimctl.images.reading import read
+    from ddimctl.images.sheets import enlarge, sheet
+    from ddimctl.training import loop
+
+    said: list[Any] = []
+    around = loop.around
+    monkeypatch.setattr(loop, "around", lambda *args, labels: said.append(labels) or around(*args, labels=labels))
+    trainer = Trainer(make(), tmp_path)
+    tiles = pixels(16).permute(0, 2, 3, 1).numpy()
+    monkeypatch.setattr(trainer.task, "samples", lambda network, n: pixels(16).float() / 127.5 - 1)
+    (tmp_path / "training").mkdir()
+    trainer.sheet(16)
+    expected = sheet(enlarge(tiles, 2), columns, loop.GAP)
+    size = Image.open(tmp_path / "samples.png").size
+    found = read(tmp_path / "samples.png", 3, (size[1], size[0]))[0]
+    high, wide = expected.shape[:2]
+    places = [(found[y : y + high, -wide - 8 : -8] == expected).all() for y in range(len(found) - high)]
+    assert sum(places) == 1
+    assert said[0].caption.startswith("step 0 of 8: ")
+    assert tuple(said[0].left) == (CAPTIONS if columns == 4 else ())
+    assert (tmp_path / "training" / "samples-000000.png").read_bytes() == (tmp_path / "samples.png").read_bytes()
 
 
 # The command

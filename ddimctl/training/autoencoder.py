@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ddimctl import seeds
 from ddimctl.checkpoints.parts import config_of, read_part, write_index, write_part
 from ddimctl.errors import FileError
+from ddimctl.images.labels import Labels
 from ddimctl.training.data import Data, Images, signed
 from ddimctl.training.denoising import normal
 from ddimctl.training.settings import AutoencoderSettings
@@ -82,6 +83,9 @@ class Autoencoder:
         """Held-out images, each beside what comes back of it."""
         x = signed(self.data.held_out[: max(n // 2, 1)]).to(self.device)
         return torch.stack([x, self._reconstruct(network, x)], 1).flatten(0, 1).cpu()
+
+    def words(self, n: int) -> tuple[int, Labels]:
+        return 8, Labels(above=("held out", "decoded") * 4, caption="each image beside what comes back of it")
 
     @torch.no_grad()
     def write(self, folder: Path, network: nn.Module) -> None:

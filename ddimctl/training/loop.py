@@ -12,7 +12,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from ddimctl import seeds
 from ddimctl.checkpoints.diffusers import HELD_OUT_FOLDER
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.files import atomic_file, make_folder, write_bytes
+from ddimctl.images.labels import Labels, around
 from ddimctl.images.levels import to_pixels
 from ddimctl.images.sheets import enlarge, sheet
 from ddimctl.images.writing import save_image
@@ -35,6 +36,7 @@ from ddimctl.training.processes import ALONE, Group
 from ddimctl.training.settings import Settings
 
 N_HELD_OUT_FILES = 64
+GAP = 4  # pixels between the images of a sheet
 # What `torch.load` and the `load_state_dict` raise on a file that is not what `Trainer.save` wrote.
 CORRUPT = (
     RuntimeError, KeyError, ValueError, OSError, TypeError, AttributeError, EOFError, IndexError, pickle.UnpicklingError
@@ -68,6 +70,9 @@ class Task(Protocol):
 
     def samples(self, network: nn.Module, n: int) -> Tensor:
         """What the network makes, as images (n, C, H, W) in about [−1, 1]: the same noise each time."""
+
+    def words(self, n: int) -> tuple[int, Labels]:
+        """How many columns a sheet of these has, and what is said around it."""
 
     def write(self, folder: Path, network: nn.Module) -> None:
         """The model's own files, in diffusers' layout."""
@@ -184,9 +189,12 @@ class Trainer:
         self.average.eval()
         return self.task.samples(self.average.module, n)
 
-    def sheet(self) -> None:
+    def sheet(self, n: int = 64) -> None:
         """Writes `samples` as a picture: the latest beside the card, every one in `work`."""
-        pixels = enlarge(sheet(to_pixels(self.samples()), columns=8), 2)
+        columns, words = self.task.words(n)
+        words = replace(words, caption=f"step {self.step:,} of {self.settings.steps:,}: {words.caption}")
+        tiles = enlarge(to_pixels(self.samples(n)), 2)
+        pixels = around(sheet(tiles, columns, GAP), tiles.shape[1:3], GAP, labels=words)
         save_image(self.work / f"samples-{self.step:06}.png", pixels)
         save_image(self.folder / "samples.png", pixels)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ddimctl import ode, seeds
 from ddimctl.checkpoints import Checkpoint, diffusers
 from ddimctl.families.pixel import from_checkpoint
+from ddimctl.images.labels import Labels
 from ddimctl.model import About
 from ddimctl.schedule import Schedule
 from ddimctl.training.data import Data, signed
@@ -54,6 +55,9 @@ class Pixel:
         model = from_checkpoint(self.checkpoint(network), About("training"), device=str(self.device))
         x: Tensor = ode.decode(model, seeds.noise(model.state_shape, n, seed=0)).x
         return x
+
+    def words(self, n: int) -> tuple[int, Labels]:
+        return 8, Labels(caption=f"from noise, {ode.DEFAULT_WAY.steps} steps of {ode.DEFAULT_WAY.solver}")
 
     def write(self, folder: Path, network: nn.Module) -> None:
         diffusers.write(folder, self.checkpoint(network))

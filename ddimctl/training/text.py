@@ -21,6 +21,7 @@ from ddimctl.checkpoints.parts import config_of, write_index, write_json, write_
 from ddimctl.errors import UsageError
 from ddimctl.files import sha256
 from ddimctl.images import mapped
+from ddimctl.images.labels import Labels
 from ddimctl.schedule import Schedule
 from ddimctl.solvers import ab2
 from ddimctl.training import autoencoder, tokens
@@ -89,8 +90,14 @@ class Text:
 
     def samples(self, network: nn.Module, n: int) -> Tensor:
         """n images of the first held-out captions, four of each."""
-        captions = list(dict.fromkeys(self.data.held_out_captions))[: max(n // 4, 1)]
-        return self.pictures(network, [c for c in captions for _ in range(4)][:n])
+        return self.pictures(network, [c for c in self._shown(n) for _ in range(4)][:n])
+
+    def words(self, n: int) -> tuple[int, Labels]:
+        made = f"held-out captions, guidance {GUIDANCE:g}, {SAMPLE_STEPS} steps of ab2"
+        return 4, Labels(left=self._shown(n), caption=made)
+
+    def _shown(self, n: int) -> list[str]:
+        return list(dict.fromkeys(self.data.held_out_captions))[: max(n // 4, 1)]
 
     def pictures(self, network: nn.Module, captions: Sequence[str], guidance: float = GUIDANCE) -> Tensor:
         """An image of each caption."""
