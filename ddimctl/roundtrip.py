@@ -56,6 +56,18 @@ class RoundTrip:
         """Of the network for an image, both ways."""
         return (sum(self.encode_evaluations) + sum(self.decode_evaluations)) / len(self.encode_evaluations)
 
+    def add(self, more: RoundTrip) -> None:
+        """What the same way came to for further images."""
+        for report, values in more.values.items():
+            self.values.setdefault(report, []).extend(values)
+        self.encode_evaluations += more.encode_evaluations
+        self.decode_evaluations += more.decode_evaluations
+        self.residuals += more.residuals
+        self.unconverged += more.unconverged
+        self.failures += more.failures
+        self.seconds += more.seconds
+        self.shown += more.shown
+
     def total(self, report: str) -> float:
         """A report's values as one number."""
         values = self.values[report]

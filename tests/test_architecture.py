@@ -81,6 +81,7 @@ KNOWN_BY = {
     "transformers": {"families", "training"},
     "pyarrow": {"archives"},
     "fsspec": {"remote"},
+    "ray": {"runs"},
     "typer": {"cli"},
     "rich": {"cli"},
     "textual_image": {"cli"},

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,10 @@ from ddimctl.errors import DDIMError, SomeFailed, UsageError
 
 if TYPE_CHECKING:
     from ddimctl.arrays import Array
-    from ddimctl.ode import Progress, Solution
+    from ddimctl.ode import Solution
     from ddimctl.runs.plan import Item, Outcome
     from ddimctl.runs.reading import Loaded
+    from ddimctl.runs.where import Where
     from ddimctl.runs.work import Encoding
 
 FLUSH = 16  # outcomes between two writes to the manifest
@@ -140,7 +142,7 @@ def manifest_path(folder: Path, shard: str | None) -> Path:
 
 def sharded(
     items: Sequence[Item], encoding: Encoding, files: options.Batch, *, per: int | None, size: int
-) -> tuple[Path, Callable[[Progress], Iterator[Outcome]]]:
+) -> tuple[Path, Callable[[Where], Iterator[Outcome]]]:
     """Many images → shards, as -o names them: the manifest, and the work."""
     from itertools import takewhile
 
@@ -150,12 +152,12 @@ def sharded(
     output = files.output or Path()
     url = remote.url_of(output)
     i, _, n = (files.shard or "1/1").partition("/")
-    where = shards.Shards(url or str(output), per or max(len(items), 1), files.force, files.dry_run, int(i) - 1, int(n))
+    to = shards.Shards(url or str(output), per or max(len(items), 1), files.force, files.dry_run, int(i) - 1, int(n))
     folder = Path() if url else Path(*takewhile(lambda part: "{" not in part, output.parent.parts))
     manifest = manifest_path(folder, files.shard)
     if per is None and not url:
         manifest = manifest.with_name(f"{output.name}.{manifest.name}")
-    return manifest, lambda progress: shards.encode(items, where, encoding, batch_size=size, progress=progress)
+    return manifest, lambda where: shards.encode(items, to, encoding, batch_size=size, where=where)
 
 
 @dataclass
@@ -248,7 +250,7 @@ def written(manifest: Path, about: dict[str, Any], *, dry_run: bool) -> Iterator
 
 
 def run(
-    work: Callable[[Progress], Iterator[Outcome]],
+    work: Callable[[Where], Iterator[Outcome]],
     total: int,
     steps: int,
     *,
@@ -260,6 +262,7 @@ def run(
 ) -> None:
     """Works through the outcomes of `work`, which takes about `steps` an item. Raises `SomeFailed` if some failed."""
     from ddimctl.runs import plan
+    from ddimctl.runs.where import here
 
     tally = Tally(total)
     with (
@@ -273,7 +276,7 @@ def run(
                 yield state
                 meter.partly(len(state))
 
-        for outcome in work(watched):
+        for outcome in work(partial(here, progress=watched)):
             tally.add(outcome, meter.say, verbose=console.verbose)
             if dry_run and not console.json:
                 print(_plan(outcome, verb))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
     from ddimctl.cli.sized import Captioned
     from ddimctl.images.preprocessing import Preprocessing
     from ddimctl.model import Condition, Model
-    from ddimctl.ode import Progress
     from ddimctl.recipe import Way
     from ddimctl.roundtrip import RoundTrip
     from ddimctl.runs.plan import Item
+    from ddimctl.runs.where import Where
 
 TOLD = 20  # of more images than that, what was done to each is not told without -v
 
@@ -65,12 +66,12 @@ class Subject:
 
         return roundtrip.steps(self.ways, reports) * sum(-(-len(part) // size) for _, part in self.parts)
 
-    def measure(self, how: Reading, reports: Sequence[str], *, console: Console, progress: Progress) -> None:
+    def measure(self, how: Reading, reports: Sequence[str], *, console: Console, where: Where) -> None:
         """Fills in `trips`, and what is known of the images then."""
-        from ddimctl import roundtrip
+        from ddimctl.runs import roundtrips
 
         read = self._batches(how, console)
-        trips = roundtrip.measure_each(self.model, read, self.ways, reports=reports, keep=how.keep, progress=progress)
+        trips = roundtrips.measure_each(self.model, read, self.ways, reports=reports, keep=how.keep, where=where)
         self.trips = [replace(trip, of=self.label) for trip in trips]
 
     def _batches(self, how: Reading, console: Console) -> Iterator[tuple[Any, Condition]]:
@@ -161,17 +162,31 @@ def share(
             prompts.check_heard(subject.model, groups, console)
 
 
-def measure(subjects: Sequence[Subject], how: Reading, reports: Sequence[str], *, console: Console) -> None:
+def measure(
+    subjects: Sequence[Subject],
+    how: Reading,
+    reports: Sequence[str],
+    *,
+    console: Console,
+    elsewhere: Where | None = None,
+) -> None:
     """Measures each. What one could not read the next are not asked for, and what is done to images is said once a size."""
+    from ddimctl import roundtrip
+    from ddimctl.runs.where import counted, here
+
     said: set[tuple[int, ...]] = set()
-    with console.bar(sum(s.steps(reports, how.size) for s in subjects), "reconstructing") as bar:
+    total = sum(s.steps(reports, how.size) for s in subjects)
+    with console.meter(total, "reconstructing") as meter, console.watched():
         bad: list[Item] = []
         for s in subjects:
             s.parts = [(c, [i for i in part if i not in bad]) for c, part in s.parts]
             again, several = s.model.image_shape in said, len({o.model.image_shape for o in subjects}) > 1
             if several and not again:
                 console.notice(f"{s.label} takes images of {shape_of(s.model)}")
-            s.measure(how, reports, console=replace(console, quiet=console.quiet or again), progress=bar)
+            where: Where = partial(here, progress=meter.over)
+            if elsewhere is not None:
+                where = counted(elsewhere, partial(meter.add, roundtrip.steps(s.ways, reports)))
+            s.measure(how, reports, console=replace(console, quiet=console.quiet or again), where=where)
             bad += s.failed
             said.add(s.model.image_shape)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from ddimctl.cli import batches, inputs, options
 from ddimctl.cli.console import Console
 from ddimctl.cli.groups import flat, group
 from ddimctl.cli.opened import Opened
+from ddimctl.cli.workers import Workers
 from ddimctl.errors import FileError, UsageError
 
 if TYPE_CHECKING:
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
     from ddimctl.latent import Latent
     from ddimctl.model import Model
-    from ddimctl.ode import Progress
     from ddimctl.runs.plan import Item
+    from ddimctl.runs.where import Where
     from ddimctl.runs.work import Decoding
 
 
@@ -48,7 +50,7 @@ def decode(
     what: options.OtherWhat,
     how: Theirs,
     files: options.Batch,
-    machine: options.Machine,
+    machine: Workers,
     said: options.Said,
 ) -> None:
     """Decode latents into images.
@@ -69,7 +71,7 @@ def decode(
     Example: ddimctl decode latent.pt -o back.png
     """
     from ddimctl import latent
-    from ddimctl.runs import local, plan
+    from ddimctl.runs import local, pictures, plan
     from ddimctl.runs.manifest import read_manifest
 
     files = replace(files, output=places.of_kind(files.output, ".png"))
@@ -93,10 +95,10 @@ def decode(
 
     if is_film and target is not None and first is not None and net is not None and not files.dry_run:
         back = models.way_back(first, items[0].source)
-        decode_film(items[0], first, back, target=target, size=machine.batch_size, console=console)
+        decode_film(items[0], first, back, target=target, machine=machine, console=console)
         return
     if target is not None and first is not None and not files.dry_run:
-        decode_one(items[0], target, models, console=console)
+        decode_one(items[0], target, models, machine=machine, console=console)
         return
     folder = files.output or Path()
     manifest = batches.manifest_path(folder, files.shard)
@@ -105,20 +107,20 @@ def decode(
     if target is not None and first is not None:
         models.way_back(first, items[0].source)
 
-    def decoded(progress: Progress) -> Iterator[plan.Outcome]:
+    def decoded(where: Where) -> Iterator[plan.Outcome]:
         if target is not None and first is not None:
             return iter([plan.Outcome(items[0], plan.DONE, (target,))])
-        return local.decode(
-            items, targets, models.way_back,
-            batch_size=machine.batch_size, before=before, progress=progress, opener=models.load,
-        )  # fmt: skip
+        each = partial(pictures.decode, items, targets, models.way_back, opener=models.load)
+        return each(batch_size=machine.batch_size, before=before, where=where)
 
     run: dict[str, Any] = {"command": "decode", "model": net.digest if net else None, "tolerance": how.tolerance}
     run |= {"engine": net.network.engine if net else None, "precision": machine.precision}
     steps = 1 if first is None else len(first.xT) * (how.steps or len(first.path) - 1)
-    batches.run(
-        decoded, len(items), steps, manifest=manifest, about=run, verb="decoded", console=console, dry_run=files.dry_run
-    )
+    with machine.elsewhere(net, dry_run=files.dry_run) as elsewhere:
+        batches.run(
+            lambda where: decoded(elsewhere or where), len(items), steps,
+            manifest=manifest, about=run, verb="decoded", console=console, dry_run=files.dry_run,
+        )  # fmt: skip
 
 
 def plan_film(item: Item, files: options.Batch, n: int) -> bool:
@@ -169,29 +171,37 @@ def plan_target(
     return target if one is not None else None
 
 
-def decode_one(item: Item, target: Path, models: Opened, *, console: Console) -> None:
+def decode_one(item: Item, target: Path, models: Opened, *, machine: Workers, console: Console) -> None:
     """One latent → one image: a run of one. What is wrong with it is the command's own error."""
-    from ddimctl.runs import local
+    from ddimctl.runs import local, pictures
+    from ddimctl.runs.where import here
 
     targets = local.Targets(target.parent, target.suffix, single=True, one=target)
     named = replace(item, name=target.name.removesuffix(target.suffix))
-    steps = models.way_back(models.load(item.opens), item.source).way.steps
-    with console.bar(steps, "decoding") as bar:
-        (outcome,) = local.decode(
-            [named], targets, models.way_back, batch_size=1, before={}, progress=bar, opener=models.load
+    back = models.way_back(models.load(item.opens), item.source)
+    with machine.elsewhere(back.model) as elsewhere, console.bar(back.way.steps, "decoding") as bar:
+        where = elsewhere or partial(here, progress=bar)
+        (outcome,) = pictures.decode(
+            [named], targets, models.way_back, batch_size=1, before={}, where=where, opener=models.load
         )
     if outcome.failure is not None:
         raise outcome.failure
     console.data(str(target), {"files": [str(target)], "images": 1})
 
 
-def decode_film(item: Item, file: Latent, decoding: Decoding, *, target: Path, size: int, console: Console) -> None:
+def decode_film(
+    item: Item, file: Latent, decoding: Decoding, *, target: Path, machine: Workers, console: Console
+) -> None:
     """The latents of one file → one film."""
     from ddimctl.runs import films
+    from ddimctl.runs.where import here
 
     films.check_size(target, len(file.xT), decoding.model.size)
-    with console.bar(-(-len(file.xT) // size) * decoding.way.steps, "decoding") as bar:
-        n = films.decode(item, file, decoding, target=target, batch_size=size, progress=bar)
+    size = machine.batch_size
+    steps = -(-len(file.xT) // size) * decoding.way.steps
+    with machine.elsewhere(decoding.model) as elsewhere, console.bar(steps, "decoding") as bar:
+        where = elsewhere or partial(here, progress=bar)
+        n = films.decode(item, file, decoding, target=target, batch_size=size, where=where)
     if slow := films.slowed(target, file):
         console.notice(slow)
     console.data(str(target), {"files": [str(target)], "images": n})

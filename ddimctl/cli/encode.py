@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -14,15 +15,16 @@ from ddimctl.cli.console import Console
 from ddimctl.cli.groups import flat, group
 from ddimctl.cli.part import Part
 from ddimctl.cli.sized import Captioned
+from ddimctl.cli.workers import Workers
 from ddimctl.errors import UsageError, choose
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ddimctl.model import Condition, Model
-    from ddimctl.ode import Progress
     from ddimctl.recipe import Way
     from ddimctl.runs.plan import Item, Outcome
+    from ddimctl.runs.where import Where
     from ddimctl.runs.work import Encoding
 
 
@@ -175,7 +177,7 @@ def encode(
     how: Lossless,
     fit: Frames,
     files: Kind,
-    machine: options.Machine,
+    machine: Workers,
     said: options.Said,
 ) -> None:
     """Encode images into latents x_T.
@@ -236,7 +238,7 @@ def encode(
             make_folder(files.output)
         encode_one(
             items[0], target, encoding,
-            settings=settings, encode_each=encode_each, size=machine.batch_size, console=console,
+            settings=settings, encode_each=encode_each, machine=machine, console=console,
         )  # fmt: skip
         return
     run = {"command": "encode", "model": net.digest, **settings, "tolerance": how.tolerance}
@@ -304,7 +306,7 @@ def encode_many(
     *,
     encode_each: Callable[..., Iterator[Outcome]],
     files: Kind,
-    machine: options.Machine,
+    machine: Workers,
     run: dict[str, Any],
     said: options.Said,
 ) -> None:
@@ -317,10 +319,10 @@ def encode_many(
         manifest, work = batches.sharded(items, encoding, files, per=files.per_shard, size=machine.batch_size)
     elif target is not None and encode_each is local.encode:
 
-        def work(progress: Progress) -> Iterator[Outcome]:
+        def work(where: Where) -> Iterator[Outcome]:
             return packed.encode(
                 items, target, encoding,
-                batch_size=machine.batch_size, force=files.force, dry_run=files.dry_run, progress=progress,
+                batch_size=machine.batch_size, force=files.force, dry_run=files.dry_run, where=where,
             )  # fmt: skip
 
         manifest = target.with_name(f"{target.name}.{MANIFEST}")
@@ -334,20 +336,15 @@ def encode_many(
         manifest = batches.manifest_path(folder, files.shard)
         size, before = machine.batch_size, read_manifest(manifest) if files.suffix == latent.BARE else {}
 
-        def work(progress: Progress) -> Iterator[Outcome]:
-            return encode_each(items, targets, encoding, batch_size=size, before=before, progress=progress)
+        def work(where: Where) -> Iterator[Outcome]:
+            return encode_each(items, targets, encoding, batch_size=size, before=before, where=where)
 
     steps = encoding.way.steps * encoding.passes
-    batches.run(
-        work,
-        len(items),
-        steps,
-        manifest=manifest,
-        about=run,
-        verb="encoded",
-        console=said.console(),
-        dry_run=files.dry_run,
-    )
+    with machine.elsewhere(encoding.model, dry_run=files.dry_run) as elsewhere:
+        batches.run(
+            lambda where: work(elsewhere or where), len(items), steps,
+            manifest=manifest, about=run, verb="encoded", console=said.console(), dry_run=files.dry_run,
+        )  # fmt: skip
 
 
 def encode_one(
@@ -357,17 +354,20 @@ def encode_one(
     *,
     settings: dict[str, Any],
     encode_each: Callable[..., Iterator[Outcome]],
-    size: int,
+    machine: Workers,
     console: Console,
 ) -> None:
     """One image, or one film, → one file: a run of one. What is wrong with it is the command's own error."""
     from ddimctl import lossless
     from ddimctl.runs import local
+    from ddimctl.runs.where import here
 
     targets = local.Targets(target.parent, target.suffix, single=True, one=target)
     named = replace(item, name=target.name.removesuffix(target.suffix))
-    with console.bar(encoding.way.steps * encoding.passes, "encoding") as bar:
-        (outcome,) = encode_each([named], targets, encoding, batch_size=size, before={}, progress=bar)
+    size, steps = machine.batch_size, encoding.way.steps * encoding.passes
+    with machine.elsewhere(encoding.model) as elsewhere, console.bar(steps, "encoding") as bar:
+        where = elsewhere or partial(here, progress=bar)
+        (outcome,) = encode_each([named], targets, encoding, batch_size=size, before={}, where=where)
     if outcome.failure is not None or outcome.solution is None:
         raise outcome.failure or UsageError(f"{item.source} was not encoded")
     record, solution = outcome.notes["image"], outcome.solution

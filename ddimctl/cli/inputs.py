@@ -69,6 +69,8 @@ def recall(what: options.What, machine: options.Machine, console: Console) -> Mo
         return None
     if any(getattr(what, name, None) is not None for name in ("size", "sigma_max")):
         return None
+    if getattr(machine, "worker_gpus", None):
+        return None
     found = recall(what.model, machine.device, precision=machine.precision)
     if found is not None:
         found.embed(what.condition())
@@ -83,6 +85,7 @@ def start_engine(model: Model, machine: options.Machine, console: Console, *, wo
     from ddimctl.engines import processors
     from ddimctl.families.recall import remember
 
+    model = machine.placed(model)
     engine, precision, why = machine.engine, machine.precision, "asked for"
     engines.check(engine, precision)
     if engine == "auto":

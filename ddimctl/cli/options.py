@@ -27,7 +27,7 @@ from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
     from ddimctl.images.preprocessing import Preprocessing
-    from ddimctl.model import Condition
+    from ddimctl.model import Condition, Model
 
 DEFAULT_MODEL = "fashion-mnist"
 COLOUR_MODEL = "emoji"  # the bundled one that keeps colour
@@ -329,6 +329,10 @@ class Machine(Device):
     batch_size: Annotated[
         int, Option("--batch-size", metavar="N", min=1, help="Images that go through the network at once.")
     ] = DEFAULT_BATCH
+
+    def placed(self, model: Model) -> Model:
+        """The model as it is where the work is done."""
+        return model
 
 
 # Output

@@ -13,6 +13,7 @@ from ddimctl.cli import batches, compared, inputs, names, options, prompts, trip
 from ddimctl.cli.groups import flat, group, like
 from ddimctl.cli.part import Part
 from ddimctl.cli.sized import Captioned
+from ddimctl.cli.workers import Workers
 from ddimctl.errors import AboveLimit, SomeFailed, UsageError, choose
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def reconstruct(
     how: Several,
     fit: options.Fit,
     files: trips.Sheet,
-    machine: options.Machine,
+    machine: Workers,
     said: Reports,
 ) -> None:
     """Encode images, decode them again, and report the error.
@@ -125,7 +126,8 @@ def reconstruct(
     trips.check_sheet(files, subjects, len(items))
     single = batches.is_single(images or [], items, files)
     reading = compared.Reading(preprocessing, machine.batch_size, files.kept, single)
-    compared.measure(subjects, reading, reports, console=console)
+    with machine.elsewhere(subjects[0].model) as elsewhere:
+        compared.measure(subjects, reading, reports, console=console, elsewhere=elsewhere)
     if not subjects[0].count:
         raise SomeFailed(f"none of {len(items)} images could be read")
     trips.report(subjects, reports, files=files, console=console)

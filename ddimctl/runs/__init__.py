@@ -6,6 +6,6 @@ of one that was not. An output is skipped only if it is whole and says of itself
 by the same recipe. An item that cannot be read is counted and never stops a run; a disk that is full does. Memory does
 not grow with the number of items, but for their names.
 
-`plan` says what is to be done, `work` does it (images in, latents out, no files), `local` and `packed` bring the two
-together on this machine, `manifest` says what became of each item.
+`plan` says what is to be done, `work` does it (images in, latents out, no files), here or on a cluster as `where` says;
+`local`, `packed`, `shards`, `films` and `pictures` bring the two together, `manifest` says what became of each item.
 """

@@ -1,22 +1,26 @@
-"""Films on this machine: every frame of an animation or a film → the latents of one file, and back."""
+"""Films: every frame of an animation or a film → the latents of one file, and back."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddimctl.errors import FileError, UsageError
 from ddimctl.files import make_folder, refuse_special
-from ddimctl.ode import Progress
 from ddimctl.runs import work
-from ddimctl.runs.local import Targets, differs, is_there, made, refuse_link, vouching
+from ddimctl.runs.local import Targets, differs, is_there, refuse_link, vouching
+from ddimctl.runs.pictures import made
 from ddimctl.runs.plan import DONE, FAILED, SKIPPED, Item, Outcome
+from ddimctl.runs.where import Job, Where, here
 from ddimctl.runs.work import Decoding, Encoding
 
 if TYPE_CHECKING:
+    from ddimctl.images.films import Film
     from ddimctl.latent import Latent
+    from ddimctl.ode import Solution
 
 FPS = 10.0  # of latents that were no film
 
@@ -28,30 +32,41 @@ def encode(
     *,
     batch_size: int,
     before: Mapping[str, Mapping[str, Any]],
-    progress: Progress = iter,
+    where: Where = here,
 ) -> Iterator[Outcome]:
     """Encodes all frames of each item into one file, and yields what became of it.
 
     A film whose every frame is there already is skipped; `before` as in `local.encode`. Raises `DDIMError` where the system
     refuses to write.
     """
-    for item in items:
+
+    def jobs() -> Iterator[tuple[Outcome | tuple[Item, Film], Job[Solution] | None]]:
+        for item in items:
+            try:
+                found = _read(item, targets, encoding, before=before)
+            except (FileError, UsageError) as e:
+                found = Outcome(item, FAILED, failure=e)
+            if isinstance(found, Outcome):
+                yield found, None
+            else:
+                yield (item, found), partial(work.encode, list(found.pixels), encoding, batch_size=batch_size)
+
+    for found, solution in where(jobs()):
+        if isinstance(found, Outcome) or solution is None:
+            if isinstance(found, Outcome):
+                yield found
+            continue
+        item, film = found
         try:
-            yield _encode(item, targets, encoding, batch_size=batch_size, before=before, progress=progress)
+            yield _save(item, film, solution, targets=targets, encoding=encoding)
         except (FileError, UsageError) as e:
             yield Outcome(item, FAILED, failure=e)
 
 
-def _encode(
-    item: Item,
-    targets: Targets,
-    encoding: Encoding,
-    *,
-    batch_size: int,
-    before: Mapping[str, Mapping[str, Any]],
-    progress: Progress,
-) -> Outcome:
-    from ddimctl import latent, lossless
+def _read(
+    item: Item, targets: Targets, encoding: Encoding, *, before: Mapping[str, Mapping[str, Any]]
+) -> Outcome | Film:
+    """The film, or what became of it where there is nothing to be done."""
     from ddimctl.images import films
 
     target, model = targets.of(item.name), encoding.model
@@ -68,7 +83,14 @@ def _encode(
             raise differs(target)
     if targets.dry_run:
         return Outcome(item, DONE, (target,))
-    solution = work.encode(list(film.pixels), encoding, batch_size=batch_size, progress=progress)
+    return film
+
+
+def _save(item: Item, film: Film, solution: Solution, *, targets: Targets, encoding: Encoding) -> Outcome:
+    """Writes the latents of a film."""
+    from ddimctl import latent, lossless
+
+    target = targets.of(item.name)
     wrong = next((check for check in solution.checks or [] if check.wrong), None)
     if wrong is not None:
         return Outcome(item, FAILED, failure=lossless.complaint(item.source, wrong))
@@ -83,18 +105,17 @@ def _encode(
     return Outcome(item, DONE, (target,), notes=notes, solution=solution)
 
 
-def decode(
-    item: Item, file: Latent, decoding: Decoding, *, target: Path, batch_size: int, progress: Progress = iter
-) -> int:
+def decode(item: Item, file: Latent, decoding: Decoding, *, target: Path, batch_size: int, where: Where = here) -> int:
     """Decodes all latents of a file into one film, each shown for as long as its frame was; how many there are.
 
     Raises `DDIMError` where the film cannot be made.
     """
     from ddimctl.images import animation, films, levels
 
-    images = work.decode(
-        file.xT, decoding, dithers=file.dithers, corrections=file.corrections, batch_size=batch_size, progress=progress
+    job: Job[Any] = partial(
+        work.decode, file.xT, decoding, dithers=file.dithers, corrections=file.corrections, batch_size=batch_size
     )
+    images: Any = next(found for _, found in where([(None, job)]))
     levels.check_finite(images, decoding.model.name)
     origin = made(item, file, decoding)[0]
     origin = {k: v for k, v in origin.items() if k != "latent"} | {"frames": len(file.xT)}

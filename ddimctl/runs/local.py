@@ -1,27 +1,27 @@
-"""Runs on this machine: files → latents, one file each, and latents → image files."""
+"""Images → latents, a file each, wherever the work between is done; and what may be written where."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddimctl.errors import DDIMError, FileError, UsageError
+from ddimctl.errors import FileError, UsageError
 from ddimctl.files import Held, clean, digest, is_special, make_folder, refuse_source, sha256, write_bytes
-from ddimctl.ode import Progress
 from ddimctl.recipe import of_image
-from ddimctl.runs import names, work
+from ddimctl.runs import work
 from ddimctl.runs.plan import DONE, FAILED, SKIPPED, Item, Outcome
-from ddimctl.runs.reading import read_ahead
-from ddimctl.runs.work import Decoding, Encoding
+from ddimctl.runs.reading import Loaded, read_ahead
+from ddimctl.runs.where import Job, Where, here
+from ddimctl.runs.work import Encoding
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ddimctl.latent import Latent
     from ddimctl.ode import Solution
 
 
@@ -63,14 +63,13 @@ def encode(
     *,
     batch_size: int,
     before: Mapping[str, Mapping[str, Any]],
-    progress: Progress = iter,
+    where: Where = here,
 ) -> Iterator[Outcome]:
     """Encodes each item into a file of its own, and yields what became of it.
 
     `before` is what `read_manifest` says of earlier runs, where the files do not say it themselves. Raises `DDIMError`
     where the system refuses to write.
     """
-    from ddimctl import latent, lossless
 
     def load(item: Item) -> _Image:
         image = _Image(targets.of(item.name))
@@ -85,43 +84,65 @@ def encode(
             image.pixels, image.record = read(item, encoding)
         return image
 
+    def jobs() -> Iterator[tuple[list[Loaded[_Image]], Job[Solution] | None]]:
+        for batch in read_ahead(items, load, batch_size):
+            yield batch, None if targets.dry_run else _job(batch, encoding)
+
     cleaned: set[Path] = set()
-    for batch in read_ahead(items, load, batch_size):
-        solution = None
-        if not targets.dry_run and any(b.value and not b.value.ready for b in batch):
-            for b in batch:
-                if b.value and b.value.pixels is None:
-                    try:
-                        b.value.pixels, b.value.record = read(b.item, encoding)
-                    except (FileError, UsageError) as e:
-                        b.value, b.failure = None, e
-            pixels = [b.value.pixels for b in batch if b.value and b.value.pixels is not None]
-            solution = work.encode(pixels, encoding, progress=progress)
-        row = -1
-        for b in batch:
-            if b.value is None:
-                yield Outcome(b.item, FAILED, failure=b.failure)
-                continue
-            row += 1
-            image = b.value
-            if image.ready or solution is None:
-                yield Outcome(b.item, SKIPPED if image.ready else DONE, (image.target,))
-                continue
-            part = solution.select([row])
-            if part.checks and part.checks[0].wrong:
-                yield Outcome(b.item, FAILED, failure=lossless.complaint(b.item.source, part.checks[0]))
-                continue
-            if not targets.single and image.target.parent not in cleaned:
-                make_folder(image.target.parent)
-                clean(image.target.parent)
-                cleaned.add(image.target.parent)
+    for batch, solution in where(jobs()):
+        yield from _save(batch, solution, targets, encoding=encoding, cleaned=cleaned)
+
+
+def _job(batch: Sequence[Loaded[_Image]], encoding: Encoding) -> Job[Solution] | None:
+    """The encoding of a batch, all of it where any of it is to be done; None where nothing is."""
+    if not any(b.value and not b.value.ready for b in batch):
+        return None
+    for b in batch:
+        if b.value and b.value.pixels is None:
             try:
-                latent.save(image.target, work.latent_of(part, encoding, [image.record]))
-            except FileError as e:  # not finite
-                yield Outcome(b.item, FAILED, failure=e)
-                continue
-            said = {**notes(image.record, part), **vouching(image.target, [image.record], encoding)}
-            yield Outcome(b.item, DONE, (image.target,), notes=said, solution=part)
+                b.value.pixels, b.value.record = read(b.item, encoding)
+            except (FileError, UsageError) as e:
+                b.value, b.failure = None, e
+    return partial(work.encode, [b.value.pixels for b in batch if b.value and b.value.pixels is not None], encoding)
+
+
+def _save(
+    batch: Sequence[Loaded[_Image]],
+    solution: Solution | None,
+    targets: Targets,
+    *,
+    encoding: Encoding,
+    cleaned: set[Path],
+) -> Iterator[Outcome]:
+    """Writes what a batch came to; in folders that are not yet `cleaned`, what a killed run left is removed."""
+    from ddimctl import latent, lossless
+
+    row = -1
+    for b in batch:
+        if b.value is None:
+            yield Outcome(b.item, FAILED, failure=b.failure)
+            continue
+        row += 1
+        image = b.value
+        image.pixels = None
+        if image.ready or solution is None:
+            yield Outcome(b.item, SKIPPED if image.ready else DONE, (image.target,))
+            continue
+        part = solution.select([row])
+        if part.checks and part.checks[0].wrong:
+            yield Outcome(b.item, FAILED, failure=lossless.complaint(b.item.source, part.checks[0]))
+            continue
+        if not targets.single and image.target.parent not in cleaned:
+            make_folder(image.target.parent)
+            clean(image.target.parent)
+            cleaned.add(image.target.parent)
+        try:
+            latent.save(image.target, work.latent_of(part, encoding, [image.record]))
+        except FileError as e:  # not finite
+            yield Outcome(b.item, FAILED, failure=e)
+            continue
+        said = {**notes(image.record, part), **vouching(image.target, [image.record], encoding)}
+        yield Outcome(b.item, DONE, (image.target,), notes=said, solution=part)
 
 
 def read(item: Item, encoding: Encoding) -> tuple[np.ndarray, dict[str, Any]]:
@@ -212,154 +233,6 @@ def refuse_link(target: Path) -> None:
         raise UsageError(f"{target} is a pipe or a device and is left alone", hint="remove it")
 
 
-@dataclass
-class _Latent:
-    """A latent file that was read, and the images it becomes."""
-
-    file: Latent
-    decoding: Decoding
-    targets: list[Path]
-    key: str
-    ready: bool
-
-
-def decode(
-    items: Sequence[Item],
-    targets: Targets,
-    way_back: Callable[[Latent, str], Decoding],
-    *,
-    batch_size: int,
-    before: Mapping[str, Mapping[str, Any]],
-    progress: Progress = iter,
-    opener: Callable[[str | Held], Latent] | None = None,
-) -> Iterator[Outcome]:
-    """Decodes each latent file into an image file; one of several images into a file each, as `names.of_images` says.
-
-    `opener` reads a file, if `latent.load` shall not.
-    `way_back(latent, name)` says how, or raises `FileError`. `before` is what `read_manifest` says of earlier runs:
-    outputs that it vouches for, and that are still the same, are skipped. Any other output that is there is compared with
-    what is decoded; if it differs, its item fails unless forced. So does one of values not finite.
-    """
-    taken = {item.name for item in items}
-
-    def load(item: Item) -> _Latent:
-        from ddimctl import latent
-
-        file = opener(item.opens) if opener else latent.load(Path(item.source))
-        stems = names.of_images(file, item.name, alone=len(items) == 1, beside=targets.beside)
-        if len(stems) > 1 and not taken.isdisjoint(stems):
-            raise UsageError(f"{item.source} and another file would write the same image", hint="rename one")
-        made = [targets.of(stem) for stem in stems]
-        if not targets.single:
-            for target in made:
-                refuse_link(target)
-        decoding = way_back(file, item.source)
-        key = decoding_key(file, decoding, targets.suffix)
-        entry = before.get(item.name, {})
-        ready = entry.get("key") == key and entry.get("sha256") == [digest(t) for t in made]
-        return _Latent(file, decoding, made, key, ready)
-
-    for batch in read_ahead(items, load, batch_size):
-        groups: dict[Any, list[tuple[Item, _Latent]]] = {}
-        for b in batch:
-            if b.value is None:
-                yield Outcome(b.item, FAILED, failure=b.failure)
-            elif len(b.value.targets) > 1:
-                groups[b.item.name] = [(b.item, b.value)]
-            else:  # one integration has one model, one way and one condition
-                decoding = b.value.decoding
-                same = (decoding.model.digest, decoding.way, decoding.condition)
-                groups.setdefault(same, []).append((b.item, b.value))
-        for group in groups.values():
-            yield from _decode_alike(group, targets, before, batch_size=batch_size, progress=progress)
-
-
-def decoding_key(file: Latent, decoding: Decoding, suffix: str) -> str:
-    """What a manifest knows an output by: another key for anything else that decides about the image."""
-    from ddimctl import latent
-    from ddimctl.recipe import read_condition
-
-    model = decoding.model
-    way = decoding.way.on(model.schedule)
-    made: list[Any] = [
-        file.provenance, model.digest, way.levels, way.solver, way.tolerance, suffix, model.network.dtype, *way.mix
-    ]  # fmt: skip
-    if decoding.condition != read_condition(file.provenance):
-        made.append(repr(decoding.condition))
-    kept = file.corrections if way.keep is not None else None
-    return sha256((latent.digest(file.xT, "", kept) + json.dumps(made, sort_keys=True)).encode())
-
-
-def _decode_alike(
-    group: Sequence[tuple[Item, _Latent]],
-    targets: Targets,
-    before: Mapping[str, Mapping[str, Any]],
-    *,
-    batch_size: int,
-    progress: Progress,
-) -> Iterator[Outcome]:
-    """Decodes files that are decoded alike, together: several of one image each, or one of many."""
-    import torch
-
-    from ddimctl.images import levels, writing
-
-    if targets.dry_run or all(v.ready for _, v in group):
-        for item, v in group:
-            yield Outcome(item, SKIPPED if v.ready else DONE, tuple(v.targets), notes=_decoded(v, before, item))
-        return
-    decoding = group[0][1].decoding
-    digests: list[str] = []
-    failures: dict[int, DDIMError] = {}
-    files = [(t, v.file.sources) for _, v in group for t in v.targets]
-    origins = [m for item, v in group for m in made(item, v.file, v.decoding)]
-    noise = [d for _, v in group for d in v.file.dithers or [None] * len(v.file.xT)]
-    xT, kept = torch.cat([v.file.xT for _, v in group]), None
-    if decoding.way.keep is not None:
-        kept = torch.cat([v.file.corrections for _, v in group if v.file.corrections is not None])
-    for start in range(0, len(xT), batch_size):
-        rows = slice(start, start + batch_size)
-        part = None if kept is None else kept[rows]
-        for x0 in work.decode(xT[rows], decoding, dithers=noise[rows], corrections=part, progress=progress):
-            try:
-                levels.check_finite(x0, decoding.model.name)
-                data = writing.to_bytes(levels.to_pixels(x0), targets.suffix, made=origins[len(digests)])
-            except DDIMError as e:  # not a disk that is full, which stops the run
-                failures[len(digests)] = e
-                digests.append("")
-                continue
-            try:
-                target, sources = files[len(digests)]
-                digests.append(put(target, data, targets, sources=sources))
-            except UsageError as e:
-                failures[len(digests)] = e
-                digests.append("")
-    start = 0
-    for item, v in group:
-        mine = range(start, start + len(v.targets))
-        start = mine.stop
-        failure = next((failures[i] for i in mine if i in failures), None)
-        if failure is not None:
-            yield Outcome(item, FAILED, failure=failure)
-            continue
-        said = {"key": v.key, "sha256": [digests[i] for i in mine]}
-        yield Outcome(item, SKIPPED if v.ready else DONE, tuple(v.targets), notes=said)
-
-
-def made(item: Item, file: Latent, decoding: Decoding) -> list[dict[str, Any]]:
-    """How the image of each latent in a file is made, as the image says of itself."""
-    from ddimctl import origin
-
-    of, source = decoding.model, origin.parent(item.source)
-    way = decoding.way.on(of.schedule)
-    out = []
-    for i, record in enumerate(file.images):
-        more: dict[str, Any] = {"latent": i} if len(file.xT) > 1 else {}
-        drawn = record.get("noise")
-        more |= dict(drawn) if isinstance(drawn, Mapping) else {"image": origin.image(record)}
-        out.append(origin.of("decode", of, way, decoding.condition, parents=[source], more=more))
-    return out
-
-
 def put(target: Path, data: bytes, targets: Targets, *, sources: Collection[str] = ()) -> str:
     """The digest of an output that now holds `data`. Raises `UsageError` where something else is there, or a source."""
     found, wanted = digest(target), sha256(data)
@@ -379,8 +252,3 @@ def put(target: Path, data: bytes, targets: Targets, *, sources: Collection[str]
     make_folder(target.parent)
     write_bytes(target, data)
     return wanted
-
-
-def _decoded(value: _Latent, before: Mapping[str, Mapping[str, Any]], item: Item) -> dict[str, Any]:
-    """What the next manifest says of outputs that were skipped: what the last one did."""
-    return {"key": value.key, "sha256": before[item.name]["sha256"]} if value.ready else {}

@@ -5,22 +5,27 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddimctl import latent, lossless
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.files import make_folder
-from ddimctl.ode import Progress
 from ddimctl.recipe import of_image
 from ddimctl.runs import work
 from ddimctl.runs.local import differs, is_whole_and_same, notes, read
 from ddimctl.runs.plan import DONE, FAILED, SKIPPED, Item, Outcome
 from ddimctl.runs.reading import Loaded, read_ahead
+from ddimctl.runs.where import Job, Where, here
 from ddimctl.runs.work import Encoding
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from ddimctl.ode import Solution
+
+    _Loaded = Loaded[tuple[np.ndarray, dict[str, Any]]]
 
 
 def encode(
@@ -31,7 +36,7 @@ def encode(
     batch_size: int,
     force: bool = False,
     dry_run: bool = False,
-    progress: Progress = iter,
+    where: Where = here,
 ) -> Iterator[Outcome]:
     """Encodes all items into the one latent file `target`, in their order, and yields what became of each.
 
@@ -41,28 +46,35 @@ def encode(
     """
     held = _held(target, encoding) if os.path.lexists(target) and not force else None
     folder = target.with_name(f".{target.name}.parts")
-    parts: list[Path] = []
-    for number, batch in enumerate(read_ahead(items, lambda item: read(item, encoding), batch_size)):
-        good = [b for b in batch if b.value is not None]
-        status = DONE
-        said: dict[int, dict[str, Any]] = {}
-        if held is not None:
-            status = SKIPPED
-            for b in good:
-                if held and of_image(_record(b)) == held[0]:
-                    held.popleft()
-                elif encoding.lossless:
-                    b.failure = DDIMError(f"{b.item.source} is not in {target}, as it was not lossless")
-                else:
-                    raise differs(target)
-        elif good and not dry_run:
+
+    def jobs() -> Iterator[tuple[tuple[Path, list[_Loaded], str], Job[Solution] | None]]:
+        for number, batch in enumerate(read_ahead(items, lambda item: read(item, encoding), batch_size)):
+            good = [b for b in batch if b.value is not None]
             part = folder / f"{number:08}.safetensors"
-            if is_whole_and_same(part, [_record(b) for b in good], encoding):
-                status = SKIPPED
+            if held is not None:
+                for b in good:
+                    if held and of_image(_record(b)) == held[0]:
+                        held.popleft()
+                    elif encoding.lossless:
+                        b.failure = DDIMError(f"{b.item.source} is not in {target}, as it was not lossless")
+                    else:
+                        raise differs(target)
+                yield (part, batch, SKIPPED), None
+            elif not good or dry_run:
+                yield (part, batch, DONE), None
+            elif is_whole_and_same(part, [_record(b) for b in good], encoding):
+                yield (part, batch, SKIPPED), None
             else:
-                said |= _save_part(part, good, encoding, progress=progress)
-            if any(b.failure is None for b in good):
-                parts.append(part)
+                yield (part, batch, DONE), partial(work.encode, [b.value[0] for b in good if b.value], encoding)
+
+    parts: list[Path] = []
+    for (part, batch, status), solution in where(jobs()):
+        said: dict[int, dict[str, Any]] = {}
+        good = [b for b in batch if b.value is not None]
+        if solution is not None:
+            said |= _save_part(part, good, solution, encoding=encoding)
+        if not (held is not None or dry_run) and any(b.failure is None for b in good):
+            parts.append(part)
         for b in batch:
             if b.failure is not None:
                 yield Outcome(b.item, FAILED, failure=b.failure)
@@ -89,13 +101,12 @@ def _held(target: Path, encoding: Encoding) -> deque[Mapping[str, Any]]:
 
 
 def _save_part(
-    part: Path, good: Sequence[Loaded[tuple[np.ndarray, dict[str, Any]]]], encoding: Encoding, *, progress: Progress
+    part: Path, good: Sequence[_Loaded], solution: Solution, *, encoding: Encoding
 ) -> dict[int, dict[str, Any]]:
-    """Encodes a batch into a file of its own. An image that is not lossless fails and is left out.
+    """Writes a batch into a file of its own. An image that is not lossless fails and is left out.
 
     Returns what a manifest says of each that iterates, by its identity.
     """
-    solution = work.encode([b.value[0] for b in good if b.value is not None], encoding, progress=progress)
     for b, check in zip(good, solution.checks or [], strict=False):
         if check.wrong:
             b.failure = lossless.complaint(b.item.source, check)
@@ -108,5 +119,5 @@ def _save_part(
     return {id(good[i]): notes(_record(good[i]), solution.select([i])) for i in rows}
 
 
-def _record(loaded: Loaded[tuple[np.ndarray, dict[str, Any]]]) -> dict[str, Any]:
+def _record(loaded: _Loaded) -> dict[str, Any]:
     return loaded.value[1] if loaded.value is not None else {}

@@ -10,9 +10,11 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -22,16 +24,21 @@ from ddimctl.archives import latents as packing
 from ddimctl.containers import array, read_safetensors
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.files import atomic_file, make_folder, sha256
-from ddimctl.ode import Progress
 from ddimctl.recipe import of_image
 from ddimctl.runs import work
 from ddimctl.runs.local import differs, notes, read, source_record
 from ddimctl.runs.plan import DONE, FAILED, SKIPPED, Item, Outcome
-from ddimctl.runs.reading import Loaded, batched, read_ahead
+from ddimctl.runs.reading import batched, read_ahead
+from ddimctl.runs.where import Job, Where, here
 from ddimctl.runs.work import Encoding
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from ddimctl.ode import Solution
+    from ddimctl.runs.reading import Loaded
+
+    _Batch = list[Loaded[tuple[np.ndarray, dict[str, Any]]]]
 
 FIELD = re.compile(r"\{shard(:0?\d+d?)?\}")
 
@@ -67,26 +74,64 @@ def check(pattern: str, per: int | None) -> None:
 
 
 def encode(
-    items: Sequence[Item], shards: Shards, encoding: Encoding, *, batch_size: int, progress: Progress = iter
+    items: Sequence[Item], shards: Shards, encoding: Encoding, *, batch_size: int, where: Where = here
 ) -> Iterator[Outcome]:
     """Encodes `shards.per` items into each shard, in their order, and yields what became of each.
 
     Images that cannot be read are left out. A shard that is there must be what this would make, unless forced: else
     `UsageError`. Raises `DDIMError` where the system refuses to write.
     """
-    for number, group in enumerate(batched(items, shards.per)):
-        target = shards.of(number)
-        if _exists(target):
-            outcomes = _held(group, target, encoding, batch_size=batch_size)
-            if outcomes is not None:
-                yield from outcomes
+
+    def jobs() -> Iterator[tuple[_Part, Job[Solution] | None]]:
+        for number, group in enumerate(batched(items, shards.per)):
+            target = shards.of(number)
+            known = _known(group, target, shards, encoding=encoding, batch_size=batch_size)
+            if known is not None:
+                yield _Part(target, known=known), None
                 continue
-            if not shards.force:
-                raise differs(Path(target))
-        if shards.dry_run:
-            yield from (Outcome(item, DONE, (Path(target),)) for item in group)
+            left = len(group)
+            for batch in read_ahead(group, lambda item: read(item, encoding), batch_size):
+                left -= len(batch)
+                pixels = [b.value[0] for b in batch if b.value is not None]
+                yield _Part(target, batch, last=not left), partial(work.encode, pixels, encoding) if pixels else None
+
+    done = where(jobs())
+    for part, solution in done:
+        if part.known is not None:
+            yield from part.known
         else:
-            yield from _encode(group, target, encoding, batch_size=batch_size, progress=progress)
+            yield from _write(part.target, _to_the_last(chain([(part, solution)], done)), encoding)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A batch of a shard's items; or what is known of them all already."""
+
+    target: str
+    batch: _Batch = field(default_factory=list)
+    last: bool = True
+    known: list[Outcome] | None = None
+
+
+def _to_the_last(parts: Iterable[tuple[_Part, Solution | None]]) -> Iterator[tuple[_Batch, Solution | None]]:
+    """The batches of one shard."""
+    for part, solution in parts:
+        yield part.batch, solution
+        if part.last:
+            return
+
+
+def _known(
+    group: Sequence[Item], target: str, shards: Shards, *, encoding: Encoding, batch_size: int
+) -> list[Outcome] | None:
+    """What becomes of the items of a shard that is there, or that is not to be made; None of one that is."""
+    if _exists(target):
+        outcomes = _held(group, target, encoding, batch_size=batch_size)
+        if outcomes is not None:
+            return outcomes
+        if not shards.force:
+            raise differs(Path(target))
+    return [Outcome(item, DONE, (Path(target),)) for item in group] if shards.dry_run else None
 
 
 def _exists(target: str) -> bool:
@@ -131,17 +176,15 @@ class _NothingError(Exception):
     """No item of a shard could be encoded: no file is made."""
 
 
-def _encode(
-    group: Sequence[Item], target: str, encoding: Encoding, *, batch_size: int, progress: Progress
-) -> list[Outcome]:
+def _write(target: str, batches: Iterable[tuple[_Batch, Solution | None]], encoding: Encoding) -> list[Outcome]:
     """Writes a shard, and only then says what became of its items."""
     outcomes: list[Outcome] = []
     records: list[tuple[str, Mapping[str, Any]]] = []
     try:
         with _written(target) as f:
             writer: packing.Writer = packing.WRITERS[Path(target).suffix.lower()](f)
-            for batch in read_ahead(group, lambda item: read(item, encoding), batch_size):
-                for outcome, record in _batch(batch, target, encoding, writer=writer, progress=progress):
+            for batch, solution in batches:
+                for outcome, record in _batch(batch, solution, target, encoding=encoding, writer=writer):
                     outcomes.append(outcome)
                     if outcome.status == DONE:
                         records.append((outcome.item.name, record))
@@ -155,16 +198,9 @@ def _encode(
 
 
 def _batch(
-    batch: Sequence[Loaded[tuple[np.ndarray, dict[str, Any]]]],
-    target: str,
-    encoding: Encoding,
-    *,
-    writer: packing.Writer,
-    progress: Progress,
+    batch: _Batch, solution: Solution | None, target: str, *, encoding: Encoding, writer: packing.Writer
 ) -> Iterator[tuple[Outcome, dict[str, Any]]]:
-    """Encodes a batch into a shard."""
-    pixels = [b.value[0] for b in batch if b.value is not None]
-    solution = work.encode(pixels, encoding, progress=progress) if pixels else None
+    """Puts a batch into a shard."""
     row = -1
     for b in batch:
         if b.value is None or solution is None:

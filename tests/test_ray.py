@@ -1,0 +1,318 @@
+"""Work on a Ray cluster: what is made is, byte for byte, what is made here, whoever dies meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cluster as clusters
+import numpy as np
+import pytest
+import torch
+from cluster import Cluster, until
+from conftest import Result, isolated, write_tiny_model
+
+from ddimctl.errors import DDIMError
+from ddimctl.families import load
+from ddimctl.images import writing
+from ddimctl.images.preprocessing import Preprocessing
+from ddimctl.model import Model
+from ddimctl.recipe import Way
+from ddimctl.runs import sent, work
+from ddimctl.runs.where import here
+from ddimctl.runs.work import Encoding
+
+Invoke = Callable[..., Result]
+pytest.importorskip("ray")
+
+
+# Jobs as bytes
+
+
+@pytest.fixture
+def encoding(model_folder: Path) -> Encoding:
+    return Encoding(load(str(model_folder)), Way("ab2", "karras", 2), Preprocessing())
+
+
+def pixels(n: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(0).integers(0, 256, (n, 16, 16, 1), dtype=np.uint8))
+
+
+def test_a_job_is_sent_without_its_model_and_gives_the_same(encoding: Encoding) -> None:
+    images = pixels(3)
+    job = partial(work.encode, images, encoding)
+    data = sent.pack(job)
+    assert len(data) < 30_000  # the levels; the model's weights are 100 kB
+    opened: list[sent.Reference] = []
+
+    def model_of(reference: sent.Reference) -> Model:
+        opened.append(reference)
+        return sent.opened(reference)
+
+    given = sent.unpack(sent.pack(sent.unpack(data, model_of)(progress=iter)))
+    wanted = work.encode(images, encoding)
+    assert torch.equal(given.x, wanted.x)
+    assert given.evaluations == wanted.evaluations
+    assert len(opened) == 1
+    assert hash(opened[0]) == hash(sent.reference_to(encoding.model))  # so a worker opens it once
+
+
+def test_a_part_of_a_tensor_is_sent_alone(encoding: Encoding) -> None:
+    whole = torch.zeros(1000, 1, 16, 16)
+    assert len(sent.pack(whole[:1])) < 3000
+    assert torch.equal(sent.unpack(sent.pack(whole[5:7])), whole[5:7])
+    half = torch.ones(3, dtype=torch.bfloat16)
+    assert torch.equal(sent.unpack(sent.pack(half)), half)
+
+
+def test_a_model_is_found_from_any_folder_and_another_is_refused(
+    encoding: Encoding, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model_folder.parent)
+    reference = sent.reference_to(load(model_folder.name))
+    monkeypatch.chdir(tmp_path)
+    assert sent.opened(reference).digest == encoding.model.digest
+    other = write_tiny_model(tmp_path / "tiny", seed=1)
+    with pytest.raises(DDIMError, match=r"tiny is another model there \(digest \w{12}, not \w{12}\)"):
+        sent.opened(replace(reference, reference=str(other)))
+
+
+def test_here_a_job_is_done_before_the_next_is_asked_for() -> None:
+    said: list[str] = []
+
+    def job(n: int, *, progress: object) -> int:
+        said.append(f"did {n}")
+        return n * n
+
+    def jobs() -> Iterator[tuple[str, Any]]:
+        for n in range(3):
+            said.append(f"asked for {n}")
+            yield f"key {n}", None if n == 1 else partial(job, n)
+
+    assert list(here(jobs())) == [("key 0", 0), ("key 1", None), ("key 2", 4)]
+    assert said == ["asked for 0", "did 0", "asked for 1", "asked for 2", "did 2"]
+
+
+# What makes no sense
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("--on mars", "unknown place to work 'mars'"),
+        ("--on local=x", "--on local=x makes no sense"),
+        ("--on ray=", "--on ray= makes no sense"),
+        ("--workers 2", "--workers is about workers of a cluster"),
+        ("--worker-gpus 1", "--worker-gpus is about workers of a cluster"),
+        ("--on ray=nowhere", "'nowhere' is no address of a Ray cluster"),
+        ("--on ray=ray://head:10001", "'ray://head:10001' is no address of a Ray cluster"),
+        ("--on ray --worker-gpus 1 --device cpu", "--worker-gpus is about GPUs, and --device cpu is none"),
+    ],
+)
+def test_what_makes_no_sense(asked: str, said: str, invoke: Invoke, model_folder: Path) -> None:
+    assert said in invoke("reconstruct", "-m", model_folder, "--steps", 2, *asked.split()).failed(2)
+
+
+def test_an_address_where_nobody_answers(invoke: Invoke, model_folder: Path, tmp_path: Path) -> None:
+    photos(tmp_path, 2)
+    address = f"127.0.0.1:{clusters.free_port()}"
+    done = invoke("encode", "photos", "-m", model_folder, "--on", f"ray={address}", "-o", "out")
+    assert f"no Ray cluster answers at {address}" in done.failed(1)
+    assert not (tmp_path / "out").exists()
+
+
+# On a cluster
+
+
+def photos(folder: Path, n: int, bad: tuple[int, ...] = ()) -> None:
+    (folder / "photos").mkdir()
+    for i, image in enumerate(pixels(n)):
+        path = folder / f"photos/{i:03}.png"
+        path.write_bytes(b"no image") if i in bad else writing.save_image(path, image)
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def ended(found: Result, made: Path) -> dict[str, bytes]:
+    """What was made, by its name; not without what stdout says."""
+    assert found.out == "".join(f"{made.name}/{name}\n" for name in outputs(made) if name.endswith(".pt")), found.err
+    return outputs(made)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster with room for two workers."""
+    home = tmp_path_factory.mktemp("ray")
+    held, network = clusters.holder()
+    made = Cluster(home, home / "shadow", network)
+    try:
+        made.node(2)
+        yield made
+    finally:
+        made.end()
+        if held is not None:
+            held.kill()
+            held.wait()
+
+
+@pytest.fixture
+def encode(two: Cluster, model_folder: Path, tmp_path: Path) -> Callable[..., tuple[object, ...]]:
+    """The arguments of an encoding of `photos` in `tmp_path`."""
+
+    def args(to: str, *more: object, steps: int = 2, workers: int = 2) -> tuple[object, ...]:
+        on = ("--on", f"ray={two.address}", "--workers", workers, "--worker-cpus", 1)
+        how = ("-m", model_folder, "--steps", steps, "--batch-size", 4, "--engine", "torch")
+        return ("encode", "photos", *how, "-o", to, *more, *(on if to.startswith("ray") else ()))
+
+    return args
+
+
+@pytest.mark.slow
+def test_the_same_bytes_as_here(two: Cluster, encode: Any, invoke: Invoke, tmp_path: Path) -> None:
+    """One by one, with images that cannot be read; in one file; in shards; and back."""
+    bad = (7, 50, 99)
+    photos(tmp_path, 100, bad)
+    runs = {
+        to: two.run(*encode(to), cwd=tmp_path) if to == "rayed" else invoke(*encode(to)) for to in ("rayed", "plain")
+    }
+    for run in runs.values():
+        assert run.failed(4) == "3 of 100 failed"
+        assert [re.findall(r"failed: (\S+)", line) for line in run.err.splitlines() if line.startswith("failed: ")] == [
+            [f"photos/{i:03}.png"] for i in bad
+        ]
+    made = ended(runs["rayed"], tmp_path / "rayed")
+    assert made == ended(runs["plain"], tmp_path / "plain")
+    assert len([name for name in made if name.endswith(".pt")]) == 97
+    for i in bad:
+        (tmp_path / f"photos/{i:03}.png").unlink()
+    on = ("--on", f"ray={two.address}", "--workers", 2, "--worker-cpus", 1)
+    for to, more in (("all.safetensors", ()), ("shards/{shard:03}.tar", ("--per-shard", 30))):
+        for where in ("rayed2", "plain2"):
+            done = (partial(two.run, cwd=tmp_path) if where == "rayed2" else invoke)(*encode(f"{where}/{to}", *more))
+            assert "encoded: 97, there already: 0, failed: 0" in done.ok().err
+    assert outputs(tmp_path / "rayed2") == {
+        name: data.replace(b"plain2", b"rayed2") for name, data in outputs(tmp_path / "plain2").items()
+    }
+    two.run("decode", "rayed", "-o", "ray-back", "--batch-size", 5, *on, cwd=tmp_path).ok()
+    invoke("decode", "rayed", "-o", "back", "--batch-size", 5).ok()
+    assert outputs(tmp_path / "ray-back") == outputs(tmp_path / "back")
+
+
+@pytest.mark.slow
+def test_round_trips(two: Cluster, invoke: Invoke, model_folder: Path, tmp_path: Path) -> None:
+    args = ("reconstruct", "-m", model_folder, "--steps", "2,3", "--batch-size", 1, "--json", "--engine", "torch")
+    plain = json.loads(invoke(*args).ok().out)
+    rayed = json.loads(two.run(*args, "--on", f"ray={two.address}", cwd=tmp_path).ok().out)
+    for record in (plain, rayed):
+        for result in record["results"]:
+            assert result.pop("seconds") > 0
+    assert rayed == plain
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed(two: Cluster, encode: Any, invoke: Invoke, tmp_path: Path) -> None:
+    photos(tmp_path, 60)
+    running = two.start(*encode("rayed", steps=30), cwd=tmp_path)
+    until(lambda: list((tmp_path / "rayed").glob("*.pt")), "nothing was made")
+    os.kill(two.workers()[0], signal.SIGKILL)
+    out, err = running.communicate()
+    invoke(*encode("plain", steps=30)).ok()
+    assert ended(Result(running.returncode, out, err).ok(), tmp_path / "rayed") == outputs(tmp_path / "plain")
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_gone(two: Cluster, encode: Any, invoke: Invoke, tmp_path: Path) -> None:
+    """The second of two: what it was at is done by the first."""
+    photos(tmp_path, 80)
+    other = two.node(1)
+    running = two.start(*encode("rayed", steps=30, workers=3), cwd=tmp_path)
+    until(lambda: [t for _, t in clusters.family(other.pid) if t.startswith("ray::Worker")], "no worker there")
+    until(lambda: list((tmp_path / "rayed").glob("*.pt")), "nothing was made")
+    two.kill(other)
+    out, err = running.communicate()
+    invoke(*encode("plain", steps=30)).ok()
+    assert ended(Result(running.returncode, out, err).ok(), tmp_path / "rayed") == outputs(tmp_path / "plain")
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_or_interrupted(two: Cluster, encode: Any, invoke: Invoke, tmp_path: Path) -> None:
+    """No worker outlives it, and the same command again does what is left."""
+    photos(tmp_path, 32)
+    for signum, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
+        before = len(list((tmp_path / "rayed").glob("*.pt"))) if (tmp_path / "rayed").exists() else 0
+        running = two.start(*encode("rayed", steps=30), cwd=tmp_path)
+        until(lambda n=before: len(list((tmp_path / "rayed").glob("*.pt"))) > n, "nothing was made")  # type: ignore[misc]
+        # Entering a network, `nsenter` becomes the command: its process is ours.
+        os.kill(running.pid, signum)
+        begin = time.monotonic()
+        _, err = running.communicate()
+        assert running.returncode == code, err
+        if signum == signal.SIGINT:
+            assert err.decode().splitlines()[-1] == "error: interrupted"
+            assert time.monotonic() - begin < 60
+        until(lambda: not two.workers(), "workers stayed")
+    done = two.run(*encode("rayed", steps=30), cwd=tmp_path).ok()
+    assert "there already: " in done.err
+    assert "there already: 0" not in done.err
+    invoke(*encode("plain", steps=30)).ok()
+    plain, rayed = outputs(tmp_path / "plain"), outputs(tmp_path / "rayed")
+    # What was made just before the kill is not in the manifest yet: here as there, it says so itself.
+    assert {*rayed.pop("manifest.jsonl").splitlines()} <= {*plain.pop("manifest.jsonl").splitlines()}
+    assert rayed == plain
+
+
+@pytest.mark.slow
+def test_more_workers_than_there_is_room_for(two: Cluster, encode: Any, tmp_path: Path) -> None:
+    photos(tmp_path, 2)
+    done = two.run(*encode("rayed", workers=40), cwd=tmp_path)
+    assert done.failed(2).startswith("the cluster has room for 2, not for 40 workers with 1 processor")
+    assert not (tmp_path / "rayed").exists()
+
+
+@pytest.mark.slow
+def test_workers_without_the_package_or_with_another_version(two: Cluster, encode: Any, tmp_path: Path) -> None:
+    import ddimctl
+
+    photos(tmp_path, 2)
+    package = two.shadow / "ddimctl"
+    package.mkdir()
+    real = str(Path(ddimctl.__file__).parent)
+    other = f"__path__ = [{real!r}]\nimport ddimctl.version\nddimctl.version.__version__ = '0.0.1'\n"
+    missing = "raise ModuleNotFoundError(\"No module named 'ddimctl'\", name='ddimctl')\n"
+    try:
+        for code, said in (
+            (other, r"the worker on \S+ has ddimctl 0\.0\.1, not"),
+            (missing, "a worker has no ddimctl"),
+        ):
+            (package / "__init__.py").write_text(code)
+            assert re.match(said, two.run(*encode("rayed"), cwd=tmp_path).failed(1))
+            assert not list((tmp_path / "rayed").glob("*.pt"))
+    finally:
+        shutil.rmtree(package)
+
+
+@pytest.mark.slow
+def test_one_that_is_started_here(encode: Any, invoke: Invoke, model_folder: Path, tmp_path: Path) -> None:
+    """On the loopback alone, with nothing left behind; a single image goes the same way."""
+    photos(tmp_path, 1)
+    how = ("-m", model_folder, "--steps", 2, "--engine", "torch")
+    command = [*clusters.lone(), sys.executable, "-m", "ddimctl", "encode", "photos/000.png", *how, "--on", "ray"]
+    done = subprocess.run(
+        [str(a) for a in command], cwd=tmp_path, env=isolated(tmp_path / "home"), capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"000.pt\n", b"")
+    invoke("encode", "photos/000.png", *how, "-o", "plain.pt").ok()
+    assert (tmp_path / "000.pt").read_bytes() == (tmp_path / "plain.pt").read_bytes()
