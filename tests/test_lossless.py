@@ -237,7 +237,7 @@ def test_right_combinations(invoke: Invoke, folder: Path, args: tuple[str, ...])
 @pytest.mark.slow
 @pytest.mark.skipif("fashion-mnist" not in bundled(), reason="models/fashion-mnist is not in this checkout")
 def test_bundled_models_are_lossless_on_their_held_out_images() -> None:
-    for name in bundled():
+    for name in ("emoji", "fashion-mnist"):  # a model with an autoencoder promises no 8-bit values
         net = load(name, "cpu")
         files = datasets.find_images(net.about.folder / "held-out")[:16]  # type: ignore[operator]
         x0 = levels.to_tensor(np.stack([reading.read(f, net.channels, net.size)[0] for f in files]))
