@@ -42,15 +42,24 @@ class Solved:
 
 
 def solve(
-    eps: Callable[[Array, float], Array], base: Array, guess: Array, *, s: float, t: float, tolerance: float
+    eps: Callable[[Array, float], Array],
+    base: Array,
+    guess: Array,
+    *,
+    s: float,
+    t: float,
+    tolerance: float,
+    known: Array | None = None,
 ) -> Solved:
     """Solves x = base + (t−s) ε(x, t) from `guess`, until each image's residual is at most `tolerance`.
 
-    The residual is the root mean square over an image, relative to √(1+t²), or to `LEAP`·√(1+s²) where t is far above s.
-    An image that does not get there within `LIMIT` evaluations comes back as the best one seen, with its residual.
+    The residual is the root mean square over an image, relative to √(1+t²), or to `LEAP`·√(1+s²) where t is far above s,
+    and to `weight`. ε of the guess may be `known`, which saves an evaluation; then a guess may also be so near that one
+    step of the fixed-point iteration, which leaves 1 − s/t of the residual where the data is thin, is enough. An image
+    that does not get there within `LIMIT` evaluations comes back as the best one seen, with its residual.
     """
     h, n = t - s, len(base)
-    scale = min(math.sqrt(1 + t * t), LEAP * math.sqrt(1 + s * s))  # decoding must come back to s
+    scale = min(math.sqrt(1 + t * t), LEAP * math.sqrt(1 + s * s)) * weight(t)  # decoding must come back to s
     deep = DEPTH_DIFFICULT if math.prod(base.shape[1:]) <= LARGE else DEPTH_LARGE
     out, out_eps = guess * 1.0, base * 0.0
     evaluations, residuals = [0] * n, [math.inf] * n
@@ -62,11 +71,12 @@ def solve(
     for k in range(LIMIT):
         if not active:
             break
-        f = eps(x, t)
+        free = known if k == 0 else None
+        f = eps(x, t) if free is None else free
         r = b + h * f - x
         size = [v / scale for v in rms(r)]
         for j, i in enumerate(active):
-            evaluations[i] += 1
+            evaluations[i] += free is None
             if size[j] < residuals[i]:  # the best so far, should there be no better
                 out[i], out_eps[i], residuals[i] = x[j], f[j], size[j]
         if k:
@@ -84,8 +94,9 @@ def solve(
         dx, rest = combine(changes, r)
         ahead_x = x + dx + rest
         left = [v / scale for v in rms(rest)]
-        # Of the promise before this evaluation, how much was kept; a first promise is not believed.
-        ahead = [p * size[j] / max(promised[j], 1e-300) if k else math.inf for j, p in enumerate(left)]
+        # Of the promise before this evaluation, how much was kept; a first promise is not believed, but of a near guess.
+        first = (1 - s / t) if known is not None else math.inf
+        ahead = [p * size[j] / max(promised[j], 1e-300) if k else first * p for j, p in enumerate(left)]
         go = []
         for j, i in enumerate(active):
             if size[j] <= tolerance:
@@ -100,6 +111,14 @@ def solve(
         promised = [left[j] for j in go]
         active = [active[j] for j in go]
     return Solved(out, out_eps, evaluations, residuals)
+
+
+def weight(t: float) -> float:
+    """How much more residual the image bears from level t than from the middle of the way.
+
+    A residual on the way up is one of the image; measured, with what it costs to make it smaller (docs/inversion.md).
+    """
+    return 0.5 + 1.5 / (1 + (t / 6) ** 2)
 
 
 def smallest_eigenvalue(

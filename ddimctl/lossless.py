@@ -4,18 +4,21 @@ Where an autoencoder stands between image and ODE, which loses more than DDIM do
 value of it within `ROUNDING`, what float16 makes of the largest ones.
 
 `exact` inverts DDIM up to its tolerance. How much tolerance an image can bear is found by trying: encode, round to the
-float32 that a file holds, decode, compare; the images that are not back yet go again with a tighter one. What the later
-decoder computes may differ in the last float32 digits (another batch, another processor), hence a margin.
+float32 that a file holds, decode, compare; the images that are not back yet go again with a tighter one, from the states
+that the decoder visited: they are near, and what ε is there is known. What the later decoder computes may differ in the last
+float32 digits (another batch, another processor), hence a margin.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ddimctl import ode
-from ddimctl.dither import Dither
+from ddimctl.arrays import Array, float32, float64, on
+from ddimctl.dither import Dither, added
 from ddimctl.errors import DDIMError
 from ddimctl.images.levels import in_levels
 from ddimctl.model import NOTHING, Condition, Model, Pixels
@@ -25,11 +28,14 @@ from ddimctl.recipe import Way
 if TYPE_CHECKING:
     from torch import Tensor
 
-TOLERANCES = (1e-4, 3e-5, 1e-5, 2e-6)
+TOLERANCES = (7e-5, 3.5e-5, 1.5e-5, 6e-6, 2e-6)
 SAID = 3  # wrong values told of, the worst first
 MARGIN = 0.45  # 8-bit levels; half a level is where rounding goes the other way
 ROUNDING = 2.0**-11  # of z, relative to its root mean square
 MARGINS = {LEVELS: MARGIN, STATE: 0.9 * ROUNDING}
+ROOM = 1 << 23  # values of states that are remembered at once, of each level
+
+Trail = list[tuple[Array, Array]]  # for each level above the first, the decoder's state and ε there
 
 
 def encode(
@@ -53,31 +59,74 @@ def encode(
     unit = LEVELS if model.autoencoder.digest is None else STATE
     if unit == STATE:
         images, model = model.autoencoder.encode(images), replace(model, autoencoder=Pixels())
-    n = len(images)
-    first = first_tolerance(way)
+    n, first, d = len(images), first_tolerance(way), math.prod(model.state_shape)
     best = torch.zeros(n, *model.state_shape, dtype=torch.float32)
     evaluations, residuals = [0] * n, [float("inf")] * n
     checks = [Check(images[0].numel(), [], float("inf"), first, unit)] * n if n else []
-    todo = list(range(n))
-    for tight in tolerances(first):
-        if not todo:
-            break
-        x0, tried = images[todo], replace(way, tolerance=tight)
-        noise = [dithers[i] for i in todo] if dithers else ()
-        encoded = ode.encode(
-            model, x0, tried, condition, dithers=noise, batch_size=batch_size, progress=progress, check=False
-        )
-        xT = encoded.x.float()
-        plain = replace(way, solver="ddim", tolerance=None)
-        back = ode.decode(model, xT, plain, condition, dithers=noise, batch_size=batch_size, progress=progress)
-        found = (compare if unit == LEVELS else compare_states)(x0, back.x.to(x0.device), tight)
-        for j, i in enumerate(todo):
-            evaluations[i] += encoded.evaluations[j] + back.evaluations[j]
-            if found[j].worst < checks[i].worst:
-                checks[i] = found[j]
-                best[i], residuals[i] = xT[j], (encoded.residuals or residuals)[j]
-        todo = [i for i in todo if checks[i].worst > MARGINS[unit]]
+    size = max(1, min(batch_size, ROOM // d))
+    for start in range(0, n, size):
+        todo, near = list(range(start, min(start + size, n))), None
+        for tight in tolerances(first):
+            tried, noise = replace(way, tolerance=tight), [dithers[i] for i in todo] if dithers else ()
+            trip = returned(
+                model, images[todo], tried, condition=condition, dithers=noise, near=near, progress=progress
+            )
+            found = (compare if unit == LEVELS else compare_states)(images[todo], trip.back.to(images.device), tight)
+            for j, i in enumerate(todo):
+                evaluations[i] += trip.evaluations[j]
+                if found[j].worst < checks[i].worst:
+                    checks[i] = found[j]
+                    best[i], residuals[i] = trip.xT[j], trip.residuals[j]
+            again = [j for j, i in enumerate(todo) if checks[i].worst > MARGINS[unit]]
+            if not again:
+                break
+            todo, near = [todo[j] for j in again], [(x[again], e[again]) for x, e in trip.trail]
     return Solution(best.double(), evaluations, residuals, first, checks, dithers=list(dithers) or None)
+
+
+@dataclass(frozen=True)
+class Trip:
+    """One try: x_T, what it decodes to, and what the decoder saw on its way."""
+
+    xT: Tensor  # float32
+    back: Tensor  # images
+    evaluations: list[int]
+    residuals: list[float]
+    trail: Trail
+
+
+def returned(
+    model: Model,
+    images: Tensor,
+    way: Way,
+    *,
+    condition: Condition = NOTHING,
+    dithers: Sequence[Dither | None] = (),
+    near: Trail | None = None,
+    progress: Progress = iter,
+) -> Trip:
+    """Encodes a batch with `exact`, the steps' solutions being `near`, and decodes the float32 x_T with `ddim`."""
+    way, eps = way.on(model.schedule), model.eps(condition)
+    path = way.path(model.schedule)
+    scale = model.schedule.scale(path[-1])
+    xbar = float64(on(model.network.module.state_device, images))
+    noise = added(dithers, xbar) if dithers else None
+    up = ode.integrate(
+        eps, xbar if noise is None else xbar + noise, path, "exact",
+        tolerance=way.tolerance, near=near or (), progress=progress,
+    )  # fmt: skip
+    xT = float32(up.x * (1 / scale))
+    trail: Trail = []
+
+    def seen(x: Array, sigma: float | Sequence[float]) -> Array:
+        e = eps(x, sigma)
+        trail.append((float32(x), float32(e)))
+        return e
+
+    down = ode.integrate(seen, float64(xT) * scale, path[::-1], "ddim", progress=progress)
+    spent = [n + m for n, m in zip(up.evaluations, down.evaluations, strict=True)]
+    back = down.x if noise is None else down.x - noise
+    return Trip(xT.cpu(), back.cpu(), spent, up.residuals or [], [(float64(x), float64(e)) for x, e in trail[::-1]])
 
 
 def first_tolerance(way: Way) -> float:

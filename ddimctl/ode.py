@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from ddimctl import keeping, shown
@@ -117,14 +118,18 @@ def integrate(
     *,
     tolerance: float | None = None,
     mix: Sequence[float] = (),
+    near: Sequence[tuple[Array, Array]] = (),
     progress: Progress = iter,
 ) -> Solution:
     """Solves dx̄ = ε(x̄, σ) dσ along `path` from x̄ at its start: rising levels encode, falling levels decode.
 
-    `tolerance` is for the iterative solvers (see `TOLERANCES`), `mix` for `ab2`. Raises `UsageError` for an unknown solver,
-    or what it has no use for.
+    `tolerance` is for the iterative solvers (see `TOLERANCES`), `mix` for `ab2` and `ab3`, `near` for `exact`. Raises
+    `UsageError` for an unknown solver, or what it has no use for.
     """
     solve, tolerance = bind(solver, tolerance, mix)
+    if near:
+        from_near: Any = solve
+        solve = partial(from_near, near=near)
     calls, result = 0, None
 
     def counted(x: Array, sigma: float | Sequence[float]) -> Array:

@@ -128,24 +128,26 @@ def heun(eps: Eps, xbar: Array, path: Sequence[float]) -> States:
     return None
 
 
-def exact(eps: Eps, xbar: Array, path: Sequence[float], *, tolerance: float = 1e-5) -> States:
+def exact(
+    eps: Eps, xbar: Array, path: Sequence[float], *, tolerance: float = 1e-5, near: Sequence[tuple[Array, Array]] = ()
+) -> States:
     """The inverse of `ddim`: ε is taken at the noisier end of every step, whichever way the path runs.
 
     On a falling path that is `ddim` itself. On a rising one it is implicit, x̄_t = x̄_s + (t−s) ε(x̄_t, t), and solved for
-    each image until the residual, as a root mean square relative to √(1+t²), is at most `tolerance`. The first guess
-    extrapolates ε linearly in log σ. Usually two to four evaluations a step; a step to or from σ = 0 may be singular. Where
-    no solution is found, the first such step of an image is looked at for a fold.
+    each image until the residual (see `implicit.solve`) is at most `tolerance`. The first guess extrapolates the last ε;
+    or it is `near`, for each step a state of the upper level and ε there. Usually two to four evaluations a step; a step to
+    or from σ = 0 may be singular. Where no solution is found, the first such step of an image is looked at for a fold.
     """
     spent, residuals = [0] * len(xbar), [0.0] * len(xbar)
     failures: list[Failure | None] = [None] * len(xbar)
-    known: list[tuple[float, Array]] = []  # (level, ε there) of the last two levels
-    for s, t in pairwise(path):
+    known: list[tuple[float, Array]] = []  # (level, ε there) of the last four levels
+    for k, (s, t) in enumerate(pairwise(path)):
         if t < s:
             xbar = xbar + (t - s) * eps(xbar, s)
             spent = [n + 1 for n in spent]
         else:
-            guess = xbar + (t - s) * extrapolate(known, t) if known else xbar
-            solved = implicit.solve(eps, xbar, guess, s=s, t=t, tolerance=tolerance)
+            guess, there = near[k] if near else (xbar + (t - s) * extrapolate(known, t) if known else xbar, None)
+            solved = implicit.solve(eps, xbar, guess, s=s, t=t, tolerance=tolerance, known=there)
             xbar = solved.x
             spent = [n + m for n, m in zip(spent, solved.evaluations, strict=True)]
             residuals = [max(p, q) for p, q in zip(residuals, solved.residuals, strict=True)]
@@ -154,7 +156,7 @@ def exact(eps: Eps, xbar: Array, path: Sequence[float], *, tolerance: float = 1e
                     eigenvalue = implicit.smallest_eigenvalue(eps, xbar[i : i + 1], s, t=t, evaluations=LOOK)
                     failures[i] = Failure(t, residual, eigenvalue)
                     spent[i] += LOOK
-            known = [*known[-1:], (t, solved.eps)]
+            known = [*known[-3:], (t, solved.eps)]
         yield xbar
     return Convergence(spent, residuals, failures)
 
@@ -163,11 +165,22 @@ LOOK = 16  # evaluations that tell whether a step folds
 
 
 def extrapolate(known: Sequence[tuple[float, Array]], t: float) -> Array:
-    """ε at level t, linear in log σ through the last two known; constant where one is all there is."""
-    (r, eps_r), (s, eps_s) = known[0], known[-1]
-    if not 0 < r < s:
+    """ε at level t from the last four known: its slope in log σ is what those before would have told of the last one.
+
+    A straight line goes too far, and to twice the error where steps are wide: the last slopes of each image say how much of
+    them to believe, by least squares. With two known it is a straight line, with one a constant.
+    """
+    known = [(s, e) for s, e in known if s > 0] or known[-1:]
+    s, eps_s = known[-1]
+    slopes: list[Array] = []
+    for (q, eps_q), (r, eps_r) in pairwise(known):
+        slopes = [(eps_r - eps_q) * (1 / math.log(r / q)), *slopes]
+    if not slopes or s <= 0:
         return eps_s
-    return eps_s + (math.log(t / s) / math.log(s / r)) * (eps_s - eps_r)
+    if len(slopes) == 1:
+        return eps_s + math.log(t / s) * slopes[0]
+    away, _ = implicit.combine(list(zip(slopes, slopes[1:], strict=False)), slopes[0])
+    return eps_s - math.log(t / s) * away
 
 
 def adaptive(eps: Eps, xbar: Array, path: Sequence[float], *, tolerance: float = 1e-5) -> States:

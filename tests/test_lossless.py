@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from conftest import Result
 from PIL import Image
-from problems import AnalyticModel, Mixture
+from problems import AnalyticModel, Gaussian, Mixture, in_a_network
 from rounding import apart
 from torch import Tensor
 
@@ -81,41 +82,52 @@ def test_no_images(model: Model, x0: Tensor) -> None:
 
 
 def test_only_what_is_not_back_goes_again_and_tighter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tolerances in order; each round holds only the images that the round before did not bring back."""
+    """Tolerances in order; each round holds only the images that the round before did not bring back, and what is near."""
     model = AnalyticModel(Mixture())
-    x0 = (torch.arange(64).view(4, 1, 4, 4) * 4).float() / 127.5 - 1
-    needs = [1.0, 1e-5, 3e-5, 1e-9]  # the last image's is never reached
+    x0 = (torch.arange(80).view(5, 1, 4, 4) * 3).float() / 127.5 - 1
+    needs = [1.0, 1.5e-5, 3.5e-5, 1e-9, 1.0]  # the fourth image's is never reached
     asked: list[tuple[float, int]] = []
 
-    def fake_encode(model: Any, x: Tensor, way: Way, *rest: Any, **more: Any) -> ode.Solution:
-        assert way.solver == "exact"
+    def fake(model: Any, x: Tensor, way: Way, *, near: Any, **more: Any) -> lossless.Trip:
         tolerance = way.tolerance
         assert tolerance is not None
+        assert (way.solver, way.steps) == ("exact", 10)
         asked.append((tolerance, len(x)))
         which = [int(torch.nonzero((x0 == image).all((1, 2, 3)))[0]) for image in x.split(1)]
+        assert near is None or [int(v) for v in near[0][0].flatten()] == which
         # Off by more than half a level where the tolerance is too loose, by less the tighter it is.
-        off = torch.tensor([0.0 if tolerance <= needs[i] else 0.01 + tolerance for i in which])
-        return ode.Solution(x.double() + off.view(-1, 1, 1, 1), [10] * len(x), [tolerance / 2] * len(x), tolerance)
+        off = torch.tensor([0.0 if tolerance <= needs[i] else 0.01 + tolerance for i in which]).view(-1, 1, 1, 1)
+        trail = [(torch.tensor(which).view(-1, 1, 1, 1),) * 2] * 10
+        return lossless.Trip(x + off, x + off, [15] * len(x), [tolerance / 2] * len(x), trail)
 
-    def fake_decode(model: Any, x: Tensor, way: Way, *rest: Any, **more: Any) -> ode.Solution:
-        assert (way.solver, way.tolerance) == ("ddim", None)
-        assert x.dtype == torch.float32
-        return ode.Solution(x.double(), [5] * len(x))
-
-    monkeypatch.setattr(ode, "encode", fake_encode)
-    monkeypatch.setattr(ode, "decode", fake_decode)
-    solution = lossless.encode(model, x0, Way("exact", steps=10))  # type: ignore[arg-type]
-    assert asked == [(1e-4, 4), (3e-5, 3), (1e-5, 2), (2e-6, 1)]
-    assert solution.evaluations == [15, 45, 30, 60]
+    monkeypatch.setattr(lossless, "returned", fake)
+    solution = lossless.encode(model, x0, Way("exact", steps=10), batch_size=4)  # type: ignore[arg-type]
+    assert asked == [(7e-5, 4), (3.5e-5, 3), (1.5e-5, 2), (6e-6, 1), (2e-6, 1), (7e-5, 1)]
+    assert solution.evaluations == [15, 45, 30, 75, 15]
     assert solution.checks is not None
-    assert [c.wrong for c in solution.checks] == [0, 0, 0, 16]
-    assert [c.tolerance for c in solution.checks] == [1e-4, 1e-5, 3e-5, 2e-6]
+    assert [c.wrong for c in solution.checks] == [0, 0, 0, 16, 0]
+    assert [c.tolerance for c in solution.checks] == [7e-5, 1.5e-5, 3.5e-5, 2e-6, 7e-5]
     assert solution.checks[3].worst == pytest.approx(127.5 * (0.01 + 2e-6), rel=1e-4)  # its best try is kept
-    assert solution.residuals == pytest.approx([5e-5, 5e-6, 1.5e-5, 1e-6])
+    assert solution.residuals == pytest.approx([3.5e-5, 7.5e-6, 1.75e-5, 1e-6, 3.5e-5])
     # A tolerance of one's own comes first, and only tighter ones follow.
     asked.clear()
-    lossless.encode(model, x0, Way("exact", steps=10, tolerance=2e-5))  # type: ignore[arg-type]
-    assert [t for t, _ in asked] == [2e-5, 1e-5, 2e-6]
+    lossless.encode(model, x0[:4], Way("exact", steps=10, tolerance=2e-5))  # type: ignore[arg-type]
+    assert [t for t, _ in asked] == [2e-5, 1.5e-5, 6e-6, 2e-6]
+
+
+def test_another_try_begins_where_the_decoder_was() -> None:
+    """States and ε of the way down are the solver's first guess: where they are the solution, they cost nothing."""
+    law = Gaussian(0.2, 0.5)
+    model = in_a_network(law)
+    x0 = torch.tensor(np.random.default_rng(0).uniform(-1, 1, (3, 1, 4, 4)))
+    first = lossless.returned(model, x0, Way("exact", steps=8, tolerance=1e-5))
+    assert [len(x) for x, _ in first.trail] == [3] * 8
+    again = lossless.returned(model, x0, Way("exact", steps=8, tolerance=1e-5), near=first.trail)
+    assert again.evaluations == [8] * 3  # the check alone
+    tighter = lossless.returned(model, x0, Way("exact", steps=8, tolerance=1e-7), near=first.trail)
+    anew = lossless.returned(model, x0, Way("exact", steps=8, tolerance=1e-7))
+    assert sum(tighter.evaluations) < sum(anew.evaluations)
+    assert apart(tighter.xT, anew.xT) < 1e-6
 
 
 def test_the_margin_is_below_half_a_level() -> None:
@@ -192,16 +204,16 @@ def test_what_is_not_lossless_is_not_written(
 ) -> None:
     """The complaint names pixels that really differ, by how much they do."""
     source = folder / "held-out" / "001.png"
-    real = ode.decode
+    real = lossless.returned
     pixels = np.asarray(Image.open(source))
 
-    def spoilt(*args: Any, **more: Any) -> ode.Solution:
-        out = real(*args, **more)
-        x = out.x.clone()
+    def spoilt(*args: Any, **more: Any) -> lossless.Trip:
+        trip = real(*args, **more)
+        x = trip.back.clone()
         x[0, 0, 5, 7] += 4 / 127.5 if pixels[5, 7] < 128 else -4 / 127.5
-        return ode.Solution(x, out.evaluations, out.residuals, out.tolerance)
+        return replace(trip, back=x)
 
-    monkeypatch.setattr(ode, "decode", spoilt)
+    monkeypatch.setattr(lossless, "returned", spoilt)
     said = invoke("encode", source, "-o", "a.pt", "--lossless", "--spacing", "karras", "-m", folder).failed(1)
     sign = "+" if pixels[5, 7] < 128 else "-"
     match = re.fullmatch(

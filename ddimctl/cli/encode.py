@@ -12,7 +12,7 @@ import typer
 from ddimctl import places
 from ddimctl.cli import batches, inputs, names, options, prompts
 from ddimctl.cli.console import Console
-from ddimctl.cli.groups import flat, group
+from ddimctl.cli.groups import flat, group, like
 from ddimctl.cli.part import Part
 from ddimctl.cli.sized import Captioned
 from ddimctl.cli.workers import Workers
@@ -67,8 +67,10 @@ class Exact:
 
 
 @group
-class Lossless(options.How, Exact, Part):
+class Lossless(options.Along, Exact, Part):
     """The way, or a part of it, which may have to be without loss."""
+
+    steps: Annotated[int | None, like(options.How, "steps", help=options.LOSSLESS_STEPS_HELP)] = None
 
     def way(self, machine: options.Machine, suffix: str) -> Way:
         """What is asked for, without its part. Raises `UsageError` for what contradicts itself, or that there is not."""
@@ -85,11 +87,12 @@ class Lossless(options.How, Exact, Part):
             raise UsageError("--lossless needs --precision float32", hint="what decodes the file will use that")
         if self.keep_path and suffix in (".npy", ".tar", ".parquet"):
             raise UsageError(f"a {suffix} holds x_T alone, and no path", hint="choose .pt or .safetensors")
-        keep = Keep(self.path_precision, self.path_steps).of(self.steps) if self.keep_path and self.steps > 0 else None
+        steps = options.steps_or_default(self.steps, lossless=self.lossless)
+        keep = Keep(self.path_precision, self.path_steps).of(steps) if self.keep_path and steps > 0 else None
         solver = "exact" if self.lossless else self.solver
         if keep is not None and solver == "adaptive":
             raise UsageError("adaptive takes steps of its own, and has no path to keep", hint="choose another --solver")
-        way = Way(solver, self.spacing or "", self.steps, self.tolerance, keep=keep)
+        way = Way(solver, self.spacing or "", steps, self.tolerance, keep=keep)
         way.check()  # wrong names are found before anything is done
         return way
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "fashion-mnist"
 COLOUR_MODEL = "emoji"  # the bundled one that keeps colour
 DEFAULT_STEPS = 20
+LOSSLESS_STEPS = 12  # fewest evaluations without loss, of both bundled models (docs/inversion.md)
+LOSSLESS_STEPS_HELP = f"Steps along the path, each way: {DEFAULT_STEPS}, or {LOSSLESS_STEPS} with --lossless."
 DEFAULT_SOLVER = "ab2"
 DEFAULT_SPACING = "karras"
 DEFAULT_BATCH = 64
@@ -137,10 +139,9 @@ class Iterating:
 
 
 @group
-class How(Iterating):
-    """The way between image and latent."""
+class Along(Iterating):
+    """The way between image and latent, but for its number of steps."""
 
-    steps: Annotated[int, Option("--steps", metavar="S", help="Steps along the path, each way.")] = DEFAULT_STEPS
     solver: Annotated[
         str,
         Option(
@@ -159,6 +160,18 @@ class How(Iterating):
             autocompletion=names.one_of(*names.SPACINGS),
         ),
     ] = None
+
+
+@group
+class How(Along):
+    """The way between image and latent."""
+
+    steps: Annotated[int, Option("--steps", metavar="S", help="Steps along the path, each way.")] = DEFAULT_STEPS
+
+
+def steps_or_default(steps: int | None, *, lossless: bool) -> int:
+    """The number of steps asked for, or what there is to be without one."""
+    return steps if steps is not None else LOSSLESS_STEPS if lossless else DEFAULT_STEPS
 
 
 @group
