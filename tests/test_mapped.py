@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -21,6 +22,8 @@ from test_archives import PIXELS, WRITERS, N, png, samples, write_tar
 from test_train import OPTIONS
 
 from ddimctl import cache
+from ddimctl.cli import watching
+from ddimctl.cli.console import Console
 from ddimctl.errors import DDIMError, FileError
 from ddimctl.images import datasets, mapped
 from ddimctl.training.data import Data, Rows, split
@@ -160,6 +163,18 @@ def test_a_changed_data_set_is_read_again(tmp_path: Path) -> None:
     assert torch.equal(datasets.load(folder, 3, (4, 8), memory=0).images, datasets.load(folder, 3, (4, 8)).images)
 
 
+def test_what_takes_long_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(watching, "EVERY", 0)
+    path = write_tar(tmp_path / "a.tar", samples())
+    for memory, quiet in ((0, True), (10_000, False)):
+        found = datasets.load(
+            path, 1, (8, 8), memory=memory, progress=functools.partial(watching.counted, console=Console(quiet=quiet))
+        )
+        assert found.mapped == (memory == 0)
+        monkeypatch.setattr(mapped, "load", lambda key: None)
+    assert capsys.readouterr().err.splitlines() == [f"{i + 1} images read" for i in range(N)]
+
+
 def test_rows_are_what_a_tensor_would_be() -> None:
     images = torch.randint(0, 256, (40, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images[7] = images[21]
@@ -194,7 +209,8 @@ def test_a_run_is_the_same_mapped_or_held(tmp_path: Path, invoke: Any, monkeypat
     write_tar(tmp_path / "a.tar", many)
     memory.pipe("b/a.tar", (tmp_path / "a.tar").read_bytes())
     invoke("train", "a.tar", "-o", "held", *TRAIN, "--features").ok()
-    invoke("train", "a.tar", "-o", "mapped", *TRAIN, "--memory", "0", "--features").ok()
+    done = invoke("train", "a.tar", "-o", "mapped", *TRAIN, "--memory", "0", "--features").ok()
+    assert f"0 MiB of images are mapped from {mapped.folder()}" in done.err
     invoke("train", "memory://b/a.tar", "-o", "far", *TRAIN, "--memory", "0").ok()
     memory.pipe("b/photos/x.png", png(PIXELS[0]))
     for name, data in many.items():

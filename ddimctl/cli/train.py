@@ -12,7 +12,7 @@ import typer
 from ddimctl.cli import batches, options
 from ddimctl.cli.console import Console
 from ddimctl.cli.groups import flat, group, like
-from ddimctl.cli.watching import run, spoken
+from ddimctl.cli.watching import counted, run, spoken
 from ddimctl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -351,7 +351,7 @@ def _load(about: Mapping[str, str], settings: Settings, console: Console, *, mem
     import torch
 
     from ddimctl.files import refuse_special
-    from ddimctl.images import captions, datasets
+    from ddimctl.images import captions, datasets, mapped
     from ddimctl.training.data import Data, Rows, split
     from ddimctl.training.settings import TextSettings
 
@@ -367,7 +367,12 @@ def _load(about: Mapping[str, str], settings: Settings, console: Console, *, mem
     heard = isinstance(settings, TextSettings)
 
     def read(path: Path) -> tuple[Rows, list[str]]:
-        found = datasets.load(path, settings.channels, settings.size, how=how, captions=heard, memory=memory)
+        found = datasets.load(
+            path, settings.channels, settings.size, how=how, captions=heard, memory=memory,
+            progress=lambda images: counted(images, console),
+        )  # fmt: skip
+        if found.mapped:
+            console.notice(f"{found.images.nbytes / 2**20:,.0f} MiB of images are mapped from {mapped.folder()}")
         batches.say_failures(found.failures, len(found.failures) + len(found.images), console)
         batches.say_left_out(found.left_out, console)
         if not heard:

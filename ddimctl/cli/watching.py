@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from typer import Exit
 
+from ddimctl.cli.progress import EVERY
 from ddimctl.errors import DDIMError
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from ddimctl.training.log import Report
     from ddimctl.training.loop import Trainer
     from ddimctl.training.processes import Group
+
+T = TypeVar("T")
 
 
 def watched(trainer: Trainer, stopped: Sequence[int], console: Console) -> Iterator[Report]:
@@ -123,6 +126,16 @@ def _write_features(trainer: Trainer, about: About, console: Console) -> None:
     said = {"data": about.data_name, "license": about.license}
     own = bottleneck.write(trainer.folder / FILE, model, data.images, held_out=data.held_out, about=said)
     console.notice(f"{FILE}: {own.dimension} features of {len(data.images):,} images, for ddimctl evaluate")
+
+
+def counted(items: Iterable[T], console: Console) -> Iterator[T]:
+    """The images of a data set as they are read: how many there were so far is said once a minute."""
+    last = time.monotonic()
+    for n, item in enumerate(items, 1):
+        yield item
+        if time.monotonic() - last >= EVERY:
+            last = time.monotonic()
+            console.notice(f"{n:,} images read")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ class DataSet:
     failures: tuple[DDIMError, ...] = ()  # of the files that could not be used, a reason each
     captions: tuple[str | None, ...] = ()  # where they were asked for
     left_out: Mapping[str, int] = field(default_factory=dict)  # by suffix: images of formats that are not read here
+    mapped: bool = False
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -61,12 +62,14 @@ def load(
     how: Preprocessing | None = None,
     captions: bool = False,
     memory: int | None = None,
+    progress: Callable[[Iterable[Path | Held]], Iterable[Path | Held]] = iter,
 ) -> DataSet:
     """All images of a folder, an archive, a folder of archives, or a URL of one, made to fit as `how` says.
 
     Files that cannot be used are left out, each with its reason. An animation gives its first frame, unless `how` names
     another. Images of more than `memory` bytes are mapped from a file in the cache folder (see `mapped`), which is made
-    where it is not there yet. Raises `FileError` if no image is left, `UsageError` if there was none.
+    where it is not there yet; `progress` wraps the images as they are read. Raises `FileError` if no image is left,
+    `UsageError` if there was none.
     """
     check_channels(str(path), channels)
     how = how or Preprocessing()
@@ -88,7 +91,7 @@ def load(
     folder = isinstance(found, list)  # of images, not of archives
 
     def usable() -> Iterator[np.ndarray]:
-        for file in found:
+        for file in progress(found):
             try:
                 if isinstance(file, Path):
                     refuse_special(file)
@@ -118,7 +121,8 @@ def load(
         )
     said = about()
     kept = tuple(sources) if memory is None else ()
-    return DataSet(images, kept, tuple(failures), tuple(said["captions"]), said["left_out"])
+    more = memory is not None and images.nbytes > memory
+    return DataSet(images, kept, tuple(failures), tuple(said["captions"]), said["left_out"], mapped=more)
 
 
 def _remembered(images: Tensor, about: Mapping[str, Any]) -> DataSet:
@@ -127,7 +131,7 @@ def _remembered(images: Tensor, about: Mapping[str, Any]) -> DataSet:
     for code, message, hint in about["failures"]:
         failures.append(DDIMError(message, hint))
         failures[-1].exit_code = code
-    return DataSet(images, (), tuple(failures), tuple(about["captions"]), about["left_out"])
+    return DataSet(images, (), tuple(failures), tuple(about["captions"]), about["left_out"], mapped=True)
 
 
 def _found(name: str, captions: bool) -> Iterable[Path | Held]:
