@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast test-ui gallery site margins lint format docs bench reliability clean
+.PHONY: demo test test-fast test-ui gallery gallery-emoji site margins lint format docs bench reliability clean
 
 # Encode, interpolate and reconstruct real images into demo/.
 demo: $(READY)
@@ -39,6 +39,14 @@ test-ui: .venv-ui/.ready
 gallery: $(READY)
 	$(BIN)/python benchmarks/gallery.py
 
+# Those of them that the model emoji makes, for when it was trained anew, with Noto Color Emoji where the system has it.
+gallery-emoji: $(READY)
+	$(BIN)/python benchmarks/gallery.py "-m emoji"
+	$(BIN)/python benchmarks/paper.py "-m emoji"
+	rm -rf build/emoji-glyphs
+	$(BIN)/python examples/emoji.py -o build/emoji-glyphs
+	$(BIN)/python benchmarks/direction.py build/emoji-glyphs
+
 # The documentation as a site, into site/: the README and docs/, with a reference made from the commands.
 site: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -52,7 +60,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Measures the figures in docs/ again, on the bundled held-out images. An hour or so. With IMAGES=folder or IDX file (a test
+# Measures the figures in docs/ again, on the bundled held-out images, and makes its films and pictures. An hour or so. With IMAGES=folder or IDX file (a test
 # set) on those, and table 2 on all of them: hours, which may be interrupted.
 docs: $(READY)
 	$(BIN)/python benchmarks/inversion.py $(IMAGES)

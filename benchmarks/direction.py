@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ddimctl import dither, load, ode
-from ddimctl.images import levels, reading, sheets, writing
+from ddimctl.images import labels, levels, reading, sheets, writing
 from ddimctl.model import Model
 from ddimctl.recipe import Way
 
@@ -68,7 +68,13 @@ def main() -> None:
     x = encode(model, read(model, [model.about.folder / "held-out" / f"{name}.png" for name in HELD_OUT]))
     rows = torch.stack([led(x, apart.mean(0), w) for w in WEIGHTS], dim=1).flatten(0, 1)
     pixels = levels.to_pixels(ode.decode(model, rows, WAY).x)
-    writing.save_image(DOCS / "direction.png", sheets.sheet(sheets.enlarge(pixels, 3), len(WEIGHTS), 6))
+    pixels = sheets.enlarge(pixels, 3)
+    above = ["as it is", *(f"× {w:g}" for w in WEIGHTS[1:])]
+    words = labels.Labels(
+        above, [f"{name}.png" for name in HELD_OUT], caption="emoji: x_T and so many times the direction"
+    )
+    sheet = labels.around(sheets.sheet(pixels, len(WEIGHTS), 6), pixels.shape[1:3], 6, labels=words)
+    writing.save_image(DOCS / "direction.png", sheet)
     said = f"{n} pairs: {before_rms:.3f} before, {after_rms:.3f} after."
     print(said)
     pages.put(DOCS / "latents.md", __file__, said)
