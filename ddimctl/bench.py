@@ -129,14 +129,23 @@ def rate(model: Model, condition: Condition, batch: int, *, seconds: float) -> R
     eps = model.eps(condition)
     reached = matmul(model, seconds / 4)
     spent = repeated(lambda: eps(x, 1.0).cpu(), seconds)
-    flops = batch * network.module.flops / spent / 1e9
+    flops = batch * operations(model, condition) / spent / 1e9
     share = network_share(model, condition, batch)
     return Rate(network.engine, network.precision, batch, 1 / spent, flops, reached, share)
 
 
+def operations(model: Model, condition: Condition) -> int:
+    """Of one evaluation of ε for one image: the network's, twice where there is guidance."""
+    return model.network.module.flops * (1 if condition.guidance == 1 else 2)
+
+
 def network_share(model: Model, condition: Condition, batch: int, *, steps: int = 10) -> float:
-    """The part of the time of an encoding that the network takes; the rest is the solver's and the scaling."""
+    """The part of the time of an encoding that the network takes; the rest is the solver's and the scaling.
+
+    Of a model with an autoencoder, from its state on: that is no part of the ODE.
+    """
     from ddimctl import ode, seeds
+    from ddimctl.model import Pixels
     from ddimctl.recipe import Way
 
     network, inside = model.network, 0.0
@@ -152,9 +161,10 @@ def network_share(model: Model, condition: Condition, batch: int, *, steps: int 
         inside += time.perf_counter() - begin
         return out
 
-    watched, images = model.with_network(replace(network, call=timed)), seeds.noise(model.image_shape, batch, 0)
+    watched = replace(model, network=replace(network, call=timed), autoencoder=Pixels())
+    states = seeds.noise(model.state_shape, batch, 0)
     begin = time.perf_counter()
-    ode.encode(watched, images, Way(steps=steps), condition, batch_size=batch).x.cpu()
+    ode.encode(watched, states, Way(steps=steps), condition, batch_size=batch).x.cpu()
     return inside / (time.perf_counter() - begin)
 
 

@@ -80,6 +80,13 @@ class Autoencoder(Protocol):
     def digest(self) -> str | None:
         """SHA-256 of what it computes; None for the identity."""
 
+    @property
+    def tile(self) -> int | None:
+        """Pixels a side of the tiles it goes by; None: all at once."""
+
+    def tiled(self, tile: int | None) -> Autoencoder:
+        """The same by other tiles. Raises `UsageError` where it has none of that size."""
+
     def encode(self, images: Array) -> Array:
         """Images (B, C, H, W) in [−1, 1] → states (B, c, h, w)."""
 
@@ -91,6 +98,12 @@ class Pixels:
     """The autoencoder of models of pixels: nothing."""
 
     digest = None
+    tile = None
+
+    def tiled(self, tile: int | None) -> Pixels:
+        if tile is not None:
+            raise UsageError("a model of pixels has no autoencoder that goes by tiles", hint="leave --tile away")
+        return self
 
     def encode(self, images: Array) -> Array:
         return images

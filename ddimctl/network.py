@@ -34,6 +34,8 @@ class Module:
     activations: int = 0  # numbers held at once while one image goes through, if known: see `engines.pytorch`
     count: Callable[[tuple[int, int, int]], int] | None = None  # where `facts` does not have it
     mixed: bool = False  # whether the images of a batch may hear different things, a row each
+    prepare: Callable[[Any], Any] | None = None  # what the engine torch does to a copy first, to save memory
+    waits: bool = False  # whether its weights wait on the CPU until `prepare` has them fetched
 
     @cached_property
     def torch(self) -> Any:

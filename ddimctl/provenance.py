@@ -151,6 +151,7 @@ LATER: dict[str, Callable[[Any], bool]] = {  # fields that not every file has
     ),
     "returned": _all(_is_number),  # how far off each state was that x_T was decoded to, relative
     "autoencoder": _is_name,
+    "tile": lambda v: _is_count(v) and 0 < v < 1 << 20,
     "dither": _all(_is_dither),
     "made": _is_made,
     "mix": lambda v: _all(_is_number)(v) and all(abs(part) <= MOST for part in v),

@@ -96,6 +96,7 @@ class Recipe:
     lossless: bool = False  # checked, and tightened until every 8-bit value came back
     autoencoder: str | None = None
     dither: int | None = None  # the seed of the noise that was added first
+    tile: int | None = None  # of the autoencoder, which gives something else by tiles
 
     @classmethod
     def of(
@@ -120,6 +121,7 @@ class Recipe:
             lossless,
             model.autoencoder.digest,
             dither,
+            model.autoencoder.tile,
         )
 
     @classmethod
@@ -146,6 +148,7 @@ class Recipe:
             provenance["lossless"] is not None,
             provenance.get("autoencoder"),
             seed_of(read_dithers(provenance.get("dither") or [])),
+            provenance.get("tile"),
         )
 
     def record(self) -> dict[str, Any]:
@@ -164,6 +167,8 @@ class Recipe:
             out["keep_path"] = asdict(self.way.keep)
         if self.autoencoder is not None:
             out["autoencoder"] = self.autoencoder
+        if self.tile is not None:
+            out["tile"] = self.tile
         if self.way.mix:
             out["mix"] = list(self.way.mix)
         if self.way.to is not None:

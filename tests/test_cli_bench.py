@@ -13,7 +13,7 @@ import torch
 
 from ddimctl import bench
 from ddimctl.families import load
-from ddimctl.model import NOTHING, Model
+from ddimctl.model import NOTHING, Condition, Model
 
 HERE = ["torch", *(["openvino"] if importlib.util.find_spec("openvino") is not None else [])]
 
@@ -81,6 +81,22 @@ def test_auto_means_what_is_there(invoke: Any, model_folder: Path) -> None:
 
 def test_the_share_of_the_network(model: Model) -> None:
     assert 0 < bench.network_share(model, NOTHING, 2, steps=3) < 1
+
+
+def test_text_models_are_measured_as_what_they_are(
+    invoke: Any, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guidance takes the network twice, and the autoencoder is no part of the share."""
+    pytest.importorskip("diffusers")
+    from pipelines import folder_of
+
+    model = load(str(folder_of("sd", tmp_path_factory)), "cpu")
+    guided = Condition(prompt="a red dog", guidance=3.0)
+    assert bench.operations(model, guided) == 2 * bench.operations(model, Condition(prompt="a")) > 0
+    monkeypatch.setattr(type(model.autoencoder), "encode", lambda *_: pytest.fail("it is no part of the ODE"))
+    assert 0 < bench.network_share(model, guided, 1, steps=3) < 1
+    rate = bench.rate(model, guided, 1, seconds=0)
+    assert rate.gflops == pytest.approx(rate.images * bench.operations(model, guided) / 1e9)
 
 
 def test_a_line_through_a_line(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,7 @@ def test_paragraphs_are_broken_by_the_terminal_alone() -> None:
 def test_names_are_those_of_the_registries() -> None:
     from ddimctl.engines import ENGINES, PRECISIONS
     from ddimctl.families import bundled
+    from ddimctl.families.frugal import WAYS
     from ddimctl.features import KINDS
     from ddimctl.images.fitting import FITS
     from ddimctl.roundtrip import REPORTS
@@ -102,6 +103,7 @@ def test_names_are_those_of_the_registries() -> None:
         (names.ENGINES, ENGINES),
         (names.PRECISIONS, PRECISIONS),
         (names.FITS, FITS),
+        (names.SAVINGS, WAYS),
         (names.FEATURES, KINDS),
         (names.REPORTS, REPORTS),
     ):

@@ -56,7 +56,8 @@ def bench(*, what: options.What, how: Measured, files: options.Plotted, machine:
     For every engine (torch: PyTorch as it is; compile: PyTorch's compiler; openvino: for CPUs, extra openvino) and batch
     size: evaluations of single images a second, GFLOP/s beside what a matrix multiplication reaches, and how much of an
     encoding's time the network takes. Then how long a fresh process needs to its first evaluation and how much memory,
-    and the time to decode against the number of steps S, which is a line.
+    and the time to decode against the number of steps S, which is a line. An evaluation under --guidance is two of the
+    network; what an autoencoder takes is in the line's fixed part.
 
     Example: ddimctl bench --batch-size 1,64
     """
@@ -87,7 +88,7 @@ def bench(*, what: options.What, how: Measured, files: options.Plotted, machine:
         wanted = ["torch", *(["openvino"] if there else [])]
     # What is not there is told before anything is measured.
     nets = [net.with_network(engines.make(module, name, machine.precision)) for name in wanted]
-    flops = module.flops
+    flops = measuring.operations(net, condition)
     console.notice(f"{net.name}: {flops / 1e9:.3g} GFLOP an evaluation; {measuring.processor()}")
     before = processors.times()
     with console.bar(len(wanted) * len(batches), "measuring") as bar:

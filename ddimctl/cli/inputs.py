@@ -36,9 +36,17 @@ def open_model(
     from ddimctl.families import load, resized
 
     reference = reference or getattr(what, "model", None) or options.default_model()
-    model = load(reference, machine.device, config=what.config, schedule=what.schedule, guess=what.guess)
+    ways, device = savings(machine)
+    at_first = "cpu" if "offload" in ways else device
+    model = load(reference, at_first, config=what.config, schedule=what.schedule, guess=what.guess)
+    if ways:
+        from ddimctl.families.frugal import frugal
+
+        model = frugal(model, ways, device)
     if (size := getattr(what, "size", None)) is not None:
         model = resized(model, options.parse_size(size, "--size"))
+    if (tile := getattr(what, "tile", None)) is not None:
+        model = replace(model, autoencoder=model.autoencoder.tiled(tile))
     if (end := getattr(what, "sigma_max", None)) is not None:
         model = replace(model, schedule=model.schedule.up_to(end))
     condition = what.condition()
@@ -53,6 +61,19 @@ def open_model(
     return model
 
 
+def savings(machine: options.Device) -> tuple[list[str], str]:
+    """The ways to save memory that are asked for, and the device. Raises `UsageError` where they make no sense."""
+    named = getattr(machine, "low_memory", None)
+    if named is None:
+        return [], machine.device
+    from ddimctl.engines import pytorch
+
+    ways, device = options.parse_list(named), pytorch.device(machine.device)
+    if "offload" in ways and device == "cpu":
+        raise UsageError("offload is for GPUs: on a CPU the weights are in main memory", hint="leave it away")
+    return ways, device
+
+
 def tell_guesses(model: Model, console: Console) -> None:
     """What was assumed because the model does not say, however it was opened."""
     for guess in model.about.guesses:
@@ -65,9 +86,9 @@ def recall(what: options.What, machine: options.Machine, console: Console) -> Mo
     from ddimctl.families.recall import recall
 
     engines.check(machine.engine, machine.precision)
-    if machine.engine not in ("auto", "openvino") or what.config or what.schedule or what.guess:
+    if machine.engine not in ("auto", "openvino") or what.config or what.schedule or what.guess or machine.low_memory:
         return None
-    if any(getattr(what, name, None) is not None for name in ("size", "sigma_max")):
+    if any(getattr(what, name, None) is not None for name in ("size", "sigma_max", "tile")):
         return None
     if getattr(machine, "worker_gpus", None):
         return None
@@ -154,7 +175,7 @@ def model_of(
     kept = latent.corrections is not None
     prompts.tell_of_another(name, latent.recipe.condition, condition, kept=kept, console=console)
     check_model(latent, name, model, console=console, force=force)
-    return model
+    return tiled(latent, model)
 
 
 def condition_of(latent: Latent, what: options.Asked) -> Condition:
@@ -169,6 +190,12 @@ def over(condition: Condition, what: options.Asked) -> Condition:
     if "prompt" in changed:
         changed["blend"] = ()
     return replace(condition, **changed)
+
+
+def tiled(latent: Latent, model: Model) -> Model:
+    """`model` with its autoencoder by the tiles that made a latent, or by none."""
+    same = latent.recipe.autoencoder == model.autoencoder.digest
+    return replace(model, autoencoder=model.autoencoder.tiled(latent.recipe.tile)) if same else model
 
 
 def check_model(latent: Latent, name: str, model: Model, *, console: Console, force: bool) -> None:

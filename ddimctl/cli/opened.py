@@ -127,7 +127,7 @@ class Opened:
         if isinstance(found, DDIMError):
             raise found if again is None else type(found)(f"{name}: {found}", hint=found.hint)
         inputs.check_model(file, name, found, console=self._console, force=self._force)
-        return found
+        return inputs.tiled(file, found)
 
     def way_back(self, file: Latent, name: str) -> Decoding:
         """How `file` is decoded: as it says itself, unless otherwise asked for."""

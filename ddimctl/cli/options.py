@@ -342,6 +342,15 @@ class Machine(Device):
     batch_size: Annotated[
         int, Option("--batch-size", metavar="N", min=1, help="Images that go through the network at once.")
     ] = DEFAULT_BATCH
+    low_memory: Annotated[
+        str | None,
+        Option(
+            "--low-memory",
+            metavar="NAME,…",
+            help="slice: attention in parts. offload: weights wait off the GPU.",
+            autocompletion=names.some_of(*names.SAVINGS),
+        ),
+    ] = None
 
     def placed(self, model: Model) -> Model:
         """The model as it is where the work is done."""

@@ -17,6 +17,10 @@ class Sized(What):
     size: Annotated[
         str | None, Option("--size", metavar="HxW", help="Height and width of the images, where the model allows it.")
     ] = None
+    tile: Annotated[
+        int | None,
+        Option("--tile", metavar="N", min=1, help="The autoencoder goes by tiles of N pixels a side: less memory."),
+    ] = None
     sigma_max: Annotated[
         float | None,
         Option(

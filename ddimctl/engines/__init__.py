@@ -29,6 +29,8 @@ def make(module: Module, engine: str = "torch", precision: str = "float32") -> N
     check(engine, precision)
     if precision == "fp16" and module.kind == "cpu":
         raise UsageError("fp16 is for GPUs: CPUs hardly have it", hint="choose --precision bf16")
+    if module.prepare is not None and engine != "torch":
+        raise UsageError(f"the engine {engine} does not save memory so", hint="--low-memory goes with --engine torch")
     return Network(module, engine, precision, choose(ENGINES, engine, "engine")(module, precision))
 
 
@@ -42,6 +44,8 @@ def pick(module: Module, evaluations: float) -> tuple[str, str]:
     """(engine, why) for so many evaluations of single images: OpenVINO where it is there and pays, else torch."""
     if module.kind != "cpu":
         return "torch", f"on {module.kind}"
+    if module.prepare is not None:
+        return "torch", "the one that saves memory"
     if importlib.util.find_spec("openvino") is None:
         return "torch", "the extra 'openvino' would be faster on a CPU"
     if cache.has(openvino.graph_name(module)):

@@ -41,6 +41,7 @@ def openvino(module: Module, precision: str) -> Call:
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads(),
+        "ENABLE_CPU_PINNING": False,  # two processes would share one processor, whatever others are free
     }
     machine = core.get_property("CPU", "FULL_DEVICE_NAME")
     large = module.facts.parameters >= LARGE

@@ -90,14 +90,20 @@ def _casting(kind: str, half: Any) -> Iterator[None]:
 def _held(module: Module, precision: str) -> Any:
     """The module, on its device. In a half precision what multiplies is cast once, in a copy that shares all the rest:
     autocast would do it at each evaluation, of weights that take twice the room."""
+    if precision not in DTYPES and module.prepare is None:
+        return module.torch
+    held = sharing(module.load(), "cpu" if module.waits else module.device, DTYPES.get(precision))
+    return held if module.prepare is None else module.prepare(held)
+
+
+def sharing(network: Any, device: str, half: str | None = None) -> Any:
+    """A copy of a module that shares its weights, but for those that are to be elsewhere, or in a half precision."""
     import torch
 
-    if precision not in DTYPES:
-        return module.torch
-    kind, device, network = getattr(torch, DTYPES[precision]), module.device, module.load()
+    kind = None if half is None else getattr(torch, half)
     shared: dict[int, Any] = {}
     for p in network.parameters():
-        w = p.detach().to(device, kind if p.ndim > 1 else p.dtype)
+        w = p.detach().to(device, kind if p.ndim > 1 else None)
         shared[id(p)] = torch.nn.Parameter(w, requires_grad=False)
     shared |= {id(b): b.to(device) for b in network.buffers()}
     return copy.deepcopy(network, shared)

@@ -8,7 +8,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +31,7 @@ class Latents:
     scale: Tensor  # float64, one number or one a channel, as of shift
     shift: Tensor
     factor: int  # pixels a side for each latent
+    tile: int | None = None  # pixels a side of the tiles it goes by, which overlap; None: all at once
 
     @property
     def channels(self) -> int:
@@ -53,7 +54,8 @@ class Latents:
             raise UsageError(f"the autoencoder takes images whose sides are multiples of {self.factor}")
         x = torch.as_tensor(images).to(self.vae.device, torch.float32)
         # Image by image: at 512 × 512 one needs gigabytes.
-        latents = torch.cat([self.of(self.vae.encode(one)) for one in x.split(1)]).double()
+        with self._in_tiles():
+            latents = torch.cat([self.of(self.vae.encode(one)) for one in x.split(1)]).double()
         return _back((latents - self.shift.to(latents.device)) * self.scale.to(latents.device), images)
 
     @torch.no_grad()
@@ -62,7 +64,31 @@ class Latents:
         latents = torch.as_tensor(z).double()
         latents = latents / self.scale.to(latents.device) + self.shift.to(latents.device)
         parts = latents.to(self.vae.device, torch.float32).split(1)
-        return _back(torch.cat([self.vae.decode(one, return_dict=False)[0] for one in parts]).double(), z)
+        with self._in_tiles():
+            return _back(torch.cat([self.vae.decode(one, return_dict=False)[0] for one in parts]).double(), z)
+
+    def tiled(self, tile: int | None) -> Latents:
+        """The same by tiles of so many pixels a side. Raises `UsageError` where it has none of that size."""
+        unit = 4 * self.factor  # a quarter overlaps
+        if not hasattr(self.vae, "use_tiling"):
+            raise UsageError("this autoencoder does not go by tiles", hint="leave --tile away")
+        if tile is not None and (tile < 2 * unit or tile % unit):
+            near = max(2, round(tile / unit)) * unit
+            raise UsageError(f"tiles of {tile} pixels a side do not divide", hint=f"such as --tile {near}")
+        return replace(self, tile=tile)
+
+    @contextlib.contextmanager
+    def _in_tiles(self) -> Iterator[None]:
+        vae = self.vae
+        if self.tile is None:
+            yield
+            return
+        before = vae.use_tiling, vae.tile_sample_min_size, vae.tile_latent_min_size
+        vae.use_tiling, vae.tile_sample_min_size, vae.tile_latent_min_size = True, self.tile, self.tile // self.factor
+        try:
+            yield
+        finally:
+            vae.use_tiling, vae.tile_sample_min_size, vae.tile_latent_min_size = before
 
 
 def _back(x: Tensor, like: Array) -> Array:

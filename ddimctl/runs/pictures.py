@@ -125,7 +125,8 @@ def _alike(batch: Sequence[Loaded[_Latent]]) -> Iterator[list[tuple[Item, _Laten
             groups[b.item.name] = [(b.item, b.value)]
         elif b.value is not None:
             decoding = b.value.decoding
-            same = (decoding.model.digest, decoding.way, decoding.condition)
+            tile = decoding.model.autoencoder.tile
+            same = (decoding.model.digest, tile, decoding.way, decoding.condition)
             groups.setdefault(same, []).append((b.item, b.value))
     yield from groups.values()
 

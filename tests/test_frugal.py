@@ -1,0 +1,176 @@
+"""Saving memory: attention in slices and weights that wait give the same; and the autoencoder by tiles, where asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Result
+from PIL import Image
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+from pipelines import folder_of
+from rounding import NETWORK, apart
+
+from ddimctl import engines, families, latent, ode
+from ddimctl.errors import UsageError
+from ddimctl.families import load
+from ddimctl.families.autoencoders import quiet
+from ddimctl.families.frugal import frugal
+from ddimctl.images import levels, writing
+from ddimctl.model import Condition, Model, Pixels
+from ddimctl.recipe import Recipe, Way
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+GUIDED = Condition(None, "a red dog", "ugly and dark", 3.0)
+
+
+def model_of(name: str, factory: pytest.TempPathFactory, device: str = "cpu") -> Model:
+    return load(str(folder_of(name, factory)), device)
+
+
+def eps(model: Model) -> torch.Tensor:
+    x = torch.randn(2, *model.state_shape, generator=torch.Generator().manual_seed(1)).double()
+    return model.eps(GUIDED)(x.to(model.network.module.state_device), 1.0).cpu()
+
+
+@pytest.mark.parametrize(("name", "ways"), [("sd", ["slice"]), ("xl", ["slice"]), ("sd", ["slice", "offload"]),
+                                            ("sd3", ["offload"]), ("flux", ["offload"])])  # fmt: skip
+def test_the_same_with_less(
+    name: str, ways: list[str], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "offload" in ways:
+        pytest.importorskip("accelerate")
+    # diffusers looks for a GPU before anything is asked of one; what moves goes from the CPU to the CPU here.
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cpu"))
+    model = model_of(name, tmp_path_factory)
+    before = eps(model)
+    spare = frugal(model, ways, "cpu")
+    assert apart(eps(spare), before) < NETWORK
+    assert apart(eps(spare.with_network(engines.make(spare.network.module, "torch", "bf16"))), before) < 0.2
+    z = torch.randn(1, *model.state_shape, dtype=torch.float64)
+    assert apart(spare.autoencoder.decode(z), model.autoencoder.decode(z)) < NETWORK
+    images = torch.rand(1, *model.image_shape) * 2 - 1
+    assert apart(spare.autoencoder.encode(images), model.autoencoder.encode(images)) < NETWORK
+    assert torch.equal(eps(model), before)
+    assert spare.digest == model.digest
+
+
+def test_slices_are_diffusers_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """It is their processors that are set, in a copy that shares the weights."""
+    model = model_of("sd", tmp_path_factory)
+    module = frugal(model, ["slice"], "cpu").network.module
+    seen: list[Any] = []
+    engines.make(replace(module, prepare=lambda n: seen.append(module.prepare(n)) or seen[0]))  # type: ignore[misc]
+    kinds = {type(p).__name__ for p in seen[0].unet.attn_processors.values()}
+    assert kinds == {"SlicedAttnProcessor"}
+    assert "SlicedAttnProcessor" not in {
+        type(p).__name__ for p in model.network.module.torch.unet.attn_processors.values()
+    }
+    weights = zip(seen[0].parameters(), model.network.module.torch.parameters(), strict=True)
+    assert all(a.data_ptr() == b.data_ptr() for a, b in weights)
+
+
+def test_what_cannot_be_saved_is_one_line(
+    invoke: Callable[..., Result], model_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    sd, sd3 = (str(folder_of(name, tmp_path_factory)) for name in ("sd", "sd3"))
+    few = ("-n", 1, "--steps", 1, "--device", "cpu", "--low-memory")
+    assert "offload is for GPUs" in invoke("sample", "-m", sd, *few, "offload").failed(2)
+    assert "no attention in slices" in invoke("sample", "-m", sd3, *few, "slice").failed(2)
+    assert "is small" in invoke("sample", "-m", model_folder, *few, "slice").failed(2)
+    assert "unknown way to save memory" in invoke("sample", "-m", sd, *few, "magic").failed(2)
+    said = invoke("sample", "-m", sd, *few, "slice", "--engine", "openvino").failed(2)
+    assert "does not save memory so" in said
+    invoke("sample", "-m", sd, *few, "slice", "-o", "s.png").ok()
+
+
+def test_without_accelerate_nothing_is_moved(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of("sd", tmp_path_factory)
+    monkeypatch.setattr(families.frugal, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="needs accelerate"):
+        frugal(model, ["offload"], "cpu")
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", ["sd", "sd3", "flux"])
+def test_weights_that_wait_are_not_on_the_gpu(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    pytest.importorskip("accelerate")
+    expected = eps(model_of(name, tmp_path_factory))
+    spare = frugal(model_of(name, tmp_path_factory), ["offload"], "cuda")
+    held = torch.cuda.memory_allocated()
+    assert apart(eps(spare), expected) < 1e-3
+    z = torch.randn(1, *spare.state_shape, dtype=torch.float64, device="cuda")
+    assert apart(spare.autoencoder.decode(z), model_of(name, tmp_path_factory).autoencoder.decode(z.cpu())) < 1e-3
+    del z
+    assert torch.cuda.memory_allocated() - held < spare.network.module.facts.parameters  # bytes: a quarter of them
+
+
+# Tiles
+
+
+def test_tiles_are_diffusers_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = folder_of("sd", tmp_path_factory)
+    model = load(str(folder), "cpu")
+    with quiet():
+        from diffusers import AutoencoderKL
+
+        vae: Any = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True)
+    vae.use_tiling, vae.tile_sample_min_size, vae.tile_latent_min_size = True, 16, 8
+    images = torch.rand(1, 3, 32, 40, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    with torch.no_grad():
+        z = vae.encode(images).latent_dist.mean * vae.config.scaling_factor
+        back = vae.decode(z / vae.config.scaling_factor).sample
+    tiled = model.autoencoder.tiled(16)
+    assert apart(tiled.encode(images), z) < NETWORK
+    assert apart(tiled.decode(z.double()), back) < NETWORK
+    assert apart(model.autoencoder.encode(images), z) > 1e-3  # at once is something else
+    assert apart(model.autoencoder.decode(z.double()), back) > 1e-3
+
+
+def test_tiles_are_recorded_and_honoured(
+    tmp_path: Path, invoke: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = folder_of("sd", tmp_path_factory)
+    writing.save_image(tmp_path / "a.png", np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+    command = ("encode", "a.png", "-m", str(folder), "--size", "32", "--steps", 3, "--device", "cpu")
+    invoke(*command, "-o", "t.pt", "--tile", 16).ok()
+    invoke(*command, "-o", "w.pt").ok()
+    tiles, whole = latent.load(tmp_path / "t.pt"), latent.load(tmp_path / "w.pt")
+    assert (tiles.recipe.tile, whole.recipe.tile) == (16, None)
+    assert tiles.recipe != whole.recipe
+    assert "tile" not in whole.provenance
+    invoke("decode", "t.pt", "w.pt", "-o", "out/", "--device", "cpu").ok()
+    model = load(str(folder), "cpu")
+    states = replace(model, autoencoder=Pixels())
+    for found, name in ((tiles, "t"), (whole, "w")):
+        z = ode.decode(states, found.xT, found.recipe.way, found.recipe.condition).x
+        expected = levels.to_pixels(model.autoencoder.tiled(found.recipe.tile).decode(z))[0]
+        off = np.asarray(Image.open(tmp_path / "out" / f"{name}.png")).astype(int) - expected
+        assert np.abs(off).max() <= 1  # by rounding
+
+
+def test_tiles_that_are_none(
+    invoke: Callable[..., Result], model_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    sd, vq = (str(folder_of(name, tmp_path_factory)) for name in ("sd", "vq"))
+    few = ("-n", 1, "--steps", 1, "--device", "cpu", "--tile")
+    odd = invoke("sample", "-m", sd, *few, 21)
+    assert "do not divide" in odd.failed(2)
+    assert "such as --tile 24" in odd.err
+    assert "does not go by tiles" in invoke("sample", "-m", vq, *few, 16).failed(2)
+    assert "no autoencoder" in invoke("sample", "-m", model_folder, *few, 16).failed(2)
+    model = model_of("sd", tmp_path_factory)
+    with pytest.raises(UsageError, match="do not divide"):
+        model.autoencoder.tiled(8)
+    tiled = replace(model, autoencoder=model.autoencoder.tiled(16))
+    assert Recipe.of(tiled, Way()).record()["tile"] == 16
