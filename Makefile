@@ -68,9 +68,10 @@ docs: $(READY)
 	$(BIN)/python benchmarks/gallery.py
 	$(if $(IMAGES),$(BIN)/python benchmarks/table_2.py $(IMAGES))
 
-# Measures docs/performance.md and the README's table of speed again. Ten minutes, on a machine that does nothing else.
+# Measures docs/performance.md and the README's table of speed again. Twenty minutes, on a machine that does nothing else. With
+# OTHERS=folder steps and spacing are chosen on those PNGs, and all bundled images are timed.
 bench: $(READY)
-	$(BIN)/python benchmarks/versus_diffusers.py
+	$(BIN)/python benchmarks/versus_diffusers.py $(if $(OTHERS),--others $(OTHERS))
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
