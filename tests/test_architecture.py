@@ -107,7 +107,8 @@ NO_LIBRARY = {
     "images",
     "images.formats",
 }
-HEAVY = ("torch", "numpy", "PIL", "imageio", "safetensors")
+OTHERS = ("pyarrow", "fsspec", "ray", "datasets", "pandas")  # what only some inputs or machines need
+HEAVY = ("torch", "numpy", "PIL", "imageio", "safetensors", *OTHERS)
 
 
 def name_of(path: Path) -> str:
@@ -302,7 +303,7 @@ try:
     main()
 except SystemExit as e:
     assert e.code == 0, e.code
-print("loaded:", *[m for m in ("torch", "openvino", "rich", "imageio") if m in sys.modules])
+print("loaded:", *[m for m in {("torch", "openvino", "rich", "imageio", *OTHERS)} if m in sys.modules])
 """
     assert run(code, tmp_path).splitlines()[-1].strip() == "loaded:"
     assert (tmp_path / "drawn.png").is_file()
@@ -319,6 +320,7 @@ UNUSED = (
     "huggingface_hub",
     "diffusers",
     "transformers",
+    *OTHERS,
 )
 
 

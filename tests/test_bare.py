@@ -137,3 +137,36 @@ def test_the_tolerance_of_adaptive_is_kept(model_folder: Path, tmp_path: Path, i
     assert [m and m["tolerance"] for m in made] == [0.01, 0.01]
     invoke("decode", "n.pt", "--tolerance", 0.02, "-o", "other.png").ok()
     assert (metadata.find(tmp_path / "other.png") or {})["tolerance"] == 0.02
+
+
+def test_interpolate_takes_it_as_decode_does(model_folder: Path, tmp_path: Path, invoke: Callable[..., Result]) -> None:
+    """Beside latents of ours as they were made, alone as the options say; frame by frame what ours give."""
+    way = ("--steps", 5, "--solver", "ddim", "--spacing", "linear")
+    for i, name in enumerate("ab"):
+        invoke("encode", model_folder / f"held-out/00{i}.png", "-m", model_folder, *way, "-o", f"{name}.pt").ok()
+        np.save(tmp_path / f"{name}.npy", latent.load(tmp_path / f"{name}.pt").xT.numpy())
+    torch.save(latent.load(tmp_path / "b.pt").xT.half(), tmp_path / "half.pt")
+    invoke("interpolate", "a.pt", "b.pt", "--frames", 3, "-o", "ours").ok()
+    asked = ("-m", model_folder, "--frames", 3, "-o")
+    runs = {
+        "alone": ("a.npy", "b.npy", *way),
+        "beside": ("a.pt", "b.npy"),
+        "before": ("a.npy", "b.pt"),
+        "half": ("a.npy", "half.pt", *way),
+        "piped": ("a.pt", "-"),
+    }
+    for out, words in runs.items():
+        done = invoke("interpolate", *words, *asked, out, input=(tmp_path / "b.npy").read_bytes()).ok()
+        assert "is a bare tensor, taken for x_T: 5 steps of ddim, linear" in done.err
+        frames = [sorted((tmp_path / folder).glob("*.png")) for folder in ("ours", out)]
+        assert [len(f) for f in frames] == [3, 3]
+        for pair in zip(*frames, strict=True):
+            ours, theirs = (np.asarray(Image.open(f), float) for f in pair)
+            assert np.abs(ours - theirs).max() <= (64 if out == "half" else 1)
+    assert "-m MODEL" in invoke("interpolate", "a.npy", "b.npy", "-o", "no.gif").err
+    invoke("interpolate", "a.npy", "b.npy", "-o", "no.gif").failed(3)
+    np.save(tmp_path / "small.npy", np.zeros((1, 8, 8), np.float32))
+    assert "has shape" in invoke("interpolate", "a.pt", "small.npy", *asked, "no.gif").failed(3)
+    np.save(tmp_path / "flat.npy", np.zeros(8, np.float32))
+    assert "could be x_T" in invoke("interpolate", "a.pt", "flat.npy", *asked, "no.gif").failed(3)
+    assert not (tmp_path / "no.gif").exists()

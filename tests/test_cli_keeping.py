@@ -69,7 +69,29 @@ def test_many_and_packed(invoke: Invoke, model_folder: Path, pictures: list[Path
         for i, picture in enumerate(pictures):
             frames.seek(i)
             np.testing.assert_array_equal(np.asarray(frames.convert("L")), pixels(picture))
-    invoke("interpolate", "ab.safetensors", "--frames", 3, "-o", "f.gif").ok()
+
+
+def test_what_lies_between_has_no_path_and_that_is_said(
+    invoke: Invoke, model_folder: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    """The film is that of the same latents without a path: the solver that went up goes down."""
+    asked = ("-m", model_folder, "--steps", 4, "--solver", "ab2")
+    invoke("encode", *pictures, "-o", "kept.pt", *asked, "--keep-path").ok()
+    invoke("encode", *pictures, "-o", "plain.pt", *asked).ok()
+    told = invoke("interpolate", "kept.pt", "--frames", 3, "-o", "kept").ok().err
+    assert told.count("path") == 1
+    assert "the path that kept.pt keeps is not used" in told
+    assert "path" not in invoke("interpolate", "plain.pt", "--frames", 3, "-o", "plain").ok().err
+    frames = [sorted((tmp_path / folder).glob("*.png")) for folder in ("kept", "plain")]
+    assert [len(f) for f in frames] == [3, 3]
+    for one, other in zip(*frames, strict=True):
+        assert np.abs(pixels(one).astype(int) - pixels(other)).max() <= 1
+    told = invoke("decode", "kept.pt", "-o", "k", "--steps", 5).ok().err  # so does decode, where the path is of no use
+    invoke("decode", "plain.pt", "-o", "p", "--steps", 5).ok()
+    assert "not used" in told
+    for picture in pictures:
+        found, wanted = (pixels(tmp_path / folder / picture.name).astype(int) for folder in "kp")
+        assert np.abs(found - wanted).max() <= 1
 
 
 def test_a_part_of_the_way_with_noise_added(

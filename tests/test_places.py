@@ -90,6 +90,34 @@ def test_every_command_with_one_output_writes_it_to_stdout(tiny: Invoke, tmp_pat
     assert "no place for a folder" in tiny("train", "x", "-o", "-").failed(2)
 
 
+def test_latents_go_through_pipes_of_sums(tiny: Invoke, tmp_path: Path) -> None:
+    """What one command writes the next one reads, and it is what files would give."""
+    a, b = ((tmp_path / f"{n}.pt").read_bytes() for n in "ab")
+    tiny("latent", "add", "a.pt", "0.5", "b.pt", "-o", "sum.pt").ok()
+    wanted = latent.load(tmp_path / "sum.pt").xT
+    for output, kind in (("-", b"PK"), ("/dev/stdout", b"PK")):
+        done = tiny("latent", "add", "a.pt", "0.5", "-", "-o", output, input=b).ok()
+        assert done.stdout.startswith(kind)
+        found = latent.from_bytes(done.stdout, "-")
+        assert np.array_equal(found.xT, wanted)
+        assert [p["name"] for p in found.provenance["made"]["parents"]] == ["a.pt", "-"]
+    assert tiny("decode", "-", "-o", "x.png", input=done.stdout).ok().out == "x.png\n"
+    for command in ("mean", "mix", "stack", "sub"):
+        made = tiny("latent", command, "-", "b.pt", "-o", "-", input=a).ok().stdout
+        tiny("latent", command, "a.pt", "b.pt", "-o", f"{command}.pt").ok()
+        assert np.array_equal(latent.from_bytes(made, "-").xT, latent.load(tmp_path / f"{command}.pt").xT)
+    stacked = (tmp_path / "stack.pt").read_bytes()
+    assert tiny("latent", "split", "-", "-o", "parts", input=stacked).ok().out.split() == ["parts/a.pt", "parts/b.pt"]
+    assert "a.png" in tiny("latent", "nearest", "-", "a.pt", "b.pt", input=a).ok().out
+    led = tiny("latent", "direction", "-", "b.pt", "-o", "-", input=a).ok().stdout
+    assert np.array_equal(latent.from_bytes(led, "-").xT, latent.load(tmp_path / "sub.pt").xT)
+    assert "need a folder" in tiny("latent", "split", "stack.pt", "-o", "-").failed(2)
+    assert "one file" in tiny("latent", "add", "-", "-", input=a).failed(2)
+    assert "both go to standard output" in tiny("latent", "add", "a.pt", "b.pt", "-o", "-", "--json").failed(2)
+    assert "not a latent" in tiny("latent", "mean", "-", "-o", "-", input=b"rubbish").failed(3)
+    assert not (tmp_path / "-").exists()
+
+
 def test_what_comes_on_stdin_is_read(tiny: Invoke, tmp_path: Path) -> None:
     picture = (tmp_path / "a.png").read_bytes()
     assert "wrong_pixels" in tiny("reconstruct", "-", "--steps", 2, input=picture).ok().out

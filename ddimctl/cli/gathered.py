@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -89,19 +89,90 @@ def seed_for(dither: str, files: Sequence[Latent]) -> int | None:
     return None if dither == "none" else int(dither)
 
 
-def latents_among(names: Sequence[str]) -> tuple[dict[str, Latent], bytes]:
-    """(the latents by what they are called, what standard input holds). Raises `DDIMError` where one is none."""
+@dataclass(frozen=True)
+class Among:
+    """What the names of latents and images hold: latents, other programs' tensors, and what came on standard input."""
+
+    files: dict[str, Latent]
+    bare: dict[str, bytes]
+    piped: bytes
+
+    def holds(self, name: str) -> bool:
+        """Whether that name is a latent's, not an image's."""
+        return name in self.files or name in self.bare
+
+
+def is_tensor(name: str) -> bool:
+    """Whether a file's name could be a latent's, or another program's tensor's."""
+    return name.lower().endswith(inputs.BARE_SUFFIXES)
+
+
+def latents_among(names: Sequence[str], *, bare: bool) -> Among:
+    """Raises `DDIMError` where what must be a latent is none; another program's tensor is one if `bare` ones are taken."""
     from ddimctl import containers, latent
-    from ddimctl.files import read_stdin, refuse_special
+    from ddimctl.bare import NPY
+    from ddimctl.files import read_bytes, read_stdin, refuse_special
 
     for name in names:
         if name != "-":
             refuse_special(Path(name))
-    files = {n: latent.load(Path(n)) for n in names if inputs.is_latent(n)}
     piped = read_stdin(latent.MAX_BYTES) if "-" in names else b""
-    if containers.could_be(piped):
-        files["-"] = latent.from_bytes(piped, "-")
-    return files, piped
+    found = Among({}, {}, piped)
+    for name in dict.fromkeys(names):
+        if not (containers.could_be(piped) or piped.startswith(NPY) if name == "-" else is_tensor(name)):
+            continue
+        try:
+            found.files[name] = latent.from_bytes(piped, "-") if name == "-" else latent.load(Path(name))
+        except containers.NotOurs:
+            if not bare:
+                raise
+            found.bare[name] = piped if name == "-" else read_bytes(Path(name), latent.MAX_BYTES)
+    return found
+
+
+def own_way(model: Model, how: options.OtherHow) -> Way:
+    """The way where no latent file says it."""
+    from ddimctl.recipe import Way
+
+    s = options.DEFAULT_STEPS if how.steps is None else how.steps
+    way = Way(how.solver or options.DEFAULT_SOLVER, how.spacing or "", s)
+    return replace(way.on(model.schedule), tolerance=how.tolerance)
+
+
+def adopt(
+    among: Among,
+    asked: Mapping[str, options.OtherWhat],
+    how: options.OtherHow,
+    *,
+    machine: options.Machine,
+    console: Console,
+    force: bool,
+) -> Model:
+    """Makes latents of the bare tensors, as the first latent file is one, or else as the command line says; the model."""
+    from ddimctl import bare
+
+    if among.files:
+        name, first = next(iter(among.files.items()))
+        net = inputs.model_of(first, name, asked[name], machine=machine, console=console, force=force)
+        way, condition = replace(first.recipe.way, keep=None), first.recipe.condition
+    else:
+        net, condition = inputs.open_model(asked[next(iter(among.bare))], machine, console), NOTHING
+        way = own_way(net, how)
+        way.check()
+    for name, data in among.bare.items():
+        console.notice(f"{name} is a bare tensor, taken for x_T: {describe_way(way)}")
+        among.files[name] = bare.load((name, data), net, way, condition=condition)
+        inputs.check_model(among.files[name], name, net, console=console, force=force)
+    return net
+
+
+def tell_of_paths(files: Mapping[str, Latent], console: Console) -> None:
+    """That paths kept are not used: only the latents themselves have one, and the film would jump beside them."""
+    if kept := [name for name, file in files.items() if file.corrections is not None]:
+        console.notice(
+            f"the path that {', '.join(kept)} {'keep' if len(kept) > 1 else 'keeps'} is not used:"
+            " what lies between has none, and would jump beside it"
+        )
 
 
 def gather_latents(
@@ -123,27 +194,28 @@ def gather_latents(
     """
     import torch
 
-    from ddimctl.recipe import Way
     from ddimctl.runs.work import Decoding
     from ddimctl.solvers import SOLVERS, TOLERANCES, decoder
 
-    files, piped = latents_among(names)
-    seed = seed_for(dither, list(files.values()))
+    among = latents_among(names, bare=asked[0].model is not None)
+    seed, files = seed_for(dither, list(among.files.values())), among.files
     if how.solver is not None:
         choose(SOLVERS, how.solver, "solver")
+    net: Model | None = None
+    if among.bare:
+        net = adopt(among, dict(zip(names, asked, strict=True)), how, machine=machine, console=console, force=force)
+    tell_of_paths(files, console)
     base = next(iter(files.values())).recipe.condition if files else NOTHING
     conditions = [
         inputs.over(files[n].recipe.condition if n in files else base, a) for n, a in zip(names, asked, strict=True)
     ]
-    net: Model | None = None
     first = ""
     for name, condition, what in zip(names, conditions, asked, strict=True):
         if (file := files.get(name)) is None:
             continue
-        own = replace(inputs.way_back(file, net, replace(how, tolerance=None)), keep=None) if net else None
-        if net is None or own is None:
-            net = inputs.model_of(file, name, what, machine=machine, console=console, force=force)
-            back = replace(inputs.way_back(file, net, replace(how, tolerance=None)), keep=None)
+        if net is None or not first:
+            net = net or inputs.model_of(file, name, what, machine=machine, console=console, force=force)
+            back = inputs.way_back(file, net, replace(how, tolerance=None), path=False)
             way = file.recipe.way
             solver = how.solver or (way.solver if way.solver in SOLVERS else back.solver)
             up = replace(back, solver=solver, tolerance=inputs.tolerance_of(way, solver, how))
@@ -151,12 +223,11 @@ def gather_latents(
             first, of_first = name, (back, condition)
         else:
             inputs.check_model(file, name, net, console=console, force=force)
+            own = inputs.way_back(file, net, replace(how, tolerance=None), path=False)
             refuse_mixture(first, of_first, name, b=(own, condition))
     if net is None:
         net = inputs.open_model(asked[0], machine, console)
-        s = options.DEFAULT_STEPS if how.steps is None else how.steps
-        up = Way(how.solver or options.DEFAULT_SOLVER, how.spacing or "", s)
-        up = back = replace(up.on(net.schedule), tolerance=how.tolerance)
+        up = back = own_way(net, how)
     up.check()
     for condition in dict.fromkeys(conditions[1:]):
         if condition != conditions[0]:
@@ -171,7 +242,7 @@ def gather_latents(
     encoded: dict[int, Tensor] = {}
     added: dict[int, Dither | None] = {}
     if images:
-        sources = [names[i] if names[i] != "-" else piped for i in images]
+        sources = [names[i] if names[i] != "-" else among.piped for i in images]
         under = [conditions[i] for i in images]
         xT, marks = encode_images(sources, net, up, under=under, seed=seed, size=machine.batch_size, console=console)
         encoded, added = dict(zip(images, xT.split(1), strict=True)), dict(zip(images, marks, strict=False))

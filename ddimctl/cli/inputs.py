@@ -218,16 +218,20 @@ def check_model(latent: Latent, name: str, model: Model, *, console: Console, fo
         console.notice(f"warning: {name} was encoded with another model")
 
 
-def way_back(latent: Latent, model: Model, how: options.OtherHow) -> Way:
-    """How to decode a latent: as its file says, unless otherwise asked for."""
-    from ddimctl.solvers import SOLVERS
+def way_back(latent: Latent, model: Model, how: options.OtherHow, *, path: bool = True) -> Way:
+    """How to decode a latent: as its file says, unless otherwise asked for.
+
+    `path`: whether a path that the file keeps is of use. Without it, what goes down is what went up.
+    """
+    from ddimctl.solvers import SOLVERS, decoder
 
     about, way = latent.provenance, latent.recipe.way
     if about["decoder"] not in SOLVERS and how.solver is None:
         raise FileError(f"the latent was made for a solver that is not known, {about['decoder']!r}")
-    solver = how.solver or about["decoder"]
     asked = any(v is not None for v in (how.steps, how.spacing, how.solver, how.tolerance))
-    keep = None if asked or latent.recipe.model != model.digest else way.keep
+    keep = None if asked or not path or latent.recipe.model != model.digest else way.keep
+    unkept = way.keep is not None and keep is None and way.solver in SOLVERS
+    solver = how.solver or (decoder(way.solver) if unkept else about["decoder"])
     way = replace(way, solver=solver, tolerance=tolerance_of(way, solver, how), keep=keep)
     if how.steps is not None or how.spacing is not None:
         s = way.steps if how.steps is None else how.steps  # 0 is a number too, and refused

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ddimctl import places
 from ddimctl.cli import batches, options
 from ddimctl.cli.console import Console, figure, plain, table
 from ddimctl.cli.groups import flat, group, like
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(cls=Group, no_args_is_help=True, help="Add, average and compare latents.")
 
-Files = Annotated[list[str], typer.Argument(metavar="LATENT…", help="Latent files, folders of them, or patterns.")]
+Files = Annotated[
+    list[str], typer.Argument(metavar="LATENT…", help="Latent files, folders, patterns; - is standard input.")
+]
 Sum = Annotated[
     list[str], typer.Argument(metavar="[W] LATENT…", help="Latent files, each after its weight if it has one.")
 ]
@@ -133,11 +136,12 @@ def split(
     from ddimctl.runs import names
 
     console, folder = said.console(), files.output
-    if folder is None or folder.suffix.lower() in container.SUFFIXES:
+    if folder is None or folder.suffix.lower() in container.SUFFIXES or places.is_stream(folder):
         raise UsageError("many files need a folder", hint="name one with -o")
     (term,) = opened([latent])
-    stems = names.of_images(term.latent, Path(latent).stem, alone=True)
-    targets = [folder / f"{stem}{Path(latent).suffix}" for stem in stems]
+    called = Path("latent.pt" if latent == "-" else latent)
+    stems = names.of_images(term.latent, called.stem, alone=True)
+    targets = [folder / f"{stem}{called.suffix}" for stem in stems]
     for target in targets:
         refuse_existing(target, files.force, makes_folder=True)
     make_folder(folder)
@@ -204,7 +208,8 @@ def save(operation: str, make: Callable[[], Latent], *, files: Made, said: optio
     from ddimctl import latent as container
     from ddimctl.files import refuse_existing
 
-    console, target = said.console(), files.output or Path(f"{operation}.pt")
+    output = places.of_kind(files.output, ".pt")
+    console, target = said.console(output), output or Path(f"{operation}.pt")
     if target.suffix.lower() not in container.SUFFIXES:
         raise UsageError(f"{target} is no name for a latent", hint=f"use a suffix of {' '.join(container.SUFFIXES)}")
     refuse_existing(target, files.force)
@@ -259,26 +264,32 @@ def number(text: str) -> float | None:
 
 
 def every(names: Sequence[str]) -> list[Term]:
-    """The latents of files and folders."""
+    """The latents of files and folders, and of standard input."""
     from ddimctl import latent as container
 
-    listed = options.Listed()
-    return opened([item.source for item in batches.items_of(names, listed, container.SUFFIXES, writes=False)])
+    def found(name: str) -> list[str]:
+        items = batches.items_of([name], options.Listed(), container.SUFFIXES, writes=False)
+        return [item.source for item in items]
+
+    return opened([source for name in names for source in found(name)])
 
 
 def opened(names: Sequence[str]) -> list[Term]:
-    """Latent files, read whole."""
+    """Latent files, read whole; - is standard input."""
     from ddimctl import latent as container
     from ddimctl.arithmetic import Term
-    from ddimctl.files import read_bytes, refuse_special, sha256
+    from ddimctl.files import read_bytes, read_stdin, refuse_special, sha256
 
+    if list(names).count("-") > 1:
+        raise UsageError("standard input is one file", hint="name it once")
     terms = []
     for name in names:
-        if not name.lower().endswith(container.SUFFIXES):
+        if name != "-" and not name.lower().endswith(container.SUFFIXES):
             raise UsageError(
                 f"{name} is no latent file", hint="ddimctl encode makes one of an image; a folder is for mean"
             )
-        refuse_special(Path(name))
-        data = read_bytes(Path(name), container.MAX_BYTES)
+        if name != "-":
+            refuse_special(Path(name))
+        data = read_stdin(container.MAX_BYTES) if name == "-" else read_bytes(Path(name), container.MAX_BYTES)
         terms.append(Term(container.from_bytes(data, name, tensors=False), Path(name).name, sha256(data)))
     return terms
