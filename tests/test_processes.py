@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from ddimctl.training.processes import Group
 from ddimctl.training.settings import PixelSettings
 
 SAME = 1e-6  # relative, in float32, of all weights after 50 steps
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--local-addr", "127.0.0.1"]
 
 
 def pixel_task(**changes: Any) -> Pixel:
@@ -169,11 +171,17 @@ def test_only_the_loss_of_another_process_is_told_as_that() -> None:
         raise RuntimeError("CUDA out of memory")
 
 
-def torchrun(n: int, *words: str, folder: Path, program: tuple[str, ...] = ("-m", "ddimctl")) -> subprocess.Popen[str]:
+def torchrun(
+    n: int,
+    *words: str,
+    folder: Path,
+    program: tuple[str, ...] = ("-m", "ddimctl"),
+    how: Sequence[str] = ("--standalone",),
+) -> subprocess.Popen[str]:
     tests = str(Path(__file__).parent)
     env = isolated(folder, {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": os.pathsep.join([tests, *sys.path])})
     return subprocess.Popen(
-        [*TORCHRUN, "--nproc-per-node", str(n), *program, *words], cwd=folder, env=env, text=True,
+        [*TORCHRUN, *how, "--nproc-per-node", str(n), *program, *words], cwd=folder, env=env, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
 
@@ -286,6 +294,24 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, ddimctl:
     last = ddimctl(*words, "--resume").ok()
     assert "continuing at step 45" in last.err
     assert apart(saved(tmp_path / "s"), saved(tmp_path / "m")) < SAME
+
+
+@pytest.mark.slow
+def test_two_machines_are_one_run(tmp_path: Path) -> None:
+    """As docs/training.md has it, both of them here: the first of each reads, the first of all writes and speaks."""
+    write_tar(tmp_path / "a.tar", {f"{i:02}.png": png(x[0].numpy()) for i, x in enumerate(pixels())})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    where = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", port]
+    agents = [
+        torchrun(1, *WORDS, "--steps", "12", folder=tmp_path, how=[*where, "--node-rank", str(i)]) for i in range(2)
+    ]
+    (code, out, err), (other, silence, quiet) = map(finished, agents)
+    assert (code, other) == (0, 0), err + quiet
+    assert (out, silence) == ("m\n", "")
+    assert ours(err) == ["2 processes, 2 images of each batch in each"]
+    assert ours(quiet) == []
 
 
 @pytest.mark.slow
