@@ -57,6 +57,11 @@ def read_bytes(url: str, limit: int) -> bytes:
     return data
 
 
+def check(url: str) -> None:
+    """Raises `UsageError` where the driver is missing, `DDIMError` where it cannot be used."""
+    _system(url)
+
+
 @contextmanager
 def opened(name: str) -> Iterator[BinaryIO]:
     """A file to read, by its path or its URL. What goes wrong while it is open is told as it is of any file."""

@@ -94,3 +94,73 @@ def test_encode_and_decode_by_url(
     store("sets/x.tar", tar)
     done = invoke("reconstruct", "memory://sets/x.tar", "-m", model_folder, "--steps", 2, "--json").ok()
     assert json.loads(done.out)["images"] == 6
+
+
+# Results by URL
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    (tmp_path / "photos" / "deep").mkdir(parents=True)
+    for i, name in enumerate(("a", "b", "deep/c")):
+        (tmp_path / "photos" / f"{name}.png").write_bytes(picture(i))
+    return tmp_path / "photos"
+
+
+def stored(below: str) -> dict[str, bytes]:
+    """What the store in memory holds, by the name below a folder."""
+    held = fsspec.filesystem("memory").store
+    return {name.removeprefix(below): file.getvalue() for name, file in held.items() if name.startswith(below)}
+
+
+def made(folder: Path) -> dict[str, bytes]:
+    files = (p for p in folder.rglob("*") if p.is_file() and p.suffix != ".jsonl")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def test_latents_and_images_are_put_into_a_store(
+    store: Callable[[str, bytes], None], invoke: Invoke, model_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    """The same files as here, skipped where they are there already, refused where they are something else."""
+    how = ("-m", model_folder, "--steps", 2, "--batch-size", 2)
+    encode = ("encode", "photos", *how, "-o")
+    done = invoke(*encode, "memory://b/latents/").ok()
+    assert done.out.splitlines() == [f"memory://b/latents/{name}.pt" for name in ("a", "b", "deep/c")]
+    invoke(*encode, "latents").ok()
+    assert stored("/b/latents/") == made(tmp_path / "latents")
+    assert "encoded: 0, there already: 3, failed: 0" in invoke(*encode, "memory://b/latents/").ok().err
+    store("/b/latents/b.pt", b"something else")
+    failed = invoke(*encode, "memory://b/latents/")
+    assert failed.failed(4) == "1 of 3 failed"
+    assert "memory://b/latents/b.pt exists already and is not what this would make" in failed.err
+    invoke(*encode, "memory://b/latents/", "--force").ok()
+    invoke("decode", "memory://b/latents/", "-o", "memory://b/back/").ok()
+    invoke("decode", "latents", "-o", "back").ok()
+    assert stored("/b/back/").keys() == made(tmp_path / "back").keys()
+    assert "there already: 3" in invoke("decode", "memory://b/latents/", "-o", "memory://b/back/").ok().err
+    assert (tmp_path / "manifest.jsonl").exists()
+    assert not (tmp_path / "memory:").exists()
+
+
+def test_one_result_is_put_into_a_store(
+    store: Callable[[str, bytes], None], invoke: Invoke, model_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    encode = ("encode", "photos/a.png", "-m", model_folder, "--steps", 2, "-o")
+    assert invoke(*encode, "memory://b/x.pt").ok().out == "memory://b/x.pt\n"
+    assert "memory://b/x.pt exists already" in invoke(*encode, "memory://b/x.pt").failed(2)
+    invoke(*encode, "memory://b/x.pt", "--force").ok()
+    invoke(*encode, "x.pt").ok()
+    assert stored("/b/") == {"x.pt": (tmp_path / "x.pt").read_bytes()}
+    assert invoke("decode", "x.pt", "-o", "memory://b/x.png").ok().out == "memory://b/x.png\n"
+    invoke("decode", "x.pt", "-o", "x.png").ok()
+    assert stored("/b/")["x.png"] == (tmp_path / "x.png").read_bytes()
+    assert not (tmp_path / "memory:").exists()
+
+
+def test_what_is_put_into_no_store(invoke: Invoke, model_folder: Path, photos: Path, tmp_path: Path) -> None:
+    encode = ("encode", "photos", "-m", model_folder, "--steps", 2, "-o")
+    assert "one file of many latents" in invoke(*encode, "memory://b/all.pt").failed(2)
+    assert "abfs:// needs a driver" in invoke(*encode, "abfs://b/latents/").failed(2)
+    invoke(*encode, "all.pt").ok()
+    assert "a film is made here" in invoke("decode", "all.pt", "-o", "memory://b/all.gif").failed(2)
+    assert not any((tmp_path / f"{scheme}:").exists() for scheme in ("memory", "abfs"))

@@ -134,9 +134,11 @@ def stacked(
 
 
 def manifest_path(folder: Path, shard: str | None) -> Path:
+    """Where the manifest of a run into `folder` is: in it, or here where that is by URL."""
+    from ddimctl import remote
     from ddimctl.runs.manifest import MANIFEST
 
-    path = folder / MANIFEST
+    path = (folder if remote.url_of(folder) is None else Path()) / MANIFEST
     return path.with_stem(f"{path.stem}-{shard.replace('/', '-of-')}") if shard else path
 
 
@@ -261,7 +263,7 @@ def run(
     dry_run: bool,
 ) -> None:
     """Works through the outcomes of `work`, which takes about `steps` an item. Raises `SomeFailed` if some failed."""
-    from ddimctl.runs import plan
+    from ddimctl.runs import outputs, plan
     from ddimctl.runs.where import here
 
     tally = Tally(total)
@@ -282,7 +284,7 @@ def run(
                 print(_plan(outcome, verb))
             elif not console.json:
                 for target in outcome.targets:
-                    print(target)
+                    print(outputs.shown(target))
             meter.add(steps, free=outcome.status != plan.DONE)
             write(outcome)
     tally.close(verb, manifest, console, dry_run=dry_run)
@@ -304,10 +306,12 @@ def _failed(failure: DDIMError | None, told: set[str]) -> Iterator[str]:
 
 def _plan(outcome: Outcome, verb: str) -> str:
     """What would be done with an item."""
+    from ddimctl.runs import outputs
+
     if outcome.failure is not None:
         return f"fail\t{outcome.item.source}\t{' '.join(str(outcome.failure).split())}"
     does = {"done": verb.removesuffix("d"), "skipped": "skip"}[outcome.status]
-    return "\n".join(f"{does}\t{outcome.item.source}\t{target}" for target in outcome.targets)
+    return "\n".join(f"{does}\t{outcome.item.source}\t{outputs.shown(target)}" for target in outcome.targets)
 
 
 def tell_of_failures(source: str, solution: Solution, console: Console) -> None:

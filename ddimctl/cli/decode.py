@@ -125,6 +125,7 @@ def decode(
 
 def plan_film(item: Item, files: options.Batch, n: int) -> bool:
     """Whether -o names a film for so many latents. Raises `UsageError` where it cannot be written."""
+    from ddimctl import remote
     from ddimctl.files import refuse_existing
     from ddimctl.images import animation, formats
 
@@ -132,6 +133,8 @@ def plan_film(item: Item, files: options.Batch, n: int) -> bool:
     if n == 1 or output is None or output.is_dir() or output.suffix.lower() not in animation.ANIMATED:
         return False
     animation.check_target(output)
+    if remote.url_of(output) is not None:
+        raise UsageError("a film is made here, and put into no store", hint="name a file of this machine")
     refuse_existing(output, files.force)
     formats.check_apart(output, [item.source])
     return True
@@ -141,10 +144,11 @@ def plan_target(
     latents: list[str], items: Sequence[Item], files: options.Batch, *, one: Latent | None, is_film: bool
 ) -> Path | None:
     """The one file that is written, for the `one` image. Raises `UsageError` where it, or what -o names, cannot be."""
-    from ddimctl.files import make_folder, refuse_existing, refuse_source
+    from ddimctl.files import refuse_source
     from ddimctl.images import formats
-    from ddimctl.runs import names
+    from ddimctl.runs import names, outputs
 
+    outputs.check(files.output)
     if files.output is not None and files.output.suffix and not files.output.is_dir():
         if is_film:
             return files.output
@@ -164,16 +168,16 @@ def plan_target(
         target = target or (files.output or Path()) / f"{stem}.png"
         if not files.force:  # what is forced may turn out to be what is there
             refuse_source(target, one.sources)
-        refuse_existing(target, files.force, makes_folder=target.parent == files.output)
+        outputs.refuse_existing(target, force=files.force, makes_folder=target.parent == files.output)
         formats.check_apart(target, [items[0].source])
         if target.parent == files.output and not files.dry_run:
-            make_folder(files.output)
+            outputs.make_folder(files.output)
     return target if one is not None else None
 
 
 def decode_one(item: Item, target: Path, models: Opened, *, machine: Workers, console: Console) -> None:
     """One latent → one image: a run of one. What is wrong with it is the command's own error."""
-    from ddimctl.runs import local, pictures
+    from ddimctl.runs import local, outputs, pictures
     from ddimctl.runs.where import here
 
     targets = local.Targets(target.parent, target.suffix, single=True, one=target)
@@ -186,7 +190,8 @@ def decode_one(item: Item, target: Path, models: Opened, *, machine: Workers, co
         )
     if outcome.failure is not None:
         raise outcome.failure
-    console.data(str(target), {"files": [str(target)], "images": 1})
+    shown = outputs.shown(target)
+    console.data(shown, {"files": [shown], "images": 1})
 
 
 def decode_film(

@@ -214,8 +214,7 @@ def encode(
     Example: ddimctl encode photos/ -o latents/
     """
     from ddimctl import lossless
-    from ddimctl.files import make_folder
-    from ddimctl.runs import films, local, work
+    from ddimctl.runs import films, local, outputs, work
 
     files = replace(files, output=places.of_kind(files.output, files.suffix))
     console, preprocessing = said.console(files.output), fit.preprocessing()
@@ -238,7 +237,7 @@ def encode(
     settings = settings_of(way)
     if single and not files.dry_run:
         if files.output is not None and not one_file:
-            make_folder(files.output)
+            outputs.make_folder(files.output)
         encode_one(
             items[0], target, encoding,
             settings=settings, encode_each=encode_each, machine=machine, console=console,
@@ -278,10 +277,11 @@ def conditions(
 
 def plan_target(images: list[str], items: Sequence[Item], files: Kind, *, single: bool) -> tuple[Path, bool]:
     """(the one file that is written, whether -o names it). Raises `UsageError` where it cannot be."""
-    from ddimctl import latent
-    from ddimctl.files import refuse_existing
+    from ddimctl import latent, remote
     from ddimctl.images.formats import check_apart
+    from ddimctl.runs import outputs
 
+    outputs.check(files.output)
     suffix = files.suffix
     if files.packs:
         return files.output or Path(), True
@@ -296,7 +296,10 @@ def plan_target(images: list[str], items: Sequence[Item], files: Kind, *, single
     if single and not one_file:
         target = (files.output or Path()) / f"{'latent' if items[0].source == '-' else items[0].name}{suffix}"
     if single:
-        refuse_existing(target, files.force, makes_folder=not one_file)
+        outputs.refuse_existing(target, force=files.force, makes_folder=not one_file)
+    if one_file and not single and remote.url_of(target):
+        hint = "name shards, such as URL/{shard:05}.tar, or a folder, with a slash at its end"
+        raise UsageError("one file of many latents is made here, and put into no store", hint=hint)
     if single or one_file:
         check_apart(target, (item.source for item in items))
     return target, one_file
@@ -362,7 +365,7 @@ def encode_one(
 ) -> None:
     """One image, or one film, → one file: a run of one. What is wrong with it is the command's own error."""
     from ddimctl import lossless
-    from ddimctl.runs import local
+    from ddimctl.runs import local, outputs
     from ddimctl.runs.where import here
 
     targets = local.Targets(target.parent, target.suffix, single=True, one=target)
@@ -383,9 +386,9 @@ def encode_one(
         spent = sum(solution.evaluations)
         console.notice(lossless.told(solution.checks, record["pixels"], film=bool(frames), evaluations=spent))
     console.data(
-        str(target),
+        outputs.shown(target),
         {
-            "files": [str(target)],
+            "files": [outputs.shown(target)],
             "images": len(solution.evaluations),
             **settings,
             "evaluations": solution.mean_evaluations,

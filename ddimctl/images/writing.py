@@ -45,10 +45,13 @@ def to_bytes(pixels: np.ndarray, suffix: str, *, made: Mapping[str, Any] | None 
     return out.getvalue()
 
 
-def is_same(path: Path, data: bytes) -> bool:
+def is_same(file: Path | bytes, data: bytes) -> bool:
     """Whether an image file shows what `data`, the content of another, shows; what each says of itself does not matter."""
     try:
-        with Image.open(path, formats=FORMATS) as ours, Image.open(io.BytesIO(data), formats=FORMATS) as theirs:
+        with (
+            Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as ours,
+            Image.open(io.BytesIO(data), formats=FORMATS) as theirs,
+        ):
             alike = (ours.size, ours.mode, ours.format) == (theirs.size, theirs.mode, theirs.format)
             return alike and ours.tobytes() == theirs.tobytes()
     except Exception:  # damaged bytes reach deep into Pillow

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddimctl.errors import FileError, UsageError
-from ddimctl.files import make_folder, refuse_special
-from ddimctl.runs import work
+from ddimctl.files import refuse_special
+from ddimctl.runs import outputs, work
 from ddimctl.runs.local import Targets, differs, is_there, refuse_link, vouching
 from ddimctl.runs.pictures import made
 from ddimctl.runs.plan import DONE, FAILED, SKIPPED, Item, Outcome
@@ -75,7 +74,7 @@ def _read(
     if item.source != "-":
         refuse_special(Path(item.source))
     film = films.read(item.source, model.channels, model.size, how=encoding.how)
-    if not targets.single and os.path.lexists(target):
+    if not targets.single and outputs.there(target):
         refuse_link(target)
         if is_there(item, target, film.records, encoding=encoding, before=before):
             return Outcome(item, SKIPPED, (target,))
@@ -88,14 +87,14 @@ def _read(
 
 def _save(item: Item, film: Film, solution: Solution, *, targets: Targets, encoding: Encoding) -> Outcome:
     """Writes the latents of a film."""
-    from ddimctl import latent, lossless
+    from ddimctl import lossless
 
     target = targets.of(item.name)
     wrong = next((check for check in solution.checks or [] if check.wrong), None)
     if wrong is not None:
         return Outcome(item, FAILED, failure=lossless.complaint(item.source, wrong))
-    make_folder(target.parent)
-    latent.save(target, work.latent_of(solution, encoding, film.records))
+    outputs.make_folder(target.parent)
+    outputs.save(target, work.latent_of(solution, encoding, film.records))
     notes: dict[str, Any] = {"frames": len(film.pixels), "image": film.records[0]}
     notes |= vouching(target, film.records, encoding)
     if solution.residuals is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddimctl.errors import FileError, UsageError
-from ddimctl.files import Held, clean, digest, is_special, make_folder, refuse_source, sha256, write_bytes
+from ddimctl.files import Held, clean, is_special, refuse_source, sha256
 from ddimctl.recipe import of_image
-from ddimctl.runs import work
+from ddimctl.runs import outputs, work
 from ddimctl.runs.plan import DONE, FAILED, SKIPPED, Item, Outcome
 from ddimctl.runs.reading import Loaded, read_ahead
 from ddimctl.runs.where import Job, Where, here
@@ -73,7 +72,7 @@ def encode(
 
     def load(item: Item) -> _Image:
         image = _Image(targets.of(item.name))
-        if not targets.single and os.path.lexists(image.target):
+        if not targets.single and outputs.there(image.target):
             refuse_link(image.target)
             image.ready = is_there(
                 item, image.target, [source_record(item.opens, encoding)], encoding=encoding, before=before
@@ -115,7 +114,7 @@ def _save(
     cleaned: set[Path],
 ) -> Iterator[Outcome]:
     """Writes what a batch came to; in folders that are not yet `cleaned`, what a killed run left is removed."""
-    from ddimctl import latent, lossless
+    from ddimctl import lossless
 
     row = -1
     for b in batch:
@@ -133,11 +132,11 @@ def _save(
             yield Outcome(b.item, FAILED, failure=lossless.complaint(b.item.source, part.checks[0]))
             continue
         if not targets.single and image.target.parent not in cleaned:
-            make_folder(image.target.parent)
+            outputs.make_folder(image.target.parent)
             clean(image.target.parent)
             cleaned.add(image.target.parent)
         try:
-            latent.save(image.target, work.latent_of(part, encoding, [image.record]))
+            outputs.save(image.target, work.latent_of(part, encoding, [image.record]))
         except FileError as e:  # not finite
             yield Outcome(b.item, FAILED, failure=e)
             continue
@@ -187,7 +186,7 @@ def is_there(
 
     if target.suffix.lower() != latent.BARE:
         return is_whole_and_same(target, records, encoding)
-    entry, found = before.get(item.name, {}), digest(target)
+    entry, found = before.get(item.name, {}), outputs.digest(target)
     return found is not None and {"key": encoding_key(records, encoding), "sha256": found}.items() <= entry.items()
 
 
@@ -197,7 +196,7 @@ def vouching(target: Path, records: Sequence[Mapping[str, Any]], encoding: Encod
 
     if target.suffix.lower() != latent.BARE:
         return {}
-    return {"key": encoding_key(records, encoding), "sha256": digest(target)}
+    return {"key": encoding_key(records, encoding), "sha256": outputs.digest(target)}
 
 
 def encoding_key(records: Sequence[Mapping[str, Any]], encoding: Encoding) -> str:
@@ -207,10 +206,8 @@ def encoding_key(records: Sequence[Mapping[str, Any]], encoding: Encoding) -> st
 
 def is_whole_and_same(target: Path, records: Sequence[Mapping[str, Any]], encoding: Encoding) -> bool:
     """Whether `target` is a whole latent file of the same images, made by the same recipe."""
-    from ddimctl import latent
-
     try:
-        found = latent.load(target)
+        found = outputs.load(target)
     except (FileError, UsageError):
         return False
     same_images = [of_image(r) for r in found.images] == [of_image(r) for r in records]
@@ -220,7 +217,7 @@ def is_whole_and_same(target: Path, records: Sequence[Mapping[str, Any]], encodi
 def differs(target: Path) -> UsageError:
     """The one error for an output that is there and is something else."""
     return UsageError(
-        f"{target} exists already and is not what this would make",
+        f"{outputs.shown(target)} exists already and is not what this would make",
         hint="name another place with -o; --force writes over it",
     )
 
@@ -235,20 +232,20 @@ def refuse_link(target: Path) -> None:
 
 def put(target: Path, data: bytes, targets: Targets, *, sources: Collection[str] = ()) -> str:
     """The digest of an output that now holds `data`. Raises `UsageError` where something else is there, or a source."""
-    found, wanted = digest(target), sha256(data)
+    found, wanted = outputs.digest(target), sha256(data)
     if found != wanted:
         refuse_source(target, sources)
     if targets.single:
-        write_bytes(target, data)
+        outputs.write(target, data)
         return wanted
     if found == wanted:
         return wanted
-    if os.path.lexists(target) and not targets.force:
+    if outputs.there(target) and not targets.force:
         from ddimctl.images import writing
 
-        if not writing.is_same(target, data):
+        if not writing.is_same(outputs.read(target) or target, data):
             raise differs(target)
         return found or wanted
-    make_folder(target.parent)
-    write_bytes(target, data)
+    outputs.make_folder(target.parent)
+    outputs.write(target, data)
     return wanted

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddimctl.errors import DDIMError, UsageError
-from ddimctl.files import Held, digest, sha256
-from ddimctl.runs import names, work
+from ddimctl.files import Held, sha256
+from ddimctl.runs import names, outputs, work
 from ddimctl.runs.local import Targets, put, refuse_link
 from ddimctl.runs.plan import DONE, FAILED, SKIPPED, Item, Outcome
 from ddimctl.runs.reading import Loaded, read_ahead
@@ -90,7 +90,7 @@ def decode(
         decoding = way_back(file, item.source)
         key = decoding_key(file, decoding, targets.suffix)
         entry = before.get(item.name, {})
-        ready = entry.get("key") == key and entry.get("sha256") == [digest(t) for t in made]
+        ready = entry.get("key") == key and entry.get("sha256") == [outputs.digest(t) for t in made]
         return _Latent(file, decoding, made, key, ready)
 
     def jobs() -> Iterator[tuple[_Group, Job[Any] | None]]:
