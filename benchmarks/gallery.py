@@ -53,6 +53,18 @@ SHOWN = (
         " --size 5x7 --zoom 3 --steps 20 -o docs/gallery-grid.png",
     ),
     Shown(
+        "From words",
+        "Pictures of a prompt by `emoji-text`, not selected: what they are is what was asked for, the details are its own.",
+        "prompt-woman.png",
+        'ddimctl sample -m emoji-text --prompt "woman red hair" --guidance 3 -n 8 -o docs/prompt-woman.png',
+    ),
+    Shown(
+        "From other words",
+        "The same noise, another prompt.",
+        "prompt-cat.png",
+        'ddimctl sample -m emoji-text --prompt "cat face" --guidance 3 -n 8 -o docs/prompt-cat.png',
+    ),
+    Shown(
         "Evenly from one to the other",
         "Frames at even distances of what is seen.",
         "gallery-strip.png",
