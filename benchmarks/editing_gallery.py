@@ -5,7 +5,7 @@
 
 Edits are encoded under the caption of the image at guidance 1 and decoded under another, S = 20, with `ab2` and with the
 path kept. The *changed part* of an edit is where the two captions' ε differ (as DiffEdit has it, Couairon et al. 2023):
-|ε(a) − ε(b)|, summed over channels, mean over noises at σ = 1, enlarged to the image, above half of its largest. It is
+|ε(a) − ε(b)|, summed over channels, mean over noises at σ = 1, enlarged to the image, above its mean over the picture. It is
 known before any edit is made, and the same for all ways and guidances: none of them has a say in what it is judged by.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from guidance import held_out
 from pages import put, table
-from text_model import errors, images_of, noise_levels
+from text_model import SEEN, errors, images_of, noise_levels
 from torch import Tensor
 from torch.nn.functional import interpolate as resize
 
@@ -57,7 +57,6 @@ class Size:
     pairs: int = 3
     prompts: int = 10
     xTs: int = 4
-    zoom: int = 1
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Gallery:
 
     def draw(self, name: str, rows: Sequence[Tensor], *, above: Sequence[str], left: Sequence[str]) -> None:
         """Writes rows of images (N, C, H, W) with words around them."""
-        pixels = sheets.enlarge(levels.to_pixels(torch.cat(list(rows))), self.size.zoom)
+        pixels = sheets.enlarge(levels.to_pixels(torch.cat(list(rows))), sheets.factor_to_see(self.model.size, SEEN))
         made = sheets.sheet(pixels, len(rows[0]), GAP)
         words = labels.Labels(above=list(above), left=list(left))
         writing.save_image(self.folder / name, labels.around(made, pixels.shape[1:3], GAP, labels=words))
@@ -109,7 +108,7 @@ def changed_part(model: Model, z: Tensor, edit: Edit, *, noises: int) -> Tensor:
     a, b = (torch.as_tensor(e(x, 1.0)) for e in eps)
     apart = (a - b).abs().sum(1, keepdim=True).mean(0, keepdim=True)
     large = resize(apart, size=model.size, mode="bilinear", align_corners=False)[0, 0]
-    return large > 0.5 * large.max()
+    return large > large.mean()
 
 
 def rms(x: Tensor, where: Tensor) -> float:
@@ -117,50 +116,56 @@ def rms(x: Tensor, where: Tensor) -> float:
     return float((x / 2)[:, where].square().mean().sqrt()) if where.any() else 0.0
 
 
+def measured(
+    g: Gallery, edit: Edit, own: Tensor, *, image: Tensor, part: Tensor, at: Sequence[float]
+) -> tuple[float, ...]:
+    """(distance outside the changed part, inside it, by how much the new caption fits better than the old)."""
+    z = torch.as_tensor(g.model.autoencoder.encode(image)).double()
+    old, new = errors(g.model, z, [edit.source, edit.target], at=at, noises=2)[0].tolist()
+    return rms((image - own)[0], ~part), rms((image - own)[0], part), (old - new) / (old + new)
+
+
 def draw_edits(g: Gallery) -> str:
     """The picture of edits, and the table of what stays and what changes."""
     model, size = g.model, g.size
     found = edits(g.captions, SWAPS, size.measured)
     at = noise_levels(model, 4)
-    values: dict[tuple[str, str, float], list[tuple[float, float, float]]] = {}
+    values: dict[tuple[str, str, str], list[tuple[float, ...]]] = {}
     rows, left, shares, shown = [], [], [], dict.fromkeys((e.swap for e in found), 0)
     for e in found:
         x = g.images[e.name]
         z = torch.as_tensor(model.autoencoder.encode(x)).double()
         part = changed_part(model, z, e, noises=size.noises)
         shares.append(float(part.double().mean()))
-        own = torch.as_tensor(model.autoencoder.decode(z))
+        own = torch.as_tensor(model.autoencoder.decode(z)).clamp(-1, 1)
+        values.setdefault((e.swap, "not edited", ""), []).append(measured(g, e, own, image=own, part=part, at=at))
         is_shown = shown[e.swap] < size.each
         shown[e.swap] += 1
         for name, way in WAYS:
             up = ode.encode(model, x, g.way(way), Condition(prompt=e.source))
-            row = [x, own.clamp(-1, 1)]
+            row = [x, own]
             for guidance in size.guidances:
                 asked = Condition(prompt=e.target, guidance=guidance)
                 y = torch.as_tensor(
                     ode.decode(model, up.x.float(), g.way(way), asked, corrections=up.corrections).x
                 ).clamp(-1, 1)
                 row.append(y)
-                state = torch.as_tensor(model.autoencoder.encode(y)).double()
-                a, b = errors(model, state, [e.source, e.target], at=at, noises=2)[0].tolist()
-                apart = (y - own.clamp(-1, 1))[0]
-                measured = rms(apart, ~part), rms(apart, part), (a - b) / (a + b)
-                values.setdefault((e.swap, name, guidance), []).append(measured)
+                values.setdefault((e.swap, name, f"{guidance:g}"), []).append(
+                    measured(g, e, own, image=y, part=part, at=at)
+                )
             if is_shown:
                 rows.append(torch.cat(row))
-                left.append(f"{e.source} → {e.target}" if name == WAYS[0][0] else "the same, path kept")
+                left.append(f"{e.source} to {e.target}" if name == WAYS[0][0] else "the same, path kept")
     if not found:
         return "None of its held-out images has a caption that can be swapped."
     g.draw(
         "editing-edits.png", rows, left=left, above=["held out", "autoencoder", *(f"g = {x:g}" for x in size.guidances)]
     )
     body = []
-    for (swap, name, guidance), measured in values.items():
-        columns = [sum(v[i] for v in measured) / len(measured) for i in range(3)]
-        fits = sum(v[2] > 0 for v in measured)
-        body.append(
-            [swap, name, f"{guidance:g}", f"{columns[0]:.3f}", f"{columns[1]:.3f}", f"{fits} of {len(measured)}"]
-        )
+    for (swap, name, guidance), each in values.items():
+        outside, inside = (sum(v[i] for v in each) / len(each) for i in range(2))
+        fits = sum(v[2] > 0 for v in each)
+        body.append([swap, name, guidance, f"{outside:.3f}", f"{inside:.3f}", f"{fits} of {len(each)}"])
     header = ["edit", "way", "guidance", "outside", "inside", "fits the new caption better"]
     return (
         f"{len(found)} edits of held-out images; the changed part takes {min(shares):.0%} to {max(shares):.0%} of each."
@@ -194,7 +199,8 @@ def draw_between(g: Gallery) -> str:
     """Slerp of x_T between two images with two prompts, the embeddings mixed in both ways; and what each comes to."""
     model, size, way = g.model, g.size, g.way(Way())
     names = list(g.images)
-    pairs = [(names[2 * i], names[2 * i + 1]) for i in range(min(size.pairs, len(names) // 2))]
+    half, n = len(names) // 2, min(size.pairs, len(names) // 2)
+    pairs = [(names[i * half // n], names[half + i * half // n]) for i in range(n)]
     rows, left = [], []
     found: dict[str, list[tuple[float, float]]] = {"lerp": [], "slerp": []}
     between = []

@@ -39,6 +39,7 @@ from ddimctl.seeds import noise
 
 GAP = 2
 BATCH = 64
+SEEN = 128  # pixels a side that images are enlarged to
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def sheet(model: Model, prompts: Sequence[str], size: Size) -> np.ndarray:
         some = xT[i * size.each : (i + 1) * size.each]
         x = ddimctl.ode.decode(model, some, way, Condition(prompt=prompt, guidance=size.guidance)).x
         rows.append(levels.to_pixels(torch.as_tensor(x)))
-    pixels = np.concatenate(rows)
+    pixels = sheets.enlarge(np.concatenate(rows), sheets.factor_to_see(model.size, SEEN))
     half = -(-len(prompts) // 2)  # two columns of prompts
     blocks = [pixels[: half * size.each], pixels[half * size.each :]]
     made = []
@@ -120,7 +121,7 @@ def sheet(model: Model, prompts: Sequence[str], size: Size) -> np.ndarray:
         if not len(block):
             continue
         drawn = sheets.sheet(block, size.each, GAP)
-        made.append(labels.around(drawn, model.size, GAP, labels=labels.Labels(left=list(words))))
+        made.append(labels.around(drawn, pixels.shape[1:3], GAP, labels=labels.Labels(left=list(words))))
     height = max(m.shape[0] for m in made)
     return np.concatenate(
         [np.pad(m, ((0, height - m.shape[0]), (0, 0), (0, 0)), constant_values=255) for m in made], axis=1

@@ -193,7 +193,10 @@ def test_the_gallery_of_editing(folder: Path, tmp_path: Path, capsys: pytest.Cap
         "editing-between.png", "editing-edits.png", "editing-prompts.png",
     ]  # fmt: skip
     rows = [[c.strip() for c in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("| red → blue")]
-    assert [r[1:3] for r in rows] == [[w, g] for w in ("`ab2`", "`ab2`, path kept") for g in ("1", "3")]
+    ways = [[w, g] for w in ("`ab2`", "`ab2`, path kept") for g in ("1", "3")]
+    assert [r[1:3] for r in rows] == [["not edited", ""], *ways]
+    assert rows[0][3:5] == ["0.000", "0.000"]
+    assert all(float(r[3]) > 0 for r in rows[1:])
     assert "| `slerp` |" in said
     assert "| the same prompt, other x_T |" in said
     assert "Another caption" in capsys.readouterr().out
