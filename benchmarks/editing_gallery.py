@@ -39,7 +39,10 @@ from ddimctl.seeds import noise
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "editing.md"
-SWAPS = (("red", "blue", "heart"), ("face", "cat face", ""), ("woman", "man", ""))  # from, to, and what is preferred
+SWAPS = (  # from, to, and what is preferred
+    ("red", "blue", "heart"), ("grey", "red", "heart"), ("face", "cat face", "yellow"), ("woman", "man", ""),
+    ("twemoji", "noto", "person"),
+)  # fmt: skip
 WAYS = (("`ab2`", Way()), ("`ab2`, path kept", Way(keep=Keep())))
 GAP = 2
 
@@ -50,7 +53,7 @@ class Size:
 
     guidances: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 7.5, 10.0)
     each: int = 2  # images of a swap that are shown
-    measured: int = 8  # that are measured, at most
+    measured: int = 4  # that are measured, at most
     steps: int = 20
     noises: int = 16
     frames: int = 9

@@ -86,7 +86,7 @@ def test_diffusers_pair_is_diffusers(model: Model, folder: Path) -> None:
 def test_the_table_of_guidance(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guidance, "S", 4)
     ways = guidance.Way("ab2"), guidance.Way("exact", "log"), guidance.Way("ab2", keep=guidance.Keep())
-    monkeypatch.setattr(guidance, "WAYS", ways)
+    monkeypatch.setattr(guidance, "OF_MODEL", ways)
     said = guidance.page(model, 2, (1.0, 5.0))
     rows = [[c.strip() for c in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("|")][2:]
     assert [r[0] for r in rows] == ["1"] * 4 + ["5"] * 4
