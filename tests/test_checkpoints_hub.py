@@ -242,6 +242,118 @@ def test_a_folder_of_that_name_comes_first(fake: FakeHub, tmp_path: Path) -> Non
     assert fake.asked == []
 
 
+# Pipelines of several parts
+
+
+@pytest.fixture(scope="module")
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pipeline, that of the parameter or Stable Diffusion, read once: its libraries want the real client."""
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    import pipelines
+
+    folder = pipelines.folder_of(getattr(request, "param", "sd"), tmp_path_factory)
+    load(str(folder), "cpu")
+    return folder
+
+
+def published(fake: FakeHub, written: Path) -> Path:
+    """A pipeline as it lies on a hub: half precision, torch's own files, other frameworks' and code beside it."""
+    shutil.rmtree(fake.repo)
+    shutil.copytree(written, fake.repo)
+    index = json.loads((fake.repo / "model_index.json").read_text())
+    for part in [p for p in fake.repo.iterdir() if p.is_dir()]:
+        for weights in part.glob("*.safetensors"):
+            for other in (
+                weights.with_suffix(".bin"),
+                weights.with_suffix(".fp16.safetensors"),
+                part / "flax_model.msgpack",
+            ):
+                other.write_bytes(b"large")
+        (part / "code.py").write_text("raise SystemExit('ran')")
+    (fake.repo / "safety_checker").mkdir()
+    (fake.repo / "safety_checker" / "model.safetensors").write_bytes(b"large")
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (fake.repo / "model_index.json").write_text(json.dumps(index))
+    (fake.repo / "all.ckpt").write_bytes(b"large")
+    (fake.repo / "README.md").write_text("---\nlicense: mit\n---\n")
+    return fake.repo
+
+
+@pytest.mark.parametrize("written", ["sd", "xl", "vq", "sd3", "sd3, no t5", "flux"], indirect=True)
+def test_of_a_pipeline_what_its_index_names(written: Path, fake: FakeHub) -> None:
+    """And it is the model that its clone is, online and not."""
+    repo = published(fake, written)
+    index = json.loads((repo / "model_index.json").read_text())
+    model = load("someone/tiny", "cpu")
+    assert (model.digest, model.autoencoder.digest) == (
+        (own := load(str(repo), "cpu")).digest, own.autoencoder.digest
+    )  # fmt: skip
+    assert model.name == "someone/tiny"
+    parts = {n.partition("/")[0] for n in fake.asked if "/" in n}
+    assert parts == {k for k, v in index.items() if isinstance(v, list) and v[0]} - {"safety_checker"}
+    assert not any(n.endswith((".bin", ".py", ".msgpack", ".ckpt")) or ".fp16." in n for n in fake.asked)
+    weights = [n.endswith(".safetensors") for n in fake.asked]
+    assert weights == sorted(weights)  # after all that is small
+    fake.online = False
+    assert load("someone/tiny", "cpu").digest == model.digest
+    next(fake.cache.glob("*/*.safetensors")).unlink()  # a download that broke off
+    with pytest.raises(DDIMError, match="not in the cache"):
+        load("someone/tiny", "cpu")
+
+
+def test_a_pipeline_in_shards(written: Path, fake: FakeHub) -> None:
+    import safetensors.torch
+
+    unet = published(fake, written) / "unet"
+    whole = unet / "diffusion_pytorch_model.safetensors"
+    state, index = safetensors.torch.load_file(whole), Path(f"{whole}.index.json")
+    digest = load(str(fake.repo), "cpu").digest
+    whole.unlink()
+    for half, keys in enumerate((sorted(state)[::2], sorted(state)[1::2])):
+        safetensors.torch.save_file({k: state[k] for k in keys}, unet / f"part-{half}.safetensors")
+    table = {k: f"part-{i % 2}.safetensors" for i, k in enumerate(sorted(state))}
+    index.write_text(json.dumps({"metadata": {}, "weight_map": table}))
+    assert load("someone/tiny", "cpu").digest == digest
+    assert {"unet/part-0.safetensors", "unet/part-1.safetensors", f"unet/{index.name}"} <= set(fake.asked)
+    for evil in ("../../x.safetensors", "*.safetensors", "missing.safetensors", "part-0.bin"):
+        shutil.rmtree(fake.cache)
+        fake.asked.clear()
+        index.write_text(json.dumps({"weight_map": dict.fromkeys(table, evil)}))
+        with pytest.raises(FileError, match="someone/tiny"):
+            load("someone/tiny", "cpu")
+        assert not any(n.endswith((".safetensors", ".bin")) for n in fake.asked)
+
+
+def change(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "code": (lambda r: change(r / "model_index.json", unet=["my_unet", "UNet"]), "code of its own"),
+    "code in a part": (lambda r: change(r / "unet/config.json", auto_map={"AutoModel": "code.UNet"}), "code of its own"),
+    "one part more": (lambda r: change(r / "model_index.json", adapter=["code", "Adapter"]), "code of its own"),
+    "another class": (lambda r: change(r / "model_index.json", vae=["diffusers", "AutoencoderTiny"]), "does not implement"),
+    "a part that is not there": (lambda r: shutil.rmtree(r / "vae"), "lacks a part"),
+    "another scheduler": (lambda r: change(r / "scheduler/scheduler_config.json", _class_name="SdeVe"), "SdeVe"),
+    "nonsense": (lambda r: change(r / "unet/config.json", cross_attention_dim=1 << 40), "makes no sense"),
+    "torch's files alone": (lambda r: (r / "vae/diffusion_pytorch_model.safetensors").unlink(), "no weights as safetensors"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_pipeline_is_refused_before_its_weights(kind: str, written: Path, fake: FakeHub) -> None:
+    repo = published(fake, written)
+    spoil, said = HOSTILE[kind]
+    spoil(repo)
+    for half in (repo / "vae").glob("*.fp16.*"):
+        half.unlink()
+    with pytest.raises(FileError, match=said) as e:
+        load("someone/tiny", "cpu")
+    assert "\n" not in str(e.value)
+    assert not any(n.endswith((".safetensors", ".bin", ".py")) for n in fake.asked)
+
+
 @pytest.mark.parametrize(
     ("reference", "is_id"),
     [
@@ -341,6 +453,36 @@ def test_the_real_client_with_a_server(
         ddimctl("models", "show", "someone/tiny", env={**env, "HF_HUB_OFFLINE": offline}).ok()
     assert served == []
     assert "the hub has no model someone/other" in ddimctl("models", "pull", "someone/other", env=env).failed(2)
+
+
+@pytest.mark.slow
+def test_the_real_client_with_a_pipeline(
+    ddimctl: Callable[..., Result], server: tuple[str, Path, list[str]], tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:  # fmt: skip
+    """As one network: what is needed, once; then with or without a network."""
+    pytest.importorskip("huggingface_hub")
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    import pipelines
+
+    address, repo, served = server
+    shutil.copytree(pipelines.folder_of("sd", tmp_path_factory), repo)
+    (repo / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"large")
+    (repo / "code.py").write_text("raise SystemExit('ran')")
+    env = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": address, "NO_PROXY": "*"}
+    ddimctl("models", "pull", "someone/tiny", env=env).ok()
+    assert {n for n in served if n.endswith(".safetensors")} == {
+        "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    }  # fmt: skip
+    assert not {"unet/diffusion_pytorch_model.bin", "code.py"} & set(served)
+    served.clear()
+    for offline in ("0", "1"):
+        words = ("sample", "-m", "someone/tiny", "--prompt", "a dog", "--steps", 2, "-n", 1, "-o", f"{offline}.png")
+        ddimctl(*words, env={**env, "HF_HUB_OFFLINE": offline}).ok()
+    assert served == []
+    assert (tmp_path / "0.png").read_bytes() == (tmp_path / "1.png").read_bytes()
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
-"""Models on the Hugging Face hub: downloads just the files of diffusers' layout, into the hub's own cache.
+"""Models on the Hugging Face hub: downloads just the files of diffusers' layout, of one network or of a pipeline of
+several parts, into the hub's own cache.
 
 Needs the extra ``hub``. ``HF_HOME`` and ``HF_HUB_OFFLINE`` mean what they mean everywhere. The small files come first
 and are checked, so that a model which ddimctl does not implement is refused before its weights are downloaded. No code
@@ -14,10 +15,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from ddimctl.checkpoints import configs, diffusers, folders, scheduler
-from ddimctl.errors import DDIMError, UsageError
+from ddimctl.checkpoints import configs, diffusers, folders, listed, scheduler
+from ddimctl.errors import DDIMError, FileError, UsageError
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+PATTERN = re.compile(r"[*?\[\]]")
 SETTINGS = (folders.INDEX, folders.CONFIG, folders.SCHEDULER, "README.md")
 FOLDERS = ("", *(f"{name}/" for name in folders.SUBFOLDERS), "scheduler/")
 INSTALL = "install it with: pip install 'ddimctl[hub]'"
@@ -56,6 +58,18 @@ def fetch(repo: str, revision: str | None = None) -> Path:
     except Exception as e:  # no network raises the errors of whichever library carries it
         return _cached(hub, repo, revision, error=e)
     names = {s.rfilename for s in info.siblings or []}
+    if folders.INDEX in names:
+
+        def get(files: list[str]) -> Path:
+            return _download(hub, repo, info.sha, files=files)
+
+        kind = listed.kind_of(get([folders.INDEX]) / folders.INDEX)
+        if kind is not None:
+            try:
+                files = listed.files_of(kind, names, get)
+            except FileError as e:
+                raise (e if repo in str(e) else FileError(f"{repo}: {e}", hint=e.hint)) from None
+            return _download(hub, repo, revision, files=files)
     small = [f + n for f in FOLDERS for n in SETTINGS if f + n in names]
     folder = _download(hub, repo, info.sha, files=small)
     if not folders.recognises(folder):
@@ -83,6 +97,8 @@ def _weights(hub: Any, repo: str, sha: str, *, names: Collection[str]) -> list[s
 
 
 def _download(hub: Any, repo: str, revision: str | None, *, files: list[str]) -> Path:
+    if odd := [f for f in files if PATTERN.search(f)]:  # the client takes names for patterns
+        raise FileError(f"{repo} has a file whose name is a pattern: {odd[0]!r}", hint="do not trust this repository")
     try:
         return Path(hub.snapshot_download(repo, revision=revision, allow_patterns=files))
     except Exception as e:  # network, disk, permissions: each with the exception of another library
@@ -92,10 +108,15 @@ def _download(hub: Any, repo: str, revision: str | None, *, files: list[str]) ->
 def _cached(hub: Any, repo: str, revision: str | None, *, error: Exception) -> Path:
     """The model as an earlier download left it."""
     # Not snapshot_download(local_files_only=True): it wants all files of the repository, also those we left out.
+    index = hub.try_to_load_from_cache(repo, folders.INDEX, revision=revision)
+    if isinstance(index, str) and listed.kind_of(Path(index)) is not None and listed.is_whole(Path(index).parent):
+        return Path(index).parent
     for name in (*(f"{sub}/{folders.CONFIG}" for sub in folders.SUBFOLDERS), folders.CONFIG):
         found = hub.try_to_load_from_cache(repo, name, revision=revision)
         if isinstance(found, str):
             folder = Path(found.removesuffix(name))
+            if (folder / folders.INDEX).is_file() and listed.kind_of(folder / folders.INDEX) is not None:
+                break  # a part of a pipeline is no model
             if any(folders.choose_weights({p.name for p in Path(found).parent.iterdir()}, folder)):
                 return folder
     files = f"config.json, scheduler_config.json, {folders.WEIGHTS}"

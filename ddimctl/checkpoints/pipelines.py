@@ -6,7 +6,7 @@ make ourselves, and configurations and weights are read by our own readers; no f
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ PIPELINES: dict[str, dict[str, Classes]] = {
         "text_encoder": CLIP, "tokenizer": CLIP_TOKENS, "text_encoder_2": T5, "tokenizer_2": T5_TOKENS,
     },
 }  # fmt: skip
+OPTIONAL = {"StableDiffusion3Pipeline": ("text_encoder_3", "tokenizer_3")}
 # What is there in many folders, and of no use here.
 UNMADE: dict[str, Classes] = {
     "safety_checker": (("stable_diffusion", "StableDiffusionSafetyChecker"),),
@@ -68,7 +69,7 @@ def is_pipeline(path: Path, kind: str) -> bool:
     return path.is_dir() and index.is_file() and configs.read_json(index).get("_class_name") == kind
 
 
-def check_index(folder: Path, kind: str, optional: Collection[str] = ()) -> dict[str, Any]:
+def check_index(folder: Path, kind: str) -> dict[str, Any]:
     """The index, which names the parts of such a pipeline, of the classes they have there; some may be missing.
 
     Raises `FileError` where it names anything else.
@@ -87,7 +88,7 @@ def check_index(folder: Path, kind: str, optional: Collection[str] = ()) -> dict
             raise FileError(f"{folder} needs code of its own to load ({name}: {what})", identify.CODE)
     for name in wanted:
         if not isinstance(index.get(name), list) or index[name] == [None, None]:
-            if name in optional:
+            if name in OPTIONAL.get(kind, ()):
                 continue
             raise FileError(f"{folder} has no {name} in its {INDEX}")
         if not (folder / name).is_dir():

@@ -27,7 +27,7 @@ def recognises(path: Path) -> bool:
 def load(path: Path, about: About, said: Said, *, device: str) -> Model:
     """The model in a folder; T5 may be missing. Raises as `stable_diffusion.load`."""
     pipelines.refuse_config(path, said.config, said.schedule)
-    index = pipelines.check_index(path, PIPELINE, optional=("text_encoder_3", "tokenizer_3"))
+    index = pipelines.check_index(path, PIPELINE)
     config = pipelines.read_config(path / "transformer", "SD3Transformer2DModel")
     patch = config.get("patch_size", 2)
     flow = configs.read_json(path / "scheduler" / "scheduler_config.json")
