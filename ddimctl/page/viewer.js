@@ -8,8 +8,14 @@
     told.textContent = text;
   };
 
+  // The same element may be given another key: then it begins anew.
+  const begun = new WeakMap();
   const begin = (root) => {
-    root.dataset.live = 'true';
+    begun.get(root)?.abort();
+    const stopped = new AbortController(), { signal } = stopped;
+    begun.set(root, stopped);
+    root.dataset.live = root.dataset.kept;
+    for (const name of ['cancelled', 'ready', 'exact']) delete root.dataset[name];
     const at = `kept/${root.dataset.kept}/`, step = +root.dataset.step;
     const ranges = [...root.querySelectorAll('input[type=range]')];
     const now = root.querySelector('.now'), pad = root.querySelector('.pad');
@@ -17,6 +23,9 @@
     const have = new Map();  // place → picture
     const total = most.reduce((n, m) => n * (m / step + 1), 1);
     let asking = false, failed = false;
+    ranges.forEach((range) => { range.value = 0; });
+    delete now.dataset.place;
+    for (const image of [now, ...(pad ? pad.querySelectorAll('img') : [])]) image.removeAttribute('src');
 
     const place = () => [ranges[0], ranges[1]].map((range) => (range ? +range.value : 0));
     const name = ([i, j]) => `${i}.${j}`;
@@ -50,11 +59,12 @@
 
     // One request at a time, for where the hand is by then.
     const ask = async () => {
-      if (asking || failed) return;
+      if (asking || failed || signal.aborted) return;
       asking = true;
       try {
         for (let wanted; !have.has((wanted = name(place())));) {
           const answer = await fetch(`${at}${wanted}.png`);
+          if (signal.aborted) return;
           if (!answer.ok) {
             failed = true;
             say(root, await answer.text(), 'alert');
@@ -72,7 +82,7 @@
     };
 
     const ahead = async () => {
-      while (root.isConnected && !failed && !root.dataset.cancelled) {
+      while (root.isConnected && !failed && !signal.aborted && !root.dataset.cancelled) {
         await wait(0);
         if (asking || !root.checkVisibility()) {
           await wait(50);
@@ -85,6 +95,7 @@
         }
         if (answer === null || !answer.ok) return;
         const made = Object.entries(await answer.json());
+        if (signal.aborted) return;
         for (const [key, data] of made) have.set(key, `data:image/png;base64,${data}`);
         const ready = [...have.keys()].filter((key) => key.split('.').every((n) => n % step === 0)).length;
         root.dataset.ready = String(ready);
@@ -94,7 +105,7 @@
       }
     };
 
-    ranges.forEach((range) => range.addEventListener('input', () => { show(); ask(); }));
+    ranges.forEach((range) => range.addEventListener('input', () => { show(); ask(); }, { signal }));
     if (pad) {
       const drag = (event) => {
         const box = pad.getBoundingClientRect();
@@ -103,10 +114,10 @@
         show();
         ask();
       };
-      pad.addEventListener('pointerdown', (event) => { pad.setPointerCapture(event.pointerId); drag(event); });
-      pad.addEventListener('pointermove', (event) => { if (event.buttons) drag(event); });
+      pad.addEventListener('pointerdown', (event) => { pad.setPointerCapture(event.pointerId); drag(event); }, { signal });
+      pad.addEventListener('pointermove', (event) => { if (event.buttons) drag(event); }, { signal });
     }
-    root.addEventListener('place', (event) => { event.detail.place = name(place()); });
+    root.addEventListener('place', (event) => { event.detail.place = name(place()); }, { signal });
     show();
     ask().then(ahead);
   };
@@ -129,8 +140,9 @@
     say(root, `ddimctl-${name} is downloaded`);
   };
 
-  // Clicks that follow one another at once are one: gradio notices that work is under way only a moment later.
-  const clicked = new WeakMap();
+  // Clicks that follow one another at once are one: gradio notices that work is under way only a moment later. What is shown
+  // in between ends that.
+  let clicked = new WeakMap();
   document.addEventListener('click', (event) => {
     const button = event.target.closest('.start');
     if (button === null) return;
@@ -145,6 +157,15 @@
       document.querySelectorAll('.between').forEach((root) => { if (root.checkVisibility()) root.dataset.cancelled = 'true'; });
     }
   });
-  new MutationObserver(() => document.querySelectorAll('.between:not([data-live])').forEach(begin))
-    .observe(document, { childList: true, subtree: true });
+  // gradio changes what is there already where it can: a picture's source, a text, the viewer's key.
+  new MutationObserver((changes) => {
+    if (changes.some(({ target }) => (target.closest ? target : target.parentElement)?.closest('.shown'))) {
+      clicked = new WeakMap();
+    }
+    document.querySelectorAll('.between').forEach((root) => {
+      if (root.dataset.live !== root.dataset.kept) begin(root);
+    });
+  }).observe(document, {
+    childList: true, subtree: true, characterData: true, attributes: true, attributeFilter: ['src', 'data-kept', 'data-live'],
+  });
 })();
