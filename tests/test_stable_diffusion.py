@@ -202,8 +202,18 @@ def test_the_end_of_a_long_prompt_is_told(folder: Path, model: Model, invoke: Ca
     assert f"its end is not read: {cut}" in said
 
 
-def test_lossless_is_of_the_state(folder: Path, model: Model, tmp_path: Path, invoke: Callable[..., Result]) -> None:
+def test_lossless_is_of_the_state(folder: Path, tmp_path: Path, invoke: Callable[..., Result]) -> None:
     """z comes back, which is told with what does not; and it is recorded."""
+    from safetensors.torch import load_file, save_file
+
+    # Whether DDIM's steps can be inverted is luck in a random network: one that says little is a tame field.
+    folder = Path(shutil.copytree(folder, tmp_path / "tame"))
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    state["conv_out.weight"] = state["conv_out.weight"] * 0.1
+    weights.unlink()
+    save_file(state, weights)
+    model = load(str(folder), "cpu")
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     writing.save_image(tmp_path / "a.png", pixels)
     asked = ("--prompt", PROMPT, "--lossless", "--steps", "20")
