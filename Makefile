@@ -66,6 +66,7 @@ docs: $(READY)
 	$(BIN)/python benchmarks/inversion.py $(IMAGES)
 	$(BIN)/python benchmarks/paper.py
 	$(BIN)/python benchmarks/gallery.py
+	$(BIN)/python benchmarks/guidance.py emoji-text
 	$(if $(IMAGES),$(BIN)/python benchmarks/table_2.py $(IMAGES))
 
 # Measures docs/performance.md and the README's table of speed again. Twenty minutes, on a machine that does nothing else. With
