@@ -67,6 +67,7 @@ docs: $(READY)
 	$(BIN)/python benchmarks/paper.py
 	$(BIN)/python benchmarks/gallery.py
 	$(BIN)/python benchmarks/guidance.py emoji-text
+	$(BIN)/python benchmarks/editing_gallery.py emoji-text
 	$(if $(IMAGES),$(BIN)/python benchmarks/table_2.py $(IMAGES))
 
 # Measures docs/performance.md and the README's table of speed again. Twenty minutes, on a machine that does nothing else. With
