@@ -46,10 +46,15 @@ IMAGES = [str(ROOT / f"models/emoji/held-out/00{i}.png") for i in range(4)]
 # Servers
 
 
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """When each file of a folder was written, and what it holds."""
+    return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
 @pytest.fixture(scope="module")
 def process(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """`ddimctl ui` of the tiny model, as a process."""
-    home = tmp_path_factory.mktemp("home")
+    home, models = tmp_path_factory.mktemp("home"), contents(model_folder)
     words = ["ui", "-m", str(model_folder), "--port", "0", "--engine", "torch", "--device", "cpu"]
     started = subprocess.Popen(
         [sys.executable, "-m", "ddimctl", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -64,6 +69,7 @@ def process(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     assert started.wait(60) == 143
     errors = started.stderr.read()
     assert "Traceback" not in errors, errors
+    assert contents(model_folder) == models  # a page never writes a model
     left = {p.name for p in home.rglob("*")}
     assert left <= {".config", "matplotlib"}  # which gradio loads: nothing of what was dropped
 
@@ -298,6 +304,34 @@ def test_latents_are_added_and_downloaded(tabs: Any, port: int) -> None:
     with tab.expect_download() as load:
         tab.get_by_role("button", name="This latent").click()
     assert load.value.suggested_filename == "ddimctl-latent.pt"
+
+
+@with_browser
+@pytest.mark.skipif(not (here("diffusers") and here("transformers")), reason="the extra 'diffusers' is not here")
+def test_models_that_take_text_are_asked_in_words(
+    tabs: Any, port: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    from pipelines import folder_of
+
+    other = tabs(port)
+    assert not other.get_by_role("tab", name="Edit").count()
+    assert not other.get_by_label("Prompt", exact=True).first.is_visible()
+    model = load(str(folder_of("sd", tmp_path_factory)), "cpu")
+    with serving(Studio(model), tmp_path_factory.mktemp("words")) as said:
+        tab = tabs(said.port)
+        for name in ("Reconstruct", "Interpolate", "Latent", "Sample"):
+            part = panel(tab, name)
+            for label in ("Prompt", "Negative prompt", "number input for Guidance"):
+                assert part.get_by_label(label, exact=True).is_visible(), (name, label)
+        part = panel(tab, "Edit")
+        drop(part, IMAGES[0])
+        part.get_by_label("Source prompt").fill("a cat")
+        part.get_by_label("Target prompt").fill("<b>a dog</b>")
+        part.get_by_label("number input for Steps S").fill("2")
+        part.get_by_role("button", name="Edit").click()
+        tab.locator("#edit-shown img").nth(3).wait_for()
+        assert tab.get_by_text("edited to\n<b>a dog</b>").count() == 1
+        tab.close()
 
 
 LONG = 100  # steps
