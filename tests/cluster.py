@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -72,6 +74,7 @@ class Cluster:
     network: tuple[str, ...] = ()  # stands before a command that is to reach it
     address: str = ""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    temporary: str = field(default_factory=lambda: tempfile.mkdtemp(prefix="ray-"))  # its sockets' names must be short
 
     @property
     def env(self) -> dict[str, str]:
@@ -82,7 +85,7 @@ class Cluster:
         where = ["--address", self.address]
         if not self.processes:
             self.address = f"127.0.0.1:{free_port()}"
-            where = ["--head", "--port", self.address.rpartition(":")[2], "--temp-dir", str(self.home / "r")]
+            where = ["--head", "--port", self.address.rpartition(":")[2], "--temp-dir", self.temporary]
             where += ["--include-dashboard=false"]
         self.shadow.mkdir(exist_ok=True)  # before Python looks there
         log = self.home / f"node-{len(self.processes)}.txt"
@@ -124,6 +127,7 @@ class Cluster:
     def end(self) -> None:
         for node in reversed(self.processes):
             self.kill(node)
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
 
 def free_port() -> int:

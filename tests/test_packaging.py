@@ -75,7 +75,12 @@ def test_the_wheel_holds_package_and_models_and_nothing_else(source: Path, wheel
     extra = {n for n in names if not n.startswith(f"ddimctl-{__version__}.dist-info/")} - shipped - code
     assert shipped <= names
     assert code <= names
-    assert extra == {"ddimctl/py.typed", *(f"ddimctl/report/page.{kind}" for kind in ("css", "html", "js"))}
+    pages = {
+        *(f"ddimctl/report/page.{kind}" for kind in ("css", "html", "js")),
+        "ddimctl/page/page.css",
+        "ddimctl/page/viewer.js",
+    }
+    assert extra == {"ddimctl/py.typed", *pages}
     assert f"ddimctl-{__version__}.dist-info/licenses/LICENSE" in names
     assert f"Version: {__version__}" in metadata
     assert "Requires-Dist: torch" in metadata

@@ -20,6 +20,7 @@ from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.families import load
 from ddimctl.images import datasets, formats, levels, reading, writing
 from ddimctl.images.preprocessing import Preprocessing
+from ddimctl.lossless import TOLERANCES
 from ddimctl.recipe import Way
 from ddimctl.runs import plan, work
 from ddimctl.runs.manifest import Manifest, journal_of, read_manifest
@@ -387,7 +388,7 @@ def test_pixels_become_latents_that_say_how_and_go_back(lossless: bool, model_fo
     made = work.latent_of(solution, encoding, [{"name": f"{i}.png"} for i in range(3)])
     latent.check_provenance(made.provenance, 3)
     assert made.recipe == encoding.recipe
-    assert made.recipe.way.tolerance == (1e-4 if lossless else 1e-5)  # the first that is tried
+    assert made.recipe.way.tolerance == (TOLERANCES[0] if lossless else 1e-5)  # the first that is tried
     assert made.recipe.lossless == lossless
     x0 = levels.to_tensor(np.stack(pixels))
     if not lossless:
