@@ -24,7 +24,8 @@ from ddimctl.engines import ENGINES, openvino, processors, pytorch
 from ddimctl.engines.openvino import PARTS
 from ddimctl.errors import DDIMError, UsageError
 from ddimctl.families import load, pixel
-from ddimctl.images import datasets, levels
+from ddimctl.files import bundled_folder
+from ddimctl.images import datasets, levels, reading
 from ddimctl.model import NOTHING, Condition, Model
 from ddimctl.recipe import Way
 from ddimctl.unet import UNet2DModel
@@ -383,12 +384,40 @@ def test_flops_against_torchs_own_count(fields: dict[str, Any], tmp_path: Path) 
 
 
 @needs_cuda
-@pytest.mark.parametrize(("precision", "limit"), [("float32", NETWORK), ("bf16", 0.1)])
+@pytest.mark.parametrize(("precision", "limit"), [("float32", NETWORK), ("bf16", 0.1), ("fp16", 0.1)])
 def test_cuda(precision: str, limit: float, model_folder: Path) -> None:
     x = torch.randn(5, 1, 16, 16, dtype=torch.float64)
     expected = load(str(model_folder), "cpu").eps()(x, 1.0)
     got = use(load(str(model_folder), "cuda"), "torch", precision).eps()(x.cuda(), 1.0).cpu()
     assert apart(got, expected) < limit
+
+
+@needs_cuda
+@pytest.mark.parametrize("solver", ["ddim", "ab2", "exact"])
+def test_cuda_encodes_as_cpus_do(solver: str, invoke: Any, tmp_path: Path) -> None:
+    """A trained model, by the command line; what one encodes the other decodes."""
+    image = min((bundled_folder() / "fashion-mnist" / "held-out").glob("*.png"))
+    for device in ("cpu", "cuda"):
+        said = invoke("encode", image, "-o", f"{device}.pt", "--device", device, "--solver", solver, "-v").ok().err
+        assert f"on {device}" in said
+    here, there = (latent.load(tmp_path / f"{device}.pt") for device in ("cpu", "cuda"))
+    assert apart(there.xT, here.xT) < 1e-3
+    assert there.recipe == here.recipe
+    for made, by in (("cuda", "cpu"), ("cpu", "cuda"), ("cuda", "cuda"), ("cpu", "cpu")):
+        invoke("decode", f"{made}.pt", "-o", f"{made}-{by}.png", "--device", by).ok()
+    pictures = [reading.read(file, 1, (28, 28))[0].astype(int) for file in sorted(tmp_path.glob("*-*.png"))]
+    assert len(pictures) == 4
+    assert max(abs(a - pictures[0]).max() for a in pictures) <= 2
+
+
+@needs_cuda
+def test_cuda_is_lossless(invoke: Any, tmp_path: Path) -> None:
+    images = sorted((bundled_folder() / "fashion-mnist" / "held-out").glob("*.png"))[:4]
+    invoke("encode", *images, "-o", "latents/", "--device", "cuda", "--lossless").ok()
+    invoke("decode", "latents/", "-o", "back/", "--device", "cuda").ok()
+    for file in images:
+        before, after = (reading.read(f, 1, (28, 28))[0] for f in (file, tmp_path / "back" / file.name))
+        assert np.array_equal(before, after)
 
 
 @needs_openvino

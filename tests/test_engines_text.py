@@ -64,11 +64,11 @@ def asked(model: Model) -> list[Condition]:
     return [GUIDED, Condition(prompt="the blue sky")] if model.network.module.mixed else [NOTHING]
 
 
-def answers(model: Model, n: int = 3) -> list[torch.Tensor]:
-    """ε of a batch at one level for all and at one for each."""
-    x = torch.randn(n, *model.state_shape, generator=torch.Generator().manual_seed(1)).double()
-    levels: list[Any] = [1.0, [0.1, 1.0, 9.0, 2.0, 0.5][:n]]
-    return [model.eps(c)(x, s) for c in asked(model) for s in levels]
+def answers(model: Model, device: str = "cpu") -> list[torch.Tensor]:
+    """ε of three at one level for all and at one for each."""
+    x = torch.randn(3, *model.state_shape, generator=torch.Generator().manual_seed(1)).double().to(device)
+    levels: list[Any] = [1.0, [0.1, 1.0, 9.0]]
+    return [model.eps(c)(x, s).cpu() for c in asked(model) for s in levels]
 
 
 @needs_openvino
@@ -205,11 +205,72 @@ def test_files_say_what_made_them(folder: Path, tmp_path: Path, invoke: Callable
     invoke("decode", "a.pt", "-o", "back.png", "--engine", "openvino", "--device", "cpu").ok()
 
 
+# On GPUs
+
+
+def on_cuda(model: Model) -> Model:
+    return load(str(model.about.folder), "cuda")
+
+
 @needs_cuda
 @pytest.mark.parametrize(("precision", "limit"), [("float32", 1e-3), ("bf16", HALF), ("fp16", HALF)])
-def test_cuda(model: Model, precision: str, limit: float) -> None:
-    there = load(str(model.about.folder), "cuda")
-    x = torch.randn(3, *model.state_shape, dtype=torch.float64)
-    for condition in asked(model):
-        got = use(there, "torch", precision).eps(condition)(x.cuda(), 1.0).cpu()
-        assert apart(got, model.eps(condition)(x, 1.0)) < limit
+def test_cuda_is_eager(model: Model, precision: str, limit: float) -> None:
+    for got, true in zip(answers(use(on_cuda(model), "torch", precision), "cuda"), answers(model), strict=True):
+        assert apart(got, true) < limit
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", ["sd", "xl", "sd3", "flux"])
+def test_cuda_takes_both_halves_of_guidance_in_one_batch(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = load(str(folder_of(name, tmp_path_factory)), "cuda")
+    batches: list[int] = []
+    module = model.network.module
+
+    def counted(network: Any) -> Any:
+        network.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+        return network
+
+    for precision, limit in (("float32", 1e-3), ("fp16", HALF)):
+        batches.clear()
+        one = model.with_network(engines.make(replace(module, prepare=counted), "torch", precision))
+        two = model.with_network(engines.make(replace(module, mixed=False), "torch", precision))
+        x = torch.randn(3, *model.state_shape, generator=torch.Generator().manual_seed(1)).double().to("cuda")
+        assert apart(one.eps(GUIDED)(x, 1.0), two.eps(GUIDED)(x, 1.0)) < limit
+        assert batches == [6]
+
+
+@needs_cuda
+def test_cuda_decodes_in_float32_whatever_the_network_computes_in(model: Model) -> None:
+    """The autoencoder, and it alone: images to states and back are those of the CPU."""
+    there = use(on_cuda(model), "torch", "fp16")
+    assert {p.dtype for p in there.autoencoder.vae.parameters()} == {torch.float32}  # type: ignore[attr-defined]
+    images = torch.rand(2, *model.image_shape, generator=torch.Generator().manual_seed(3)).double() * 2 - 1
+    z = model.autoencoder.encode(images)
+    assert apart(there.autoencoder.encode(images.cuda()), z) < 1e-3
+    assert apart(there.autoencoder.decode(z.cuda()), model.autoencoder.decode(z)) < 1e-3
+
+
+@needs_cuda
+@pytest.mark.slow
+def test_cuda_the_compiler_is_eager(sd: Model) -> None:
+    pytest.importorskip("triton")
+    for got, true in zip(answers(use(on_cuda(sd), "compile"), "cuda"), answers(sd), strict=True):
+        assert apart(got, true) < 1e-3
+
+
+@needs_cuda
+@pytest.mark.parametrize(("precision", "limit"), [("float32", 1e-2), ("fp16", 0.5)])
+def test_cuda_there_and_back(
+    precision: str, limit: float, folder: Path, tmp_path: Path, invoke: Callable[..., Result]
+) -> None:
+    """By the command line, beside the CPU in float32; an untrained network magnifies rounding."""
+    writing.save_image(tmp_path / "a.png", np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
+    guided = ("--prompt", "a red dog", "--negative", "ugly", "--guidance", 3, "--steps", 3)
+    invoke("encode", "a.png", "-m", folder, *guided, "-o", "cpu.pt", "--device", "cpu").ok()
+    invoke("encode", "a.png", "-m", folder, *guided, "-o", "gpu.pt", "--device", "cuda", "--precision", precision).ok()
+    here, there = (latent.load(tmp_path / f"{name}.pt") for name in ("cpu", "gpu"))
+    assert there.recipe.dtype == {"float32": "float32", "fp16": "float16"}[precision]
+    assert apart(there.xT, here.xT) < limit
+    invoke("decode", "gpu.pt", "-o", "back.png", "--device", "cuda", "--precision", precision).ok()
+    invoke("sample", "-m", folder, *guided, "-o", "s.png", "-n", 2, "--device", "cuda", "--precision", precision).ok()
+    invoke("reconstruct", "a.png", "-m", folder, *guided, "-o", "r.png", "--device", "cuda").ok()

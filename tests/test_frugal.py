@@ -101,21 +101,75 @@ def test_without_accelerate_nothing_is_moved(
         frugal(model, ["offload"], "cpu")
 
 
+def where_weights_are(network: Any) -> set[str]:
+    return {p.device.type for p in network.parameters()}
+
+
 @needs_cuda
-@pytest.mark.parametrize("name", ["sd", "sd3", "flux"])
-def test_weights_that_wait_are_not_on_the_gpu(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.mark.parametrize("precision", ["float32", "fp16"])
+@pytest.mark.parametrize(("name", "ways"), [("sd", ["offload"]), ("sd", ["slice", "offload"]), ("xl", ["offload"]),
+                                            ("sd3", ["offload"]), ("flux", ["offload"])])  # fmt: skip
+def test_cuda_weights_wait_in_main_memory(
+    name: str, ways: list[str], precision: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """They are on the GPU while their layer runs, and at no other time."""
     pytest.importorskip("accelerate")
-    expected = eps(model_of(name, tmp_path_factory))
-    spare = frugal(model_of(name, tmp_path_factory), ["offload"], "cuda")
-    held = torch.cuda.memory_allocated()
-    assert apart(eps(spare), expected) < 1e-3
-    z = torch.randn(1, *spare.state_shape, dtype=torch.float64, device="cuda")
-    assert apart(spare.autoencoder.decode(z), model_of(name, tmp_path_factory).autoencoder.decode(z.cpu())) < 1e-3
-    del z
-    assert torch.cuda.memory_allocated() - held < spare.network.module.facts.parameters  # bytes: a quarter of them
+    plain = model_of(name, tmp_path_factory)
+    spare = frugal(model_of(name, tmp_path_factory), ways, "cuda")
+    module, seen, fetched = spare.network.module, [], []
+
+    def prepare(network: Any) -> Any:
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.register_forward_hook(lambda layer, *_: fetched.append(layer.weight.device.type))
+        seen.append(module.prepare(network))  # type: ignore[misc]
+        return seen[0]
+
+    spare = spare.with_network(engines.make(replace(module, prepare=prepare), "torch", precision))
+    for _ in range(2):  # the second time in the order that the first has shown
+        assert apart(eps(spare), eps(plain)) < (1e-3 if precision == "float32" else 0.2)
+    assert set(fetched) == {"cuda"}
+    assert where_weights_are(seen[0]) == {"cpu"}
+    z = torch.randn(1, *spare.state_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    assert apart(spare.autoencoder.decode(z.cuda()), plain.autoencoder.decode(z)) < 1e-3
+    images = torch.rand(1, *plain.image_shape, generator=torch.Generator().manual_seed(3)).double() * 2 - 1
+    assert apart(spare.autoencoder.encode(images.cuda()), plain.autoencoder.encode(images)) < 1e-3
+    assert where_weights_are(spare.autoencoder.vae) == {"cpu"}
+
+
+@needs_cuda
+@pytest.mark.parametrize("precision", ["float32", "fp16"])
+@pytest.mark.parametrize("name", ["sd", "xl"])
+def test_cuda_attention_in_slices(name: str, precision: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    spare = frugal(model_of(name, tmp_path_factory, "cuda"), ["slice"], "cuda")
+    spare = spare.with_network(engines.make(spare.network.module, "torch", precision))
+    assert apart(eps(spare), eps(model_of(name, tmp_path_factory))) < (1e-3 if precision == "float32" else 0.2)
+
+
+@needs_cuda
+def test_cuda_offload_by_the_command_line(
+    tmp_path: Path, invoke: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pytest.importorskip("accelerate")
+    folder = folder_of("sd", tmp_path_factory)
+    writing.save_image(tmp_path / "a.png", np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
+    command = ("encode", "a.png", "-m", folder, "--prompt", "a red dog", "--guidance", 3, "--steps", 3)
+    invoke(*command, "-o", "cpu.pt", "--device", "cpu").ok()
+    invoke(*command, "-o", "gpu.pt", "--device", "cuda", "--low-memory", "offload").ok()
+    assert apart(latent.load(tmp_path / "gpu.pt").xT, latent.load(tmp_path / "cpu.pt").xT) < 1e-2
+    invoke("decode", "gpu.pt", "-o", "back.png", "--device", "cuda", "--low-memory", "offload").ok()
 
 
 # Tiles
+
+
+@needs_cuda
+def test_cuda_goes_by_tiles(tmp_path_factory: pytest.TempPathFactory) -> None:
+    here, there = (model_of("sd", tmp_path_factory, device).autoencoder.tiled(16) for device in ("cpu", "cuda"))
+    images = torch.rand(1, 3, 32, 40, generator=torch.Generator().manual_seed(2)).double() * 2 - 1
+    z = here.encode(images)
+    assert apart(there.encode(images.cuda()), z) < 1e-3
+    assert apart(there.decode(z.cuda()), here.decode(z)) < 1e-3
 
 
 def test_tiles_are_diffusers_own(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from captures import furthest
 from conftest import Result, isolated
 from PIL import Image
 from rounding import NETWORK, apart
@@ -34,6 +35,7 @@ from ddimctl.training.log import LossLog, Report
 from ddimctl.training.loop import Trainer, learning_rate_factor
 from ddimctl.training.settings import PixelSettings
 
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 CPU = torch.device("cpu")
 TINY: dict[str, Any] = {"channels": 1, "size": (8, 8), "block_channels": (8, 16), "attention": (), "head_dim": 8}
 OPTIONS = ["--size", "8", "--grey", "--channels", "8,16", "--attention", "none", "--head-dim", "8"]
@@ -43,8 +45,16 @@ def settings(**changes: Any) -> PixelSettings:
     return PixelSettings(**{**TINY, "steps": 12, "batch": 4, "warmup": 2, "bf16": False, **changes})
 
 
-def start(s: PixelSettings, data: torch.Tensor, held_out: torch.Tensor, folder: Path) -> Trainer:
-    return Trainer(pixel.Pixel(s, Data(data, held_out), CPU), folder)
+def start(
+    s: PixelSettings,
+    data: torch.Tensor,
+    held_out: torch.Tensor,
+    folder: Path,
+    *,
+    device: torch.device = CPU,
+    parts: int = 1,
+) -> Trainer:
+    return Trainer(pixel.Pixel(s, Data(data, held_out), device), folder, accumulate=parts)
 
 
 def pixels(n: int = 24, size: int = 8, seed: int = 0) -> torch.Tensor:
@@ -104,6 +114,33 @@ def test_it_learns(tmp_path: Path) -> None:
     assert sum(losses[:5]) / 5 > 0.7
     assert sum(losses[-20:]) / 20 < 0.1
     assert trainer.validate() < 0.1  # the averaged weights learn too
+
+
+@needs_cuda
+@pytest.mark.parametrize(("changes", "limit"), [({}, 1e-3), ({"bf16": True, "flip": True}, 0.1)], ids=str)
+def test_cuda_captures_what_a_step_computes(changes: dict[str, Any], limit: float) -> None:
+    assert furthest(pixel.Pixel(settings(**changes), Data(pixels(), pixels(4)), torch.device("cuda"))) < limit
+
+
+@needs_cuda
+def test_cuda_trains_as_cpus_do(tmp_path: Path) -> None:
+    """Captured; in two parts, which is not; and on the CPU. It is resumed, and its model runs on the CPU."""
+    cuda, data, s = torch.device("cuda"), pixels(), settings()
+    captured = start(s, data[:20], data[20:], tmp_path / "a", device=cuda)
+    losses = [r.loss for _, r in zip(range(5), captured.train(), strict=False)]
+    assert captured._captured is not None
+    captured.save()
+    again = start(s, data[:20], data[20:], tmp_path / "a", device=cuda)
+    again.resume()
+    losses += finish(again)
+    halves = start(s, data[:20], data[20:], tmp_path / "b", device=cuda, parts=2)
+    assert losses == pytest.approx(finish(halves), rel=1e-2)
+    assert halves._captured is None
+    assert losses == pytest.approx(finish(start(s, data[:20], data[20:], tmp_path / "c")), rel=1e-2)
+    again.export("card")
+    x = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+    here, there = (families.load(str(tmp_path / "a"), device) for device in ("cpu", "cuda"))
+    assert apart(there.eps()(x.cuda(), 1.0), here.eps()(x, 1.0)) < NETWORK
 
 
 def test_validation_covers_all_noise_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

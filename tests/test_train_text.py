@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from captures import furthest
 from PIL import Image
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from ddimctl.unet import UNet2DModel, UNetConfig
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 CPU = torch.device("cpu")
 CAPTIONS = ("red square", "blue circle", "big red circle", "it's 10 o'clock, naïve — déjà_vu")
 
@@ -33,20 +35,20 @@ def pixels(n: int, size: int = 8) -> Tensor:
     return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
 
 
-def text_task(**changes: Any) -> Text:
+def text_task(device: torch.device = CPU, **changes: Any) -> Text:
     s: dict[str, Any] = {
         "channels": 3, "size": (8, 8), "block_channels": (8, 16), "attention": (1,), "head_dim": 8, "text_width": 32,
         "text_layers": 1, "words": 4, "steps": 8, "batch": 4, "warmup": 2, "bf16": False,
     }  # fmt: skip
     data = Data(pixels(12), pixels(4), CAPTIONS * 3, CAPTIONS)
-    return Text(TextSettings(**{**s, **changes}), data, CPU, vae=autoencoder.of_pixels(3))
+    return Text(TextSettings(**{**s, **changes}), data, device, vae=autoencoder.of_pixels(3))
 
 
-def autoencoder_task(**changes: Any) -> autoencoder.Autoencoder:
+def autoencoder_task(device: torch.device = CPU, **changes: Any) -> autoencoder.Autoencoder:
     s: dict[str, Any] = {
         "channels": 3, "size": (8, 8), "block_channels": (8, 16), "steps": 8, "batch": 4, "warmup": 2, "bf16": False,
     }  # fmt: skip
-    return autoencoder.Autoencoder(AutoencoderSettings(**{**s, **changes}), Data(pixels(12), pixels(4)), CPU)
+    return autoencoder.Autoencoder(AutoencoderSettings(**{**s, **changes}), Data(pixels(12), pixels(4)), device)
 
 
 # The tokenizer
@@ -145,6 +147,13 @@ def test_a_folder_without_an_autoencoder_is_refused(fault: str, tmp_path: Path) 
         config.write_text(json.dumps(json.loads(config.read_text()) | changed))
     with pytest.raises(FileError):
         autoencoder.load(tmp_path)
+
+
+@needs_cuda
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("make", [text_task, autoencoder_task])
+def test_cuda_captures_what_a_step_computes(make: Any, bf16: bool) -> None:
+    assert furthest(make(torch.device("cuda"), bf16=bf16)) < (0.1 if bf16 else 1e-3)
 
 
 # The network with captions
