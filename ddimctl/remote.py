@@ -92,16 +92,25 @@ def size(url: str) -> int | None:
     """Bytes; None where there is no such file."""
     system, path = _system(url)
     with _told(url):
-        return int(system.size(path)) if system.isfile(path) else None
+        try:
+            about = system.info(path)  # one question, where isfile and size are two
+        except FileNotFoundError:
+            return None
+        return int(about["size"]) if about["type"] == "file" else None
 
 
 def write_bytes(url: str, data: bytes) -> None:
     """One put. Raises `DDIMError` where the store refuses."""
     system, path = _system(url)
+    parent, root = path.rpartition("/")[0], path[: path.find("/", 1)]
     try:
-        if (parent := path.rpartition("/")[0]) and "/" in parent.strip("/"):
-            system.makedirs(parent, exist_ok=True)  # stores without folders have nothing to do
-        system.pipe_file(path, data)
+        try:
+            system.pipe_file(path, data)
+        except FileNotFoundError:
+            if not system.exists(root):  # a bucket that is not there is a typing error, and no folder to make
+                raise
+            system.makedirs(parent, exist_ok=True)
+            system.pipe_file(path, data)
     except Exception as e:  # each driver raises its own
         raise DDIMError(f"cannot write {url}: {_reason(e)}") from e
 

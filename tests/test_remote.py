@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -66,6 +67,30 @@ def test_what_cannot_be_read_is_one_line(store: Callable[[str, bytes], None], mo
     monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "isfile", lambda *a: 1 / 0)
     with pytest.raises(DDIMError, match="cannot read memory://b/a: division by zero"):
         remote.gather("memory://b/a", (".png",))
+
+
+def test_folders_are_made_where_a_store_has_some(tmp_path: Path) -> None:
+    remote.write_bytes(f"file://{tmp_path}/deep/er/a", b"x")
+    assert (tmp_path / "deep" / "er" / "a").read_bytes() == b"x"
+    assert remote.size(f"file://{tmp_path}/deep/er/a") == 1
+    assert remote.size(f"file://{tmp_path}/deep") is None
+    assert remote.size(f"file://{tmp_path}/none") is None
+    with pytest.raises(DDIMError, match="cannot write file:///no-such-root/a"):
+        remote.write_bytes("file:///no-such-root/a", b"x")
+
+
+def test_without_the_driver(
+    invoke: Invoke, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").write_bytes(picture(0))
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
+    how = ("-m", model_folder, "--steps", 2)
+    for args in (("s3://photos/a.png", "-o", "a.pt"), ("a.png", "-o", "s3://made/a.pt")):
+        done = invoke("encode", *args, *how)
+        assert done.failed(2).startswith("s3:// needs a driver that is not installed")
+        assert done.err.splitlines()[-1] == "hint: pip install s3fs"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_encode_and_decode_by_url(
