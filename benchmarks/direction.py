@@ -23,7 +23,7 @@ from ddimctl.model import Model
 from ddimctl.recipe import Way
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-WAY = Way()
+WAY = Way(spacing="karras")
 # The glyphs of men, women and people without hair, in all tones of skin, that were trained on; the one before is curly.
 BALD = (2117, 2159, 2201, 2243, 2327, 2368, 2424, 2480, 2536, 2648, 3496, 3542, 3584, 3626, 3668, 3710)
 HELD_OUT = ("000", "033", "063", "043")

@@ -33,7 +33,7 @@ from ddimctl.motion import weights
 from ddimctl.recipe import Way
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "latents.md"
-WAY = Way()
+WAY = Way(spacing="karras")
 FRAMES = 9
 FILMS = 12  # pairs whose nine frames are all decoded
 

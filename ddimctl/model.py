@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ddimctl.arrays import Array, concatenate, per_image, rows
-from ddimctl.errors import UsageError
+from ddimctl.errors import DDIMError, UsageError
 from ddimctl.network import Embedded, Network
 from ddimctl.predictions import PREDICTIONS
 from ddimctl.schedule import Levels
@@ -172,7 +172,6 @@ class Model:
         """(N, C, H, W), or None where there are none that fit."""
         import numpy as np
 
-        from ddimctl.errors import DDIMError
         from ddimctl.images import levels, reading
         from ddimctl.shown import SHOWN
 
@@ -216,6 +215,15 @@ class Model:
     @property
     def device(self) -> str:
         return self.network.module.device
+
+    @property
+    def hears_text(self) -> bool:
+        """Whether it can be asked for something in words. That is tried."""
+        try:
+            self.embed(Condition(prompt="a"))
+        except DDIMError:
+            return False
+        return True
 
     def eps(self, condition: Condition = NOTHING) -> Eps:
         """ε(x̄, σ) under a condition: the noise prediction ε_θ(x_t, label(σ)), x_t = x̄/scale(σ) (eq. 14).

@@ -152,12 +152,8 @@ def check_shape(x: Any, shape: tuple[int, int, int], whose: str) -> None:
 
 
 def _way(way: Way | None, steps: int | None, solver: str | None, *, spacing: str | None) -> Way:
-    """The way with something else in it. Raises `UsageError` where `levels` say already what is named."""
-    way = Way(solver or DEFAULT_SOLVER) if way is None else way
-    if way.levels is not None and (steps is not None or spacing is not None):
-        way = replace(way, levels=None)
-    new = {"steps": steps, "solver": solver, "spacing": spacing}
-    way = replace(way, **{k: v for k, v in new.items() if v is not None})  # type: ignore[arg-type]
+    """The way with something else in it. Raises `UsageError` for a solver that there is not, or a tolerance for none."""
+    way = (way or Way(solver or DEFAULT_SOLVER)).anew(steps=steps, solver=solver, spacing=spacing)
     way.check()
     return way
 

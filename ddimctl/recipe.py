@@ -19,7 +19,7 @@ from ddimctl.model import NOTHING, Condition, Model, Share
 from ddimctl.multistep import MIXING
 from ddimctl.schedule import TUNED, Levels, default_spacing
 from ddimctl.solvers import DEFAULT_SOLVER, bind, decoder
-from ddimctl.tuned import between
+from ddimctl.tuned import between, wins
 
 DEFAULT_STEPS = 20
 # What of an image's record decides about the pixels that the model gets.
@@ -31,9 +31,10 @@ class Way:
     """How the ODE is integrated, up and down alike.
 
     `levels`, a rising path of noise levels, stands for what `spacing` and `steps` would give. Where no spacing is named it
-    is the solver's own. `to` is the noise level where the way ends, if it leads only a part of it. `keep` is for encoding,
-    and says of what decodes that it goes by the corrections. `mix` is for `ab2` and `ab3`: see `multistep`. A tuned path
-    that is not spelled out brings its own, and with it whichever of the two it was tuned with.
+    is the solver's own; with the default solver, a path tuned to the model where that is known to win: see `named`. `to` is
+    the noise level where the way ends, if it leads only a part of it. `keep` is for encoding, and says of what decodes that
+    it goes by the corrections. `mix` is for `ab2` and `ab3`: see `multistep`. A tuned path that is not spelled out brings
+    its own, and with it whichever of the two it was tuned with.
     """
 
     solver: str = DEFAULT_SOLVER
@@ -46,8 +47,16 @@ class Way:
     mix: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.spacing:
+        if not self.spacing and (self.solver != DEFAULT_SOLVER or self.levels is not None):
             object.__setattr__(self, "spacing", default_spacing(self.solver))
+
+    def named(self, schedule: Levels) -> Way:
+        """The same with its spacing named: where none is, the path tuned to the model if it wins (see `tuned.wins`) and
+        leads all the way, and else the solver's own."""
+        if self.spacing:
+            return self
+        tuned = self.to is None and wins(schedule.paths, self.steps)
+        return replace(self, spacing=TUNED if tuned else default_spacing(self.solver))
 
     def path(self, schedule: Levels) -> tuple[float, ...]:
         """The rising noise levels. Raises `UsageError` where the schedule has none of that kind."""
@@ -58,7 +67,7 @@ class Way:
                 "leading levels end where they end, at no level that is asked for", hint="--spacing trailing"
             )
         part = schedule if self.to is None else schedule.until(self.to)
-        return part.path(self.steps, self.spacing)
+        return part.path(self.steps, self.named(schedule).spacing)
 
     def along(self, levels: Sequence[float]) -> Way:
         """The same along these levels, without a mix, which is of other ones."""
@@ -68,11 +77,28 @@ class Way:
         """The same with levels and mix spelled out. Raises `UsageError` where the schedule has none of that kind."""
         if self.levels is not None:
             return self if len(self.mix) in (0, MIXING.get(self.solver, 0) * self.steps) else replace(self, mix=())
-        way = self.along(self.path(schedule))
-        if self.spacing != TUNED or self.solver not in MIXING:
+        way = self.named(schedule)
+        way = way.along(way.path(schedule))
+        if way.spacing != TUNED or way.solver not in MIXING:
             return way
         path = between(schedule.paths, self.steps)
         return replace(way, solver=path.solver, mix=path.mix)
+
+    def anew(self, *, steps: int | None = None, solver: str | None = None, spacing: str | None = None) -> Way:
+        """With something else in it, and without levels that say otherwise.
+
+        A tuned path that is spelled out came with a model's default, or could have; other steps are by the default again.
+        """
+        named = self.spacing
+        if self.levels is not None and (steps is not None or spacing is not None) and named == TUNED:
+            solver = solver or (DEFAULT_SOLVER if self.solver in MIXING else None)
+            named = ""
+        levels = self.levels if steps is None and spacing is None else None
+        mix = self.mix if levels is not None else ()
+        return replace(
+            self, solver=solver or self.solver, spacing=named if spacing is None else spacing,
+            steps=self.steps if steps is None else steps, levels=levels, mix=mix,
+        )  # fmt: skip
 
     def check(self) -> None:
         """Raises `UsageError` for an unknown solver, or a tolerance that it has no use for."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ from ddimctl.errors import UsageError
 from ddimctl.model import NOTHING, Condition, Model
 from ddimctl.ode import DEFAULT_BATCH, Progress, Solution
 from ddimctl.recipe import Way
-from ddimctl.schedule import FlowSchedule
+from ddimctl.schedule import FlowSchedule, default_spacing
 from ddimctl.solvers import Eps, States
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ Spread = Callable[[float, float], tuple[float, float]]  # (s, t) → ν in the d
 class Noising:
     """How noise becomes images: the way, and how much noise is added on it.
 
-    With η = 0 the way's solver decodes; with more, or σ̂, it is eq. 12, which needs no solver.
+    With η = 0 the way's solver decodes; with more, or σ̂, it is eq. 12, which needs no solver. Where the way names no spacing
+    it is the solver's own: a tuned path is known to win round trips, and says nothing of images from noise.
     """
 
     way: Way = field(default_factory=Way)
@@ -53,6 +54,10 @@ class Noising:
     def is_random(self) -> bool:
         """Whether noise is added on the way; if not, a solver decodes."""
         return self.eta > 0 or self.sigma_hat
+
+    def __post_init__(self) -> None:
+        if not self.way.spacing:
+            object.__setattr__(self, "way", replace(self.way, spacing=default_spacing(self.way.solver)))
 
     def check(self) -> None:
         """Raises `UsageError` for an η that is not within 0 … 1, an η below 1 beside σ̂ (0 is no choice), an unknown
@@ -86,8 +91,8 @@ def sample(
 
     The way's lowest level counts as clean. Image k of a seed is the same, to float32 rounding, whatever n, batch or
     device: each has its own generator, on the CPU, whose first draw is x_T and whose later ones are the noise of the
-    steps. Without noise on the way it is ``decode(model, noise(…))``. Raises `UsageError` where `Noising.check` does, and
-    for a number of images below 0.
+    steps. Without noise on the way it is ``decode(model, noise(…))``, the same way. Raises `UsageError` where
+    `Noising.check` does, and for a number of images below 0.
     """
     if n < 0:
         raise UsageError(f"{n} images make no sense", hint="give a number from 0 up")

@@ -23,6 +23,9 @@ FILE = "paths.json"
 FORMAT = "ddimctl-paths"
 VERSION = 1
 MAX_BYTES = 1 << 22
+OWN = "tuned"  # what it is called among the spacings that it was measured beside
+WINS_BY = ("mse", "xT_error")
+ENOUGH = 16  # images, to know whether it wins
 MOST = 100.0  # a part of √(1−α) beyond this makes no sense
 
 
@@ -51,10 +54,38 @@ class Tuned:
         """The method that it was tuned with."""
         return next(name for name, n in MIXING.items() if n * self.steps == len(self.mix))
 
+    @property
+    def wins(self) -> bool:
+        """Whether its mean error of the round trip, and that of x_T, are no worse than those of any other spacing it was
+        measured beside, on images that had no part in it. What was tuned under a condition was measured under no other."""
+        held = self.about.get("held_out")
+        if self.about.get("condition") is not None or not isinstance(held, dict):
+            return False
+        images = self.about.get("held_out_images")
+        if not isinstance(images, int) or images < ENOUGH:
+            return False
+        own, others = held.get(OWN), [found for name, found in held.items() if name != OWN]
+        return bool(others) and all(_no_worse(own, other) for other in others)
+
     def curves(self, n: int) -> list[tuple[float, ...]]:
         """The parts of each order for every step; those of the third are 0 where `ab2` has none."""
         mix = self.mix + (0.0,) * (n * self.steps - len(self.mix))
         return [mix[i : i + self.steps] for i in range(0, n * self.steps, self.steps)]
+
+
+def _no_worse(own: Any, other: Any) -> bool:
+    """Whether these figures are all there, and as good as those."""
+    try:
+        return all(0 <= float(own[what]) <= float(other[what]) for what in WINS_BY)
+    except (TypeError, ValueError, KeyError):
+        return False
+
+
+def wins(paths: Sequence[Tuned], steps: int) -> bool:
+    """Whether the path of so many steps is the one to take where nobody says: it wins, or lies between two that do."""
+    below = max((p for p in paths if p.steps <= steps), key=lambda p: p.steps, default=None)
+    above = min((p for p in paths if p.steps >= steps), key=lambda p: p.steps, default=None)
+    return below is not None and above is not None and below.wins and above.wins
 
 
 def between(paths: Sequence[Tuned], steps: int) -> Tuned:

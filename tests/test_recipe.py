@@ -64,7 +64,8 @@ def test_levels_of_ones_own_count_the_steps() -> None:
 
 
 def test_a_way_is_a_value() -> None:
-    assert Way() == Way("ab2", "karras", 20, None, None)
+    assert Way() == Way("ab2", "", 20, None, None)
+    assert Way().on(SCHEDULE) == Way("ab2", "karras", 20).on(SCHEDULE)  # where the model has no path of its own
     assert Way("exact") == Way("exact", "log")  # each solver has a spacing of its own
     assert replace(Way("exact"), solver="ddim") == Way("ddim", "log")  # and what decodes it goes the same way
     assert len({Way(), Way("ab2"), Way(steps=20), Way(steps=21), Way().along([0.1, 1.0])}) == 3

@@ -191,6 +191,8 @@ def test_the_command_writes_a_path_that_others_use(invoke: Callable[..., Result]
         assert (path.about["images"], path.about["held_out_images"]) == (2, 1)
         assert set(path.about["held_out"]) == {"tuned", "karras", "log", "arsinh"}
         assert path.about["held_out"]["tuned"]["mse"] > 0
+        assert "condition" not in path.about
+        assert not path.wins  # of one image nobody knows
     used = invoke(
         "reconstruct", "-m", "own", "--spacing", "tuned", "--steps", "2,3", "--json", "--engine", "torch"
     ).ok()

@@ -143,6 +143,68 @@ def test_a_way_brings_the_mix_of_a_tuned_path_and_drops_one_that_is_of_other_lev
             Way(spacing="tuned", steps=5).path(without)
 
 
+def known(steps: int, part: float = 0.0, **about: Any) -> Tuned:
+    """A path that won on enough images, but for what is said otherwise."""
+    own, other = {"mse": 1e-4, "xT_error": 0.01}, {"mse": 2e-4, "xT_error": 0.01}
+    held = {"tuned": own, "karras": other, "log": {**other, "mse": 1e-4}}
+    return replace(path(steps, "log", part), about={"held_out": held, "held_out_images": 16, **about})
+
+
+@pytest.mark.parametrize(
+    ("about", "wins"),
+    [
+        ({}, True),
+        ({"held_out_images": 15}, False),
+        ({"held_out_images": None}, False),
+        ({"held_out": {"tuned": {"mse": 1e-4, "xT_error": 0.01}}}, False),  # beside nothing
+        ({"held_out": {"karras": {"mse": 1e-4, "xT_error": 0.01}}}, False),
+        ({"held_out": {"tuned": {"mse": 1e-4, "xT_error": 0.02}, "log": {"mse": 1e-3, "xT_error": 0.01}}}, False),
+        ({"held_out": {"tuned": {"mse": 2e-4, "xT_error": 0.0}, "log": {"mse": 1e-4, "xT_error": 0.01}}}, False),
+        ({"held_out": {"tuned": {"mse": math.nan, "xT_error": 0}, "log": {"mse": 1, "xT_error": 1}}}, False),
+        ({"held_out": {"tuned": {"mse": 1}, "log": {"mse": 1}}}, False),
+        ({"held_out": {"tuned": [1], "log": "2"}}, False),
+        ({"held_out": [1, 2]}, False),
+        ({"condition": {"prompt": "a"}}, False),  # under another it was not measured
+    ],
+)
+def test_a_path_wins_where_both_errors_are_no_worse_than_any_others_on_enough_images(
+    about: dict[str, Any], wins: bool
+) -> None:
+    assert known(4, **about).wins is wins
+
+
+def test_without_a_spacing_the_default_solver_takes_a_path_that_wins_or_lies_between_two_that_do() -> None:
+    lost = {"held_out_images": 1}
+    schedule = replace(PLAIN, paths=(known(4, 0.1), known(8, 0.2), known(20, 0.3, **lost), known(30)))
+    for steps in range(1, 40):
+        tuned_there = 4 <= steps <= 8 or steps == 30
+        way = Way(steps=steps).on(schedule)
+        wanted = Way(spacing="tuned" if tuned_there else "karras", steps=steps).on(schedule)
+        assert way == wanted, steps
+        assert Way(steps=steps).path(schedule) == wanted.levels
+        assert bool(way.mix) is tuned_there
+    assert Way(steps=4).on(PLAIN) == Way("ab2", "karras", 4).on(schedule)
+    assert Way("ab2", "karras", 4).on(schedule).mix == ()
+    assert Way(steps=4, to=2.0).on(schedule).spacing == "karras"  # a part of the way
+    for solver, spacing in (("ddim", "karras"), ("ab3", "karras"), ("exact", "log")):
+        assert Way(solver, steps=4).on(schedule).spacing == spacing
+    assert replace(Way(steps=4), solver="exact").on(schedule).spacing == "log"
+
+
+def test_other_steps_of_a_way_that_was_tuned_are_by_the_default_again() -> None:
+    schedule = replace(PLAIN, paths=(replace(known(4), mix=(0.5,) * 8), known(8)))
+    way = Way(steps=4).on(schedule)
+    assert (way.solver, way.spacing) == ("ab3", "tuned")
+    assert way.anew(steps=8).on(schedule) == Way(steps=8).on(schedule)
+    assert way.anew(steps=9).on(schedule) == Way("ab2", "karras", 9).on(schedule)
+    assert way.anew(spacing="karras").on(schedule) == Way("ab2", "karras", 4).on(schedule)
+    assert way.anew(steps=3, spacing="tuned").on(schedule) == Way("ab2", "tuned", 3).on(schedule)
+    assert way.anew(steps=5, solver="exact").on(schedule) == Way("exact", "log", 5).on(schedule)
+    assert way.anew() == way
+    plain = Way("ddim", "log", 4).on(schedule)
+    assert plain.anew(steps=9).on(schedule) == Way("ddim", "log", 9).on(schedule)
+
+
 def test_the_file_gives_back_what_was_written(tmp_path: Path) -> None:
     paths = [replace(path(s), about={"score": -1.5, "rounds": 3}) for s in (5, 10)]
     (tmp_path / "paths.json").write_bytes(tuned.to_bytes(paths, model="m", schedule=PLAIN.digest))
@@ -214,8 +276,59 @@ def test_a_latent_records_levels_and_mix_and_needs_the_file_no_more(
     (own / "paths.json").unlink()
     invoke("decode", "a.pt", "-o", "without.png").ok()
     assert np.array_equal(np.asarray(Image.open("with.png")), np.asarray(Image.open("without.png")))
-    assert "no path was tuned" in invoke("decode", "a.pt", "-o", "x.png", "--steps", 5).failed(2)
+    invoke("decode", "a.pt", "-o", "x.png", "--steps", 5).ok()  # by the default
+    assert "no path" in invoke("decode", "a.pt", "-o", "y.png", "--spacing", "tuned", "--steps", 5).failed(2)
     assert "no path was tuned" in invoke("encode", "a.png", "-m", own, "--spacing", "tuned", "-o", "b.pt").failed(2)
+
+
+@pytest.fixture
+def winning(own: Path) -> Path:
+    """The same, with figures that say it wins."""
+    paths = [known(4, 0.3), replace(known(8), mix=(0.3,) * 16)]
+    (own / "paths.json").write_bytes(tuned.to_bytes(paths, model="m", schedule=PLAIN.digest))
+    return own
+
+
+def test_a_path_that_wins_is_what_encode_takes_unless_a_spacing_is_named(
+    invoke: Callable[..., Result], winning: Path, tmp_path: Path
+) -> None:
+    def way_of(*options: object) -> Way:
+        out = invoke("encode", "a.png", "-m", winning, *options, "-o", "x.pt", "--force", "--json").ok().out
+        found = latent.load(tmp_path / "x.pt").recipe.way
+        said = json.loads(out)
+        assert [said[k] for k in ("steps", "solver", "spacing")] == [found.steps, found.solver, found.spacing]
+        return found
+
+    way = way_of("--steps", 4)
+    assert (way.spacing, way.levels, way.mix) == ("tuned", known(4, 0.3).levels, known(4, 0.3).mix)
+    assert way_of("--steps", 8).solver == "ab3"
+    assert way_of("--steps", 6).spacing == "tuned"
+    for options in (["--steps", 9], ["--steps", 3], ["--steps", 4, "--spacing", "karras"]):
+        way = way_of(*options)
+        assert (way.solver, way.spacing, way.mix) == ("ab2", "karras", ())
+        assert way.levels == PLAIN.path(way.steps, "karras")
+    assert way_of("--steps", 4, "--strength", 0.5).spacing == "karras"
+    said = invoke("encode", "a.png", "-m", winning, "--steps", 4, "-o", "v.pt", "-v").ok().err
+    assert "tuned to own; --spacing karras does without" in said
+
+
+def test_a_path_that_wins_is_what_reconstruct_translate_and_decode_take(
+    invoke: Callable[..., Result], winning: Path, tmp_path: Path
+) -> None:
+    command = ("reconstruct", "-m", winning, "--json", "-q", "--engine", "torch")
+    found = json.loads(invoke(*command, "--steps", "4,8,20").ok().out)["results"]
+    assert [(r["steps"], r["solver"], r["spacing"]) for r in found] == [
+        (4, "ab2", "tuned"), (8, "ab3", "tuned"), (20, "ab2", "karras"),
+    ]  # fmt: skip
+    named = json.loads(invoke(*command, "--steps", "4,8", "--spacing", "tuned").ok().out)["results"]
+    assert [r["mse"] for r in named] == [r["mse"] for r in found[:2]]
+    invoke("encode", "a.png", "-m", winning, "--steps", 4, "-o", "a.pt").ok()
+    invoke("decode", "a.pt", "--steps", 8, "-o", "eight.png").ok()
+    made = invoke("info", "eight.png").ok().out
+    assert "ab3" in made
+    assert "tuned" in made
+    invoke("decode", "a.pt", "--steps", 9, "-o", "nine.png").ok()
+    assert "karras" in invoke("info", "nine.png").ok().out
 
 
 def test_decoding_otherwise_leaves_the_mix_behind(invoke: Callable[..., Result], own: Path, tmp_path: Path) -> None:
@@ -247,11 +360,13 @@ def test_reconstruct_and_a_model_without_torch_know_it(
 @pytest.mark.parametrize("name", ["emoji", "fashion-mnist"])
 def test_the_bundled_models_bring_a_path_that_won_on_images_that_had_no_part_in_it(name: str) -> None:
     model = load(name, "cpu")
-    assert [own.steps for own in model.schedule.paths] == {"fashion-mnist": [10, 20, 50], "emoji": [10]}[name]
+    assert 10 in [own.steps for own in model.schedule.paths]
     for own in model.schedule.paths:
         assert (own.levels[0], own.levels[-1]) == (model.schedule.sigma(1), model.schedule.sigma(1000))
         held = own.about["held_out"]
-        for what in ("mse", "median"):
-            assert held["tuned"][what] == min(f[what] for f in held.values())
+        assert held["tuned"]["mse"] == min(f["mse"] for f in held.values())
         assert held["tuned"]["xT_error"] < held["karras"]["xT_error"]
+        assert (Way(steps=own.steps).on(model.schedule).spacing == "tuned") is (
+            held["tuned"]["xT_error"] == min(f["xT_error"] for f in held.values())
+        )
     assert json.loads((bundled_folder() / name / "paths.json").read_text())["model"] == DIGESTS[name]

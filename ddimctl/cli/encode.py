@@ -230,11 +230,12 @@ def encode(
     net = quick or inputs.open_model(what, machine, console)
     way = replace(way, to=how.level(net.schedule))
     how.check(way.path(net.schedule))
+    inputs.tell_of_way(way, net, console)
     load = inputs.evaluations(len(items), way.steps, way.solver)
     net = quick or inputs.start_engine(net, machine, console, work=load)
     condition, encode_each = conditions(what, items, images, model=net, each=encode_each, one=one_file, said=console)
     encoding = work.Encoding(net, way, preprocessing, condition, how.lossless, how.dither)
-    settings = settings_of(way)
+    settings = settings_of(way.on(net.schedule))
     if single and not files.dry_run:
         if files.output is not None and not one_file:
             outputs.make_folder(files.output)

@@ -233,14 +233,19 @@ def way_back(latent: Latent, model: Model, how: options.OtherHow, *, path: bool 
     unkept = way.keep is not None and keep is None and way.solver in SOLVERS
     solver = how.solver or (decoder(way.solver) if unkept else about["decoder"])
     way = replace(way, solver=solver, tolerance=tolerance_of(way, solver, how), keep=keep)
-    if how.steps is not None or how.spacing is not None:
-        s = way.steps if how.steps is None else how.steps  # 0 is a number too, and refused
-        way = replace(way, levels=None, mix=(), steps=s, spacing=way.spacing if how.spacing is None else how.spacing)
-    way = way.on(model.schedule)
+    way = way.anew(steps=how.steps, solver=how.solver, spacing=how.spacing).on(model.schedule)
     levels = way.levels or ()
     if not (len(levels) - 1 <= model.schedule.T and levels[-1] <= model.schedule.sigma(model.schedule.T) * (1 + 1e-9)):
         raise FileError("the latent's noise levels are not the model's", hint="choose others with --steps")
     return way
+
+
+def tell_of_way(way: Way, model: Model, console: Console) -> None:
+    """Where the model's own path was taken because nobody named another."""
+    from ddimctl.schedule import TUNED
+
+    if not way.spacing and (found := way.on(model.schedule)).spacing == TUNED:
+        console.detail(f"{way.steps} steps of {found.solver}, tuned to {model.name}; --spacing karras does without")
 
 
 def tolerance_of(way: Way, solver: str, how: options.OtherHow) -> float | None:

@@ -81,9 +81,10 @@ class Opened:
                 raise model
             if self._scheduler is not None:
                 way = sampled_by(self._scheduler, model, way)
+            way = way.on(model.schedule)
             if name not in self._told:
                 self._console.notice(
-                    f"{name} is a bare tensor, taken for x_T: {steps} steps of {way.solver}, {way.spacing}"
+                    f"{name} is a bare tensor, taken for x_T: {way.steps} steps of {way.solver}, {way.spacing}"
                 )
             self._told.add(name)
         if isinstance(source, str):

@@ -156,7 +156,7 @@ class Along(Iterating):
         Option(
             "--spacing",
             metavar="NAME",
-            help=f"{SPACING_HELP} By default {DEFAULT_SPACING}, with exact log.",
+            help=f"{SPACING_HELP} By default tuned where it wins, else {DEFAULT_SPACING}; with exact log.",
             autocompletion=names.one_of(*names.SPACINGS),
         ),
     ] = None

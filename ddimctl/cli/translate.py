@@ -134,6 +134,7 @@ def translate(
     formats.check_apart(target, (item.source for item in items))
     net = inputs.open_model(what, machine, console)
     way.path(net.schedule)
+    inputs.tell_of_way(way, net, console)
     other = net if what.to_model is None else open_other(what, conditions[0], machine, console=console)
     source, targets = Side(net, what.condition()), [Side(other, c) for c in conditions]
     for side in targets:
@@ -255,7 +256,7 @@ def save(
         parents = [origin.parent(item.source) for item in sources[: origin.MAX_PARENTS]]
         more: dict[str, Any] = {"from": said_of(source, sides[0]), "to": [said_of(s, source) for s in sides]}
         more |= {"keep_path": True} if back.keep is not None else {}
-        back = back.along(back.path(sides[0].model.schedule))
+        back = back.on(sides[0].model.schedule)
         return origin.of("translate", sides[0].model, back, sides[0].condition, parents=parents, more=more)
 
     pixels = [to_pixels(x) for x in columns]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -16,6 +16,7 @@ from ddimctl.cli.console import Console, figure, table
 from ddimctl.cli.groups import flat, group, like
 from ddimctl.errors import UsageError
 from ddimctl.multistep import MIXING
+from ddimctl.tuned import ENOUGH
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 TUNABLE = ("ab2", "ab3")
 SPARE = 1.1  # of an estimate
-FEWEST = 16  # images to measure with, however little time is left
 REFERENCE = 90  # steps of the adaptive solver, about
 RIVALS = ("karras", "log", "arsinh")  # the spacings that a tuned path is measured beside
 
@@ -157,9 +157,10 @@ def tune(
     """Tune a model's levels: search those, and the weights of the two-step method, that bring images back best.
 
     What is found is written into the model's folder as paths.json after every round, so the same command goes on where one
-    was stopped. Then --spacing tuned uses it with the solver ab2, also for numbers of steps between those tuned. The search
-    makes both the error of the round trip and that of x_T small, on images the model was trained on; the figures printed are
-    of others, which had no part in it. Latents record the levels and weights themselves.
+    was stopped. Then --spacing tuned uses it, also for numbers of steps between those tuned. The search makes both the error
+    of the round trip and that of x_T small, on images the model was trained on; the figures printed are of others, which had
+    no part in it. Where both are no worse than any other spacing's there, it is the default. Latents record the levels and
+    weights themselves.
 
     Example: ddimctl tune train-images/ -m my-model --steps 10,20
     """
@@ -268,17 +269,20 @@ def measured(
     ways += [Way(path.solver, "tuned", path.steps) for path in found if path.steps in steps]
     if math.isfinite(work.clock.minutes):
         one = work.clock.cost(SPARE * (REFERENCE + 2 * sum(way.steps for way in ways)))
-        others = others[: max(FEWEST, int(work.clock.left / max(one, 1e-9)))]
+        others = others[: max(ENOUGH, int(work.clock.left / max(one, 1e-9)))]
     x0 = work.arrays(others)
     parts = [x0[i : i + work.batch_size] for i in range(0, len(x0), work.batch_size)]
     reports = ("mse", "latent_error")
     with console.bar(roundtrip.steps(ways, reports) * len(parts), "measuring") as bar:
         trips = roundtrip.measure(net, parts, ways, reports=reports, condition=work.condition, progress=bar)
+    can_be_asked = net.about.classes is not None or net.hears_text
+    under = {"condition": asdict(work.condition)} if can_be_asked else {}
     out = []
     for path in found:
         mine = [t for t in trips if t.way.steps == path.steps]
         held = {t.way.spacing: figures(t) for t in mine}
-        out.append(replace(path, about={**path.about, "held_out": held, "held_out_images": len(x0)}) if mine else path)
+        about = {**path.about, "held_out": held, "held_out_images": len(x0), **under}
+        out.append(replace(path, about=about) if mine else path)
     return out
 
 
@@ -312,3 +316,5 @@ def report(found: Sequence[Tuned], net: Model, folder: Path, *, console: Console
     records = [{"steps": p.steps, "levels": p.levels, "mix": p.mix, **p.about} for p in found]
     console.data(table(header, rows), {"model": {"name": net.name, "digest": net.digest}, "paths": records})
     console.notice(f"{folder / 'paths.json'}: use it with --spacing tuned")
+    if winners := [str(p.steps) for p in found if p.wins]:
+        console.notice(f"it wins at S = {', '.join(winners)}, and is the default there and between")

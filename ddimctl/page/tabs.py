@@ -28,7 +28,7 @@ class WayControls:
     def __init__(self, steps: int = DEFAULT_STEPS):
         with gr.Row():
             self.solver = gr.Dropdown(list(SOLVERS), value=DEFAULT_SOLVER, label="Solver")
-            self.spacing = gr.Dropdown(["", *SPACINGS], value="karras", label="Spacing")
+            self.spacing = gr.Dropdown([("by default", ""), *SPACINGS], value="", label="Spacing")
             self.steps = gr.Slider(1, 100, value=steps, step=1, label="Steps S")
 
     @property

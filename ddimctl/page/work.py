@@ -16,7 +16,7 @@ from ddimctl import latent, ode, roundtrip, sampling
 from ddimctl.arithmetic import Term
 from ddimctl.arrays import float32, on
 from ddimctl.dither import Dither, dithers_of
-from ddimctl.errors import DDIMError, FileError, UsageError
+from ddimctl.errors import FileError, UsageError
 from ddimctl.files import read_bytes, sha256
 from ddimctl.images import levels, reading, sheets
 from ddimctl.images.preprocessing import Preprocessing
@@ -87,11 +87,7 @@ class Studio:
     @cached_property
     def hears_text(self) -> bool:
         """Whether the model can be asked for something in words."""
-        try:
-            self.model.embed(Condition(prompt="a"))
-        except DDIMError:
-            return False
-        return True
+        return self.model.hears_text
 
     def image(self, path: str | None) -> tuple[Any, dict[str, Any]]:
         """(an image as the model takes it, (1, C, H, W), and its record)."""
@@ -159,7 +155,7 @@ class Studio:
         for other in map(trip, others):
             points.append((other.evaluations, other.total("mse")))
             if sum(y > 0 for _, y in points) > 1:
-                line = {f"{way.solver}, {way.spacing}": points}
+                line = {f"{way.solver}, {way.spacing or 'by default'}": points}
                 yield begin + svg.chart(runs.error_against_evaluations(line))
 
     def edit(self, path: str | None, way: Way, *, source: Condition, target: Condition, keep: bool, stop: Stop) -> str:
