@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import importlib
 import io
 import json
 import math
@@ -812,6 +813,40 @@ def streams(seed: int, work: Path) -> Result:
     return result
 
 
+LOSSES = {"actor": "one of two actors", "raylet": "one of two raylets", "driver": "the driver, then run again"}
+
+
+def losing(what: str, n: int, seed: int, work: Path) -> Result:
+    """A run on a Ray cluster of which something is killed −9, once a random number of latents is there: see `LOSSES`."""
+    images = 80
+    result = Result(
+        f"{images} images on Ray, kill −9 of {LOSSES[what]}", "nothing lost, nothing twice, the bytes of a plain run"
+    )
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    clusters = importlib.import_module("cluster")
+    lose = {
+        "actor": clusters.losing_a_worker,
+        "raylet": clusters.losing_a_machine,
+        "driver": clusters.losing_the_run,
+    }[what]
+    tiny, source = tiny_model(work / "tiny"), folder_of_images(work / "in", images, seed)
+    args = ("encode", source, "-m", tiny, "--engine", "torch", "--steps", 60, "--batch-size", 4)
+    plain = command(*args, "-o", work / "plain")
+    assert plain.code == 0, plain.err
+    rng = random.Random(seed)
+    after = [rng.randrange(1, images // 2) for _ in range(n)]
+    with clusters.up(work, 2) as two:
+        on = ("--on", f"ray={two.address}", "--workers", 3 if what == "raylet" else 2, "--worker-cpus", 1)
+        for i, made in enumerate(after):
+            into = work / f"rayed{i}"
+            found = lose(two, (*args, "-o", into.name, *on), into, made)
+            wrong = clusters.difference(found, into, work / "plain")
+            result.check(not wrong, f"run {i}, killed after {made}: {wrong}")
+            shutil.rmtree(into, ignore_errors=True)
+    result.figure = f"killed once {', '.join(map(str, sorted(after)))} latents were there"
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="fraction of the full counts")
@@ -836,6 +871,7 @@ def main() -> None:
         "writers": lambda w: eight_writers(count(50), args.seed, w),
         "soak": lambda w: soak(max(1_000, count(10_000)), args.seed, w),
         "streams": lambda w: streams(args.seed, w),
+        **{f"ray {k}": lambda w, k=k: losing(k, count(10), args.seed, w) for k in LOSSES},
     }
     torch.set_num_threads(1)
     kept = json.loads(args.keep.read_text()) if args.keep and args.keep.exists() else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 import signal
@@ -11,11 +12,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from conftest import HANGS, Result, isolated
+from running import HANGS, Result, isolated
 
 # A node that is gone is missed at once, rather than after a quarter of a minute.
 QUICK = {
@@ -65,6 +68,10 @@ def family(pid: int) -> Iterator[tuple[int, str]]:
             continue
 
 
+def workers_of(node: subprocess.Popen[bytes]) -> list[int]:
+    return [pid for pid, title in family(node.pid) if title.startswith("ray::Worker")]
+
+
 @dataclass
 class Cluster:
     """One machine that stands for several: a head, and further nodes. `shadow` is on the workers' path of modules."""
@@ -112,8 +119,7 @@ class Cluster:
 
     def workers(self) -> list[int]:
         """Processes that are workers of ours."""
-        found = [one for node in self.processes for one in family(node.pid)]
-        return [pid for pid, title in found if title.startswith("ray::Worker")]
+        return [pid for node in self.processes for pid in workers_of(node)]
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """As a power cut would: the node and all that runs on it."""
@@ -145,3 +151,97 @@ def holder() -> tuple[subprocess.Popen[bytes] | None, tuple[str, ...]]:
     assert held.stdout.readline() == b"up\n"
     enter = ("nsenter", "--preserve-credentials", "-U", "-n", "-t", str(held.pid))
     return held, enter
+
+
+@contextmanager
+def up(home: Path, cpus: int) -> Iterator[Cluster]:
+    """A cluster of one node in a network of its own."""
+    held, network = holder()
+    made = Cluster(home, home / "shadow", network)
+    try:
+        made.node(cpus)
+        yield made
+    finally:
+        made.end()
+        if held is not None:
+            held.kill()
+            held.wait()
+
+
+# What may happen to a run of `args`, whose latents go `into` a folder. It happens once some are there.
+
+
+def begun(
+    two: Cluster, args: tuple[object, ...], into: Path, after: int, *, on: subprocess.Popen[bytes] | None = None
+) -> subprocess.Popen[bytes]:
+    """A run that has made so many more latents than were there, and has more to do; with a worker `on` a node."""
+    there = len([*into.rglob("*.pt")])
+    running = two.start(*args, cwd=into.parent)
+
+    def wait(found: Callable[[], object], what: str) -> None:
+        until(lambda: running.poll() is not None or found(), what)
+        assert running.poll() is None, f"ended before it was struck: {running.communicate()}"
+
+    if on is not None:
+        wait(lambda: workers_of(on), "no worker there")
+    wait(lambda: len([*into.rglob("*.pt")]) >= there + after, "nothing was made")
+    return running
+
+
+def losing_a_worker(two: Cluster, args: tuple[object, ...], into: Path, after: int = 1) -> Result:
+    """kill −9 of an actor."""
+    running = begun(two, args, into, after)
+    os.kill(two.workers()[0], signal.SIGKILL)
+    out, err = running.communicate()
+    return Result(running.returncode, out, err)
+
+
+def losing_a_machine(two: Cluster, args: tuple[object, ...], into: Path, after: int = 1) -> Result:
+    """kill −9 of the second of two nodes, and of all that runs on it: what it was at is done by the first."""
+    other = two.node(1)
+    running = begun(two, args, into, after, on=other)
+    two.kill(other)
+    two.processes.remove(other)
+    out, err = running.communicate()
+    return Result(running.returncode, out, err)
+
+
+def stopped(two: Cluster, args: tuple[object, ...], into: Path, after: int = 1, *, by: int = signal.SIGKILL) -> Result:
+    """The run that was sent a signal. No worker outlives it."""
+    running = begun(two, args, into, after)
+    os.kill(running.pid, by)  # entering a network, `nsenter` becomes the command: its process is ours
+    out, err = running.communicate()
+    until(lambda: not two.workers(), "workers stayed")
+    return Result(running.returncode, out, err)
+
+
+def losing_the_run(two: Cluster, args: tuple[object, ...], into: Path, after: int = 1) -> Result:
+    """kill −9 of the command itself, then the same command again."""
+    first = stopped(two, args, into, after)
+    assert first.code == -signal.SIGKILL, first
+    return two.run(*args, cwd=into.parent)
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def difference(found: Result, into: Path, plain: Path) -> str:
+    """What a run lost, did twice or made otherwise than a plain one that nobody disturbed; "" if nothing.
+
+    What was made just before a command is killed is not in its manifest yet: here as there, the file says it itself.
+    """
+    if found.code:
+        return f"exit code {found.code}: {found.err[-300:]}"
+    made, wanted = outputs(into), outputs(plain)
+    said, due = (files.pop("manifest.jsonl").splitlines() for files in (made, wanted))
+    told = [f"{into.name}/{name}" for name in made if name.endswith(".pt")]
+    if sorted(found.out.splitlines()) != sorted(told):
+        return f"told of {len(found.out.splitlines())} latents, made {len(told)}"
+    lost, other = wanted.keys() - made.keys(), {*said} - {*due}
+    wrong = [name for name in made if made[name] != wanted.get(name)]
+    twice = [
+        name for name, n in Counter(entry.get("name") for entry in map(json.loads, said)).items() if name and n > 1
+    ]
+    ills = {"lost": sorted(lost), "not the same": wrong, "twice": twice, "of the manifest": sorted(other)}
+    return "; ".join(f"{what}: {names[:3]}" for what, names in ills.items() if names)

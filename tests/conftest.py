@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import json
 import os
 import random
 import shutil
@@ -13,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +20,13 @@ import pytest
 import torch
 import typer
 from hypothesis import settings
+from running import HANGS, THREADS, Result, isolated
 
 from ddimctl.checkpoints import Checkpoint, diffusers
 from ddimctl.images import writing
 from ddimctl.schedule import Schedule
 from ddimctl.unet import UNet2DModel, UNetConfig
 
-# One thread, unless asked for another number: the models are tiny, and more only get in each other's way.
-THREADS = os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(THREADS))
 os.fsync = lambda fd: None  # no test cuts the power, and waiting for the disk is most of what writing costs
 settings.register_profile("ddimctl", deadline=None, max_examples=50, derandomize=True)
@@ -91,57 +89,6 @@ def tame_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     diffusers.write(out, replace(checkpoint, weights=weights))
     shutil.copytree(model_folder / "held-out", out / "held-out")
     return out
-
-
-HANGS = 3600  # seconds: what takes so long will never end, however busy the machine is
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a command did."""
-
-    code: int
-    stdout: bytes
-    stderr: bytes
-
-    @property
-    def out(self) -> str:
-        return self.stdout.decode()
-
-    @property
-    def err(self) -> str:
-        return self.stderr.decode()
-
-    def ok(self) -> Result:
-        """Itself; fails the test, showing stderr, unless the exit code is 0."""
-        assert self.code == 0, f"exit code {self.code}\n{self.err}"
-        return self
-
-    def failed(self, code: int) -> str:
-        """The error message; fails the test unless it is one line, a hint at most, with that exit code."""
-        assert self.code == code, f"exit code {self.code}, not {code}\n{self.err}"
-        if told := [line for line in self.err.splitlines() if line.startswith('{"error": ')]:  # --json
-            assert len(told) == 1, self.err
-            assert self.err.splitlines()[-1] == told[0], self.err
-            assert json.loads(told[0])["exit_code"] == code
-            return str(json.loads(told[0])["error"])
-        errors = [line for line in self.err.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1, self.err
-        assert "Traceback" not in self.err
-        after = self.err[self.err.index(errors[0]) :].splitlines()
-        assert len(after) <= 2, self.err
-        assert all(line.startswith("hint: ") for line in after[1:]), self.err
-        return errors[0].removeprefix("error: ")
-
-
-def isolated(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """An environment that the user's own settings do not reach, but for those that the tests run under."""
-    processor = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
-    system = ("PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "LD_LIBRARY_PATH")
-    kept = {k: v for k, v in os.environ.items() if k in (*system, *processor)}
-    fixed = {"HOME": str(home), "LC_ALL": "C.UTF-8", "NO_COLOR": "1", "COLUMNS": "120", "OMP_NUM_THREADS": THREADS}
-    cache = {"XDG_CACHE_HOME": str(home.with_name(f"{home.name}-cache"))}  # not among what a command makes
-    return {**kept, **fixed, **cache, "HF_HUB_OFFLINE": "1", **(extra or {})}
 
 
 @pytest.fixture

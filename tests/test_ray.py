@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -20,7 +18,7 @@ import cluster as clusters
 import numpy as np
 import pytest
 import torch
-from cluster import Cluster, until
+from cluster import Cluster, outputs
 from conftest import Result, isolated, write_tiny_model
 
 from ddimctl.errors import DDIMError
@@ -142,10 +140,6 @@ def photos(folder: Path, n: int, bad: tuple[int, ...] = ()) -> None:
         path.write_bytes(b"no image") if i in bad else writing.save_image(path, image)
 
 
-def outputs(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 def ended(found: Result, made: Path) -> dict[str, bytes]:
     """What was made, by its name; not without what stdout says."""
     assert found.out == "".join(f"{made.name}/{name}\n" for name in outputs(made) if name.endswith(".pt")), found.err
@@ -155,17 +149,8 @@ def ended(found: Result, made: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster with room for two workers."""
-    home = tmp_path_factory.mktemp("ray")
-    held, network = clusters.holder()
-    made = Cluster(home, home / "shadow", network)
-    try:
-        made.node(2)
+    with clusters.up(tmp_path_factory.mktemp("ray"), 2) as made:
         yield made
-    finally:
-        made.end()
-        if held is not None:
-            held.kill()
-            held.wait()
 
 
 @pytest.fixture
@@ -225,53 +210,62 @@ def test_round_trips(two: Cluster, invoke: Invoke, model_folder: Path, tmp_path:
 @pytest.mark.slow
 def test_a_worker_that_is_killed(two: Cluster, encode: Any, invoke: Invoke, tmp_path: Path) -> None:
     photos(tmp_path, 60)
-    running = two.start(*encode("rayed", steps=30), cwd=tmp_path)
-    until(lambda: list((tmp_path / "rayed").glob("*.pt")), "nothing was made")
-    os.kill(two.workers()[0], signal.SIGKILL)
-    out, err = running.communicate()
+    found = clusters.losing_a_worker(two, encode("rayed", steps=30), tmp_path / "rayed")
     invoke(*encode("plain", steps=30)).ok()
-    assert ended(Result(running.returncode, out, err).ok(), tmp_path / "rayed") == outputs(tmp_path / "plain")
+    assert not clusters.difference(found, tmp_path / "rayed", tmp_path / "plain")
+    assert ended(found, tmp_path / "rayed") == outputs(tmp_path / "plain")
 
 
 @pytest.mark.slow
 def test_a_machine_that_is_gone(two: Cluster, encode: Any, invoke: Invoke, tmp_path: Path) -> None:
     """The second of two: what it was at is done by the first."""
     photos(tmp_path, 80)
-    other = two.node(1)
-    running = two.start(*encode("rayed", steps=30, workers=3), cwd=tmp_path)
-    until(lambda: [t for _, t in clusters.family(other.pid) if t.startswith("ray::Worker")], "no worker there")
-    until(lambda: list((tmp_path / "rayed").glob("*.pt")), "nothing was made")
-    two.kill(other)
-    out, err = running.communicate()
+    found = clusters.losing_a_machine(two, encode("rayed", steps=30, workers=3), tmp_path / "rayed")
     invoke(*encode("plain", steps=30)).ok()
-    assert ended(Result(running.returncode, out, err).ok(), tmp_path / "rayed") == outputs(tmp_path / "plain")
+    assert not clusters.difference(found, tmp_path / "rayed", tmp_path / "plain")
+    assert ended(found, tmp_path / "rayed") == outputs(tmp_path / "plain")
 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_or_interrupted(two: Cluster, encode: Any, invoke: Invoke, tmp_path: Path) -> None:
     """No worker outlives it, and the same command again does what is left."""
     photos(tmp_path, 32)
+    args = encode("rayed", steps=30)
     for signum, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
-        before = len(list((tmp_path / "rayed").glob("*.pt"))) if (tmp_path / "rayed").exists() else 0
-        running = two.start(*encode("rayed", steps=30), cwd=tmp_path)
-        until(lambda n=before: len(list((tmp_path / "rayed").glob("*.pt"))) > n, "nothing was made")  # type: ignore[misc]
-        # Entering a network, `nsenter` becomes the command: its process is ours.
-        os.kill(running.pid, signum)
-        begin = time.monotonic()
-        _, err = running.communicate()
-        assert running.returncode == code, err
+        found = clusters.stopped(two, args, tmp_path / "rayed", by=signum)
+        assert found.code == code, found.err
         if signum == signal.SIGINT:
-            assert err.decode().splitlines()[-1] == "error: interrupted"
-            assert time.monotonic() - begin < 60
-        until(lambda: not two.workers(), "workers stayed")
-    done = two.run(*encode("rayed", steps=30), cwd=tmp_path).ok()
+            assert found.err.splitlines()[-1] == "error: interrupted"
+    done = two.run(*args, cwd=tmp_path).ok()
     assert "there already: " in done.err
     assert "there already: 0" not in done.err
     invoke(*encode("plain", steps=30)).ok()
-    plain, rayed = outputs(tmp_path / "plain"), outputs(tmp_path / "rayed")
-    # What was made just before the kill is not in the manifest yet: here as there, it says so itself.
-    assert {*rayed.pop("manifest.jsonl").splitlines()} <= {*plain.pop("manifest.jsonl").splitlines()}
-    assert rayed == plain
+    assert not clusters.difference(done, tmp_path / "rayed", tmp_path / "plain")
+
+
+def test_what_is_lost_twice_or_other_is_seen(tmp_path: Path) -> None:
+    """By the comparison that the three before rest on."""
+    plain, made = tmp_path / "plain", tmp_path / "made"
+    for folder in (plain, made):
+        folder.mkdir()
+        for name in "ab":
+            (folder / f"{name}.pt").write_bytes(name.encode())
+        (folder / "manifest.jsonl").write_text('{"run": {}}\n{"name": "a"}\n{"name": "b"}\n')
+
+    def said(*names: str) -> str:
+        out = "".join(f"made/{name}.pt\n" for name in names)
+        return clusters.difference(Result(0, out.encode(), b""), made, plain)
+
+    assert said("a", "b") == said("b", "a") == ""
+    assert "told of 3 latents, made 2" in said("a", "b", "b")
+    with (made / "manifest.jsonl").open("a") as f:
+        f.write('{"name": "b"}\n')
+    assert "twice: ['b']" in said("a", "b")
+    (made / "a.pt").write_bytes(b"x")
+    assert "not the same: ['a.pt']" in said("a", "b")
+    (made / "a.pt").unlink()
+    assert "lost: ['a.pt']" in said("b")
+    assert "exit code 1" in clusters.difference(Result(1, b"", b""), made, plain)
 
 
 @pytest.mark.slow

@@ -38,11 +38,14 @@ CHECKS: dict[str, Callable[[Path], object]] = {
     "writers": lambda w: reliability.eight_writers(3, 1, w),
     "soak": lambda w: reliability.soak(1000, 1, w),
     "streams": lambda w: reliability.streams(1, w),
+    **{f"ray {k}": lambda w, k=k: reliability.losing(k, 1, 1, w) for k in reliability.LOSSES},
 }
 
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_reliability(name: str, tmp_path: Path) -> None:
+    if name.startswith("ray "):
+        pytest.importorskip("ray")
     result = CHECKS[name](tmp_path)
     assert isinstance(result, reliability.Result)
     assert result.cases > 0

@@ -13,8 +13,9 @@ from typing import Any
 import cluster as clusters
 import pytest
 import typer.main
+from cluster import outputs
 from conftest import Result, isolated
-from test_ray import outputs, photos
+from test_ray import photos
 
 DOC = (Path(__file__).parent.parent / "docs" / "scale.md").read_text(encoding="utf-8")
 Invoke = Callable[..., Result]
