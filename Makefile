@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast test-ui gallery gallery-emoji site margins lint format docs bench reliability clean
+.PHONY: demo test test-fast test-ui gallery gallery-emoji site margins lint format docs bench latency reliability clean
 
 # Encode, interpolate and reconstruct real images into demo/.
 demo: $(READY)
@@ -74,6 +74,10 @@ docs: $(READY)
 # OTHERS=folder steps and spacing are chosen on those PNGs, and all bundled images are timed.
 bench: $(READY)
 	$(BIN)/python benchmarks/versus_diffusers.py $(if $(OTHERS),--others $(OTHERS))
+
+# Where the time of one image goes, beside the machine's limits, in docs/performance.md. Three minutes, of processor time.
+latency: $(READY)
+	$(BIN)/python benchmarks/latency.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -90,8 +90,8 @@ def test_a_part_of_a_page_is_replaced_between_its_markers(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("page", "script"),
     [("inversion.md", "inversion"), ("inversion.md", "spacings"), ("performance.md", "versus_diffusers"),
-     ("../README.md", "versus_diffusers"), ("paper.md", "table_2"), ("latents.md", "dithering"),
-     ("latents.md", "direction")],
+     ("performance.md", "latency"), ("../README.md", "versus_diffusers"), ("paper.md", "table_2"),
+     ("latents.md", "dithering"), ("latents.md", "direction")],
 )  # fmt: skip
 def test_every_page_has_the_markers_of_its_script(page: str, script: str, tmp_path: Path) -> None:
     pages = importlib.import_module("pages")
