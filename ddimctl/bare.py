@@ -7,7 +7,6 @@ and of any floating type. Whoever decodes it names the model and the way. No cod
 from __future__ import annotations
 
 import io
-import math
 import zipfile
 import zlib
 from pathlib import PurePath
@@ -55,7 +54,7 @@ def read(data: bytes, name: str) -> np.ndarray:
 def _tensors(data: bytes, name: str) -> dict[str, Any]:
     """All that `data` holds, by name."""
     if data[: len(NPY)] == NPY:
-        return {"": _npy(data, name)}
+        return {"": containers.from_npy(data, name, HINT)}
     if data[:2] == b"PK":
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as z:
@@ -63,7 +62,9 @@ def _tensors(data: bytes, name: str) -> dict[str, Any]:
                 if members and all(m.filename.endswith(".npy") for m in members):
                     if sum(m.file_size for m in members) > latent.MAX_BYTES // 4:
                         raise FileError(f"{name} unpacks to more than is read")
-                    return {m.filename.removesuffix(".npy"): _npy(z.read(m), name) for m in members}
+                    return {
+                        m.filename.removesuffix(".npy"): containers.from_npy(z.read(m), name, HINT) for m in members
+                    }
         except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError) as e:
             raise FileError(f"{name} is damaged", hint=HINT) from e
         held = containers.unzip(data, name)
@@ -74,18 +75,3 @@ def _tensors(data: bytes, name: str) -> dict[str, Any]:
     if "provenance" in found or "sha256" in found:
         raise FileError(f"{name} is damaged: it was a ddimctl latent", hint=containers.NO_HINT)
     return found
-
-
-def _npy(data: bytes, name: str) -> np.ndarray:
-    """An array of numbers, which takes no more memory than its file does."""
-    f = io.BytesIO(data)
-    try:
-        major = np.lib.format.read_magic(f)[0]
-        head = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-        shape, by_columns, dtype = head(f)
-    except (ValueError, SyntaxError, RecursionError, TypeError, MemoryError) as e:
-        raise FileError(f"{name} is damaged: no header of an array", hint=HINT) from e
-    rest = len(data) - f.tell()
-    if dtype.hasobject or math.prod(shape) * dtype.itemsize != rest:
-        raise FileError(f"{name} is damaged, or holds more than numbers", hint=HINT)
-    return np.frombuffer(data, dtype, offset=f.tell()).reshape(shape, order="F" if by_columns else "C")

@@ -103,6 +103,21 @@ def to_npy(xT: np.ndarray) -> bytes:
     return out.getvalue()
 
 
+def from_npy(data: bytes, name: str, hint: str = "") -> np.ndarray:
+    """An array of numbers, which takes no more memory than its file does. Raises `FileError`."""
+    f = io.BytesIO(data)
+    try:
+        major = np.lib.format.read_magic(f)[0]
+        head = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape, by_columns, dtype = head(f)
+    except (ValueError, SyntaxError, RecursionError, TypeError, MemoryError) as e:
+        raise FileError(f"{name} is damaged: no header of an array", hint=hint) from e
+    rest = len(data) - f.tell()
+    if dtype.hasobject or dtype.kind == "V" or not rest or math.prod(shape) * dtype.itemsize != rest:
+        raise FileError(f"{name} is damaged, or holds more than numbers", hint=hint)
+    return np.frombuffer(data, dtype, offset=f.tell()).reshape(shape, order="F" if by_columns else "C")
+
+
 def safetensors_header(text: dict[str, str], tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
     """Length and header of a safetensors file of tensors, (kind, shape) each, whose values follow one after the other.
 

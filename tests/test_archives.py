@@ -16,6 +16,7 @@ from conftest import Result
 from PIL import Image
 
 from ddimctl import archives, latent
+from ddimctl.archives import columns
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.images import datasets, reading
 from ddimctl.runs import plan
@@ -164,6 +165,41 @@ def test_what_is_damaged_or_hostile_is_one_line(tmp_path: Path, invoke: Invoke, 
         plan.gather([str(tmp_path / "x.tar.gz")], SUFFIXES)
     with pytest.raises(DDIMError, match="nothing to work on"):
         plan.gather([str(write_tar(tmp_path / "texts.tar", {"1.txt": b"a"}))], SUFFIXES)
+
+
+def test_a_tar_with_a_size_below_zero(tmp_path: Path) -> None:
+    """Its reader would go back and forth, or read the rest of the file as one image."""
+    for size in ("-1", "-512"):
+        about = tarfile.TarInfo("x.png")
+        about.pax_headers = {"size": size}
+        with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+            tar.addfile(about)
+        with pytest.raises(FileError, match="damaged"):
+            list(archives.members(str(tmp_path / "x.tar"), SUFFIXES))
+
+
+def test_a_small_parquet_file_takes_little_memory(tmp_path: Path) -> None:
+    """A value that stands in every row is held once, and rows that nothing stands for are not made."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    n, value = 100_000, pa.array([np.random.default_rng(0).bytes(1 << 20)], pa.binary())
+    rows = pa.DictionaryArray.from_arrays(pa.array([0] * n, pa.int32()), value)
+    how = {"store_schema": False, "dictionary_pagesize_limit": 1 << 24, "data_page_size": 1 << 10}
+    with pq.ParquetWriter(tmp_path / "x.parquet", pa.schema([("image", rows.type)]), **how) as writer:
+        writer.write_table(pa.table({"image": rows}))
+    before = pa.total_allocated_bytes()
+    row = columns.row(str(tmp_path / "x.parquet"), ("image",), n - 1)["image"]
+    assert pa.total_allocated_bytes() - before < 1 << 23
+    assert len(row.as_py()) == 1 << 20
+    pq.write_table(pa.table({"image": pa.array([None] * n, pa.binary())}), tmp_path / "y.parquet")
+    with pytest.raises(FileError, match="announces 100,000 rows"):
+        list(archives.members(str(tmp_path / "y.parquet"), SUFFIXES))
+
+
+def test_a_row_without_a_key_is_called_by_its_number(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "x.parquet", [b"a", b"b", b"c"], __key__=["one", None, ""])
+    assert [m.key for m in archives.members(str(path), SUFFIXES)] == ["one", "00000001", "00000002"]
 
 
 def test_a_path_in_a_row_is_never_followed(tmp_path: Path) -> None:

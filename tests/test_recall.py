@@ -100,6 +100,19 @@ def test_the_same_as_the_model(fields: dict[str, Any], tmp_path: Path) -> None:
     assert whole.x.shape == x.shape
 
 
+def test_a_folder_called_as_a_bundled_model_is_itself(
+    ready: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As `families.find` has it: a name is the bundled model's, a path to a folder of that name the folder's."""
+    monkeypatch.setattr(recall, "bundled_folder", lambda: ready.parent)
+    monkeypatch.setattr(recall, "bundled", lambda: ["model"])
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert recall.recall("model", "cpu") is not None
+    for path in ("./model", "model/", f"../{tmp_path.name}/model"):
+        assert recall.recall(path, "cpu") is None
+
+
 @pytest.mark.slow
 def test_forgotten_when_a_file_changes(folder: Path) -> None:
     remembered(folder)

@@ -93,6 +93,18 @@ def test_without_the_driver(
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
+def test_a_store_cannot_name_outputs_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A key of an object store is any text, and outputs are called after it."""
+    system = type("Store", (), {"isfile": lambda self, path: False, "exists": lambda self, path: True})()
+    monkeypatch.setattr(remote, "_system", lambda url: (system, "b/in/"))
+    for key in ("b/in/a\x1b[2J.png", f"b/in/{'x' * 300}.png", "b/in/a\\..\\b.png"):
+        system.find = lambda path, key=key: ["b/in/a.png", key]
+        with pytest.raises(FileError, match="holds"):
+            plan.gather(["s3://b/in/"], (".png",))
+    system.find = lambda path: ["b/in/a.png", "b/in/../../up.png"]
+    assert [item.name for item in plan.gather(["s3://b/in/"], (".png",))] == ["a"]
+
+
 def test_encode_and_decode_by_url(
     store: Callable[[str, bytes], None], tmp_path: Path, invoke: Invoke, model_folder: Path
 ) -> None:

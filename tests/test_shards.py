@@ -134,6 +134,38 @@ def test_a_flipped_byte_is_noticed(kind: str, photos: Path, encode: Invoke, invo
         _ = [latent.from_bytes(member.read(), member.name) for member in latents.members(str(path))]
 
 
+def test_damaged_shards_are_one_line(photos: Path, encode: Invoke, tmp_path: Path) -> None:
+    """A byte anywhere in a row group, and arrays that claim more than there is of them, or are no arrays."""
+    pytest.importorskip("pyarrow")
+    encode("-o", "all.parquet").ok()
+    whole, path = (tmp_path / "all.parquet").read_bytes(), tmp_path / "bad.parquet"
+    caught = 0
+    for at in range(4, 600, 9):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            _ = [latent.from_bytes(member.read(), member.name) for member in latents.members(str(path))]
+        except FileError:
+            caught += 1
+    assert caught
+    header = "{{'descr': {}, 'fortran_order': False, 'shape': {}, }}"
+    for kind, shape in (
+        ("'<f4'", "(1, 99999999, 99999999)"),
+        ("'<f4'", f"(1, 1, {10**30})"),
+        ("[('a', '<f4')]", "(1,)"),
+    ):
+        text = header.format(kind, shape).ljust(117).encode() + b"\n"
+        content = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(4)
+        for data in (content, b"PK\x03\x04" + bytes(99)):
+            with tarfile.open(tmp_path / "bad.tar", "w") as tar:
+                for name, part in (("a.npy", data), ("a.json", b"{}")):
+                    about = tarfile.TarInfo(name)
+                    about.size = len(part)
+                    tar.addfile(about, io.BytesIO(part))
+            (member,) = latents.members(str(tmp_path / "bad.tar"))
+            with pytest.raises(FileError, match="damaged"):
+                member.read()
+
+
 def test_shards_go_to_a_store(photos: Path, encode: Invoke, invoke: Invoke, tmp_path: Path) -> None:
     memory = pytest.importorskip("fsspec").filesystem("memory")
     try:

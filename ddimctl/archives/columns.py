@@ -25,6 +25,7 @@ NAMES = ("image", "img", "jpg", "png", "webp", "jpeg", "picture", "bytes")  # th
 CAPTIONS = ("text", "caption", "prompt")
 KEY = "__key__"  # WebDataset's column of names
 MAX_GROUP = 1 << 31  # bytes of images that are unpacked at once
+MAX_CAPTION = 1 << 16  # characters
 _one = threading.Lock()  # readers share what is open
 
 
@@ -33,7 +34,7 @@ def members(archive: str, suffixes: Collection[str], *, captions: bool = False) 
     del suffixes  # a row has none
     before = 0
     for part in parts(archive):
-        with _told(part):
+        with told(part):
             rows = opened(part)
             column, n = image_column(rows.schema, archive), rows.rows
             keys = rows.texts(KEY) if KEY in rows.schema.names else None
@@ -41,7 +42,8 @@ def members(archive: str, suffixes: Collection[str], *, captions: bool = False) 
             words = rows.texts(text) if text else None
             fetch = functools.partial(_fetch, (part, column))
             for i in range(n):
-                key = checked(str(next(keys)), archive) if keys else f"{before + i:08}"
+                named = next(keys) if keys else None
+                key = f"{before + i:08}" if named is None else checked(named, archive)
                 said = next(words) if words else None
                 yield Member(archive, key, fetch, (i,), caption=said)
         before += n
@@ -101,11 +103,16 @@ class Opened:
             self._table = arrow.ipc.open_stream(arrow.memory_map(path)).read_all()
             self.schema, self.rows, self._file = self._table.schema, self._table.num_rows, None
             return
-        source: Any = path
-        if is_url(path):
-            source = open_url(path)
-        self._file = arrow.parquet.ParquetFile(source)
-        self.schema, self.rows = self._file.schema_arrow, self._file.metadata.num_rows
+        source: Any = open_url(path) if is_url(path) else path
+        size = source.seek(0, 2) if is_url(path) else Path(path).stat().st_size
+        plain = arrow.parquet.ParquetFile(source)
+        self.schema, self.rows = plain.schema_arrow, plain.metadata.num_rows
+        if self.rows > size:
+            raise FileError(f"{path} announces {self.rows:,} rows in {size:,} bytes", hint="do not trust this file")
+        # What a file says once stays once in memory: a value of a megabyte may be that of every row.
+        leaves = [plain.schema.column(i) for i in range(len(plain.schema))]
+        once = [c.path for c in leaves if c.physical_type == "BYTE_ARRAY" and c.converted_type in ("NONE", "UTF8")]
+        self._file = arrow.parquet.ParquetFile(source, metadata=plain.metadata, read_dictionary=once)
         groups = [self._file.metadata.row_group(i) for i in range(self._file.num_row_groups)]
         self._starts = [0]
         for group in groups:
@@ -120,8 +127,9 @@ class Opened:
         else:
             batches = self._file.iter_batches(columns=[column])
         for batch in batches:
-            for value in batch.column(0).to_pylist():
-                yield " ".join(value.split()) or None if isinstance(value, str) else None
+            for value in (scalar.as_py() for scalar in batch.column(0)):
+                short = isinstance(value, str) and len(value) <= MAX_CAPTION
+                yield " ".join(value.split()) or None if short else None
 
     def row(self, columns: tuple[str, ...], row: int) -> dict[str, Any]:
         """What a row holds in some columns, as pyarrow has it."""
@@ -147,19 +155,19 @@ def _opened(path: str, stamp: tuple[int, ...]) -> Opened:
 
 def table(path: str) -> Opened:
     """As `opened`. Raises `FileError` if it is damaged, `UsageError` if there is none."""
-    with _told(path):
+    with told(path):
         return opened(path)
 
 
 def row(path: str, columns: tuple[str, ...], number: int) -> dict[str, Any]:
     """A row of a file, as pyarrow has it. Raises `FileError` if it is damaged."""
-    with _one, _told(path):
+    with _one, told(path):
         return opened(path).row(columns, number)
 
 
 def metadata(path: str) -> dict[bytes, bytes]:
     """What a parquet file says beside its rows."""
-    with _told(path):
+    with told(path):
         return dict(pyarrow().parquet.read_metadata(open_url(path) if is_url(path) else path).metadata or {})
 
 
@@ -175,7 +183,7 @@ def _fetch(of: tuple[str, str], archive: str, where: tuple[int, ...]) -> bytes:
 
 
 @contextmanager
-def _told(path: str) -> Iterator[None]:
+def told(path: str) -> Iterator[None]:
     """Turns whatever pyarrow raises about a file into one line."""
     try:
         yield

@@ -18,7 +18,7 @@ import numpy as np
 
 from ddimctl.archives import columns, tars
 from ddimctl.archives.member import Member, checked
-from ddimctl.containers import safetensors_header, to_npy, values
+from ddimctl.containers import from_npy, safetensors_header, to_npy, values
 from ddimctl.errors import FileError, UsageError
 from ddimctl.remote import opened
 
@@ -145,30 +145,29 @@ def _rows(archive: str) -> Iterator[Member]:
     table = columns.table(archive)
     if not {*COLUMNS, columns.KEY} <= {*table.schema.names}:
         raise FileError(f"{archive} holds no latents", hint=f"their columns are {', '.join((columns.KEY, *COLUMNS))}")
-    keys = table.texts(columns.KEY)
-    for i in range(table.rows):
-        yield Member(archive, checked(str(next(keys)), archive), _of_row, (i,))
+    with columns.told(archive):
+        for i, key in enumerate(table.texts(columns.KEY)):
+            yield Member(archive, checked(key or "", archive), _of_row, (i,))
 
 
 def _of_tar(archive: str, where: tuple[int, ...]) -> bytes:
     name = f"{archive}: a sample"
     try:
-        xT = np.load(io.BytesIO(tars.fetch(archive, where[:2])), allow_pickle=False)
         texts = json.loads(tars.fetch(archive, where[2:]))
-    except (ValueError, EOFError, OSError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:
         raise FileError(f"{name} is damaged: {e}") from e
-    return _file(name, xT, texts)
+    return _file(name, from_npy(tars.fetch(archive, where[:2]), name), texts)
 
 
 def _of_row(archive: str, where: tuple[int, ...]) -> bytes:
     row = columns.row(archive, COLUMNS, where[0])
     name = f"row {where[0]} of {archive}"
-    shape = row["shape"].as_py()
     try:
-        xT = row["xT"].values.to_numpy(zero_copy_only=False).reshape(shape)
+        xT = row["xT"].values.to_numpy(zero_copy_only=False).reshape(row["shape"].as_py())
+        texts = {k: row[k].as_py() for k in TEXTS}
     except (AttributeError, ValueError, TypeError) as e:
         raise FileError(f"{name} is damaged: {e}") from e
-    return _file(name, xT, {k: row[k].as_py() for k in TEXTS})
+    return _file(name, xT, texts)
 
 
 def _file(name: str, xT: np.ndarray, texts: Any) -> bytes:

@@ -76,6 +76,8 @@ def headers(f: BinaryIO, archive: str) -> Iterator[tuple[str, int, int]]:
         with tarfile.open(fileobj=f, mode="r:") as tar:
             while (found := tar.next()) is not None:
                 cast(Any, tar).members.clear()  # else all of them are kept
+                if found.size < 0:
+                    raise damaged
                 if found.isreg() and not PurePosixPath(found.name).name.startswith("."):
                     yield found.name.removeprefix("./"), found.offset_data, found.size
                     f.seek(tar.offset)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ddimctl import cache, engines, tuned
+from ddimctl.catalogue import bundled
 from ddimctl.checkpoints import folders
 from ddimctl.engines import openvino
 from ddimctl.errors import UsageError
@@ -57,8 +58,8 @@ def recall(reference: str, device: str, *, precision: str = "float32") -> Model 
     """The model of that bundled name or folder, if it is remembered and its network is in the cache; else None."""
     if find_spec("openvino") is None or not (device == "cpu" or (device == "auto" and _has_no_gpu())):
         return None
-    folder = next((p for p in (bundled_folder() / reference, Path(reference)) if p.is_dir()), None)
-    if not reference or folder is None or not cache.is_there():
+    folder = bundled_folder() / reference if reference in bundled() else Path(reference)  # as `families.find`
+    if not reference or not folder.is_dir() or not cache.is_there():
         return None
     found = cache.load(_name(folder))
     if found is None:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from ddimctl import archives, remote
+from ddimctl.archives.member import checked
 from ddimctl.errors import DDIMError, UsageError
 from ddimctl.files import Held, exists, find, is_special, refuse_special, sha256
 
@@ -104,6 +105,7 @@ def _by_url(url: str, suffixes: Collection[str]) -> list[Item]:
     found = remote.gather(url, (*suffixes, *archives.SUFFIXES))
     items = []
     for at, below in found:
+        below = checked(below, url)  # a store's keys are anybody's, and may hold what no path does
         if at == url or PurePath(below).suffix.lower() not in archives.SUFFIXES:
             items.append(Item(at, _name(PurePath(below)), remote.Remote(at)))
         else:
