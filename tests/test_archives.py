@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import struct
 import tarfile
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from conftest import Result
 from PIL import Image
 
 from ddimctl import archives, latent
-from ddimctl.archives import columns
+from ddimctl.archives import columns, member, tars
+from ddimctl.archives.member import checked
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.images import datasets, reading
 from ddimctl.runs import plan
@@ -266,3 +268,84 @@ def test_what_datasets_and_webdataset_write_is_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="several data sets") as e:
         plan.gather([str(tmp_path / "splits")], SUFFIXES)
     assert "splits/train" in e.value.hint
+
+
+def by_tarfile(data: bytes) -> list[tuple[str, int, int]] | None:
+    """What tarfile lists; None where it refuses, or finds no end."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            found = [(m.name.removeprefix("./"), m.offset_data, m.size) for m in tar.getmembers() if m.isreg()]
+            end = tar.offset
+    except (tarfile.TarError, EOFError, ValueError):
+        return None
+    whole = data[end : end + tars.BLOCK] == bytes(tars.BLOCK) and all(size >= 0 for _, _, size in found)
+    return [f for f in found if not Path(f[0]).name.startswith(".")] if whole else None
+
+
+def ours(data: bytes) -> list[tuple[str, int, int]] | None:
+    try:
+        return list(tars.headers(io.BytesIO(data), "x.tar"))
+    except FileError:
+        return None
+
+
+@pytest.mark.parametrize("how", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_headers_are_those_that_tarfile_finds(how: int) -> None:
+    """Of every kind of member, with what pax says of the next; cut off anywhere, and with any byte changed."""
+    rng = np.random.default_rng(how)
+    names = [
+        "a.png",
+        "./b.png",
+        "d/c.x.png",
+        "d/.hidden.png",
+        "é.png",
+        "l" * 90 + "/" + "m" * 90 + ".png",
+        "z.png",
+        "y" * 100,
+    ]
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=how) as tar:
+        for i, name in enumerate(names):
+            about = tarfile.TarInfo(name)
+            about.size, about.mtime = int(rng.integers(0, 1500)), 1.5 if i % 2 else 1
+            tar.addfile(about, io.BytesIO(rng.bytes(about.size)))
+            for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE):
+                other = tarfile.TarInfo(f"other{i}")
+                other.type, other.linkname = kind, "a.png"
+                tar.addfile(other)
+    data = out.getvalue()
+    whole = by_tarfile(data)
+    assert whole is not None
+    assert len(whole) == len(names) - 1
+    assert ours(data) == whole
+    for cut in range(0, len(data), 256):
+        assert ours(data[:cut]) == by_tarfile(data[:cut]), cut
+    for at in rng.integers(0, len(data), 400):
+        changed = data[:at] + bytes([data[at] ^ (1 << int(rng.integers(8)))]) + data[at + 1 :]
+        assert ours(changed) in (by_tarfile(changed), whole), at
+
+
+def test_what_pax_says_of_the_size_is_so() -> None:
+    about = tarfile.TarInfo("a.png")
+    about.size, about.pax_headers = 700, {"comment": "path", "size": "10"}
+    data = about.tobuf(tarfile.PAX_FORMAT) + bytes(512) + bytes(1024)
+    assert ours(data) == by_tarfile(data)
+    assert [size for _, _, size in ours(data) or []] == [10]
+
+
+@pytest.mark.parametrize(
+    "key", ["a", "a/b.c", "a//b", "é", "../a", "/a", "a/../b", ".a", "a/.b", "x" * 200, "x" * 201, "a b", ""]
+)
+def test_a_key_is_what_it_was(key: str) -> None:
+    """The short way of a name in plain letters changes no answer."""
+
+    def answer() -> str:
+        try:
+            return checked(key, "x.tar")
+        except FileError as e:
+            return str(e)
+
+    short = answer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(member, "PLAIN", re.compile("(?!)"))
+        assert short == answer()

@@ -226,6 +226,27 @@ def test_a_killed_run_leaves_whole_shards_only(photos: Path, model_folder: Path,
     assert not list((tmp_path / "s").glob(".*.tmp"))
 
 
+@pytest.mark.parametrize("left", [0, 5000])
+def test_a_tars_summary_is_found_at_its_end_or_before(left: int, tmp_path: Path) -> None:
+    """And none is found in a tar that is cut short, or goes on."""
+    said = {"key": "k", "left": [f"image {i:06}" for i in range(left)]}
+    path = tmp_path / "a.tar"
+    with path.open("wb") as f:
+        writer = latents.Tar(f)
+        for i in range(40):
+            writer.add(str(i), np.zeros((1, 8, 8), np.float32), {"format": "x"})
+        writer.close(said)
+    assert latents.summary(str(path)) == said
+    data = path.read_bytes()
+    for cut in (data.rindex(b"__ddimctl__") + 600, len(data) // 2, 0):
+        path.write_bytes(data[:cut])
+        assert latents.summary(str(path)) is None
+    path.write_bytes(data)
+    with tarfile.open(path, "a") as tar:
+        tar.addfile(tarfile.TarInfo("more"))
+    assert latents.summary(str(path)) is None
+
+
 def test_tars_have_no_dates_and_no_owners() -> None:
     out = io.BytesIO()
     writer = latents.Tar(out)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ TEXTS = ("format", "version", "provenance", "sha256")
 COLUMNS = ("xT", "shape", *TEXTS)
 ROWS = 256  # of a parquet file that are held, and written together
 MAX_SUMMARY = 1 << 26  # bytes
+TAIL = 1 << 16  # bytes at a tar's end among which its summary is looked for first
 
 
 class Writer(Protocol):
@@ -112,11 +114,26 @@ def _summary(archive: str) -> bytes | None:
         found = columns.metadata(archive).get(SUMMARY.encode())
         return found if isinstance(found, bytes) and len(found) <= MAX_SUMMARY else None
     with opened(archive) as f:
+        if (said := _at_the_end(f)) is not None:
+            return said
         (last,) = deque(tars.headers(f, archive), maxlen=1) or [("", 0, 0)]  # of a tar that is whole
         if last[0] != SUMMARY or last[2] > MAX_SUMMARY:
             return None
         f.seek(last[1])
         return f.read(last[2])
+
+
+def _at_the_end(f: BinaryIO) -> bytes | None:
+    """The summary of a tar that `Tar` closed, without what lies before it; None where it is not among the last bytes."""
+    end = f.seek(0, os.SEEK_END)
+    f.seek(max(0, end - end % tars.BLOCK - TAIL))
+    data = f.read()
+    for at in range(0, len(data), tars.BLOCK):
+        if data.startswith(SUMMARY.encode() + b"\0", at) and (found := tars.plain(data[at:][: tars.BLOCK])):
+            text, rest = data[at + tars.BLOCK :][: found[1]], data[at + tars.BLOCK :][found[1] :]
+            if end % tars.BLOCK == 0 and len(rest) >= 2 * tars.BLOCK and not rest.strip(b"\0"):
+                return text
+    return None
 
 
 def members(archive: str) -> Iterator[Member]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -9,6 +10,9 @@ from pathlib import PurePosixPath
 from ddimctl.errors import FileError
 
 MAX_KEY = 200  # bytes of a part of a name, which becomes a file's
+PLAIN = re.compile(
+    rf"[A-Za-z0-9_%-][A-Za-z0-9_.%-]{{0,{MAX_KEY - 1}}}(/[A-Za-z0-9_%-][A-Za-z0-9_.%-]{{0,{MAX_KEY - 1}}})*"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,8 @@ class Member:
 
 def checked(key: str, archive: str) -> str:
     """A name in an archive, which may come from anybody: output files are called after it. Raises `FileError`."""
+    if PLAIN.fullmatch(key):  # as nearly all are
+        return key
     path = PurePosixPath(key)
     parts = path.parts
     if not parts or path.is_absolute() or ".." in parts or "\\" in key or not key.isprintable():
