@@ -63,7 +63,7 @@ def check(which: str, place: Path, share: Path | None) -> bool:
         " ".join(line.split()) for line in shown.splitlines() if line.split()[0] in (*LIBRARIES, "torch")
     )
     tests = [str(ROOT / "tests" / name) for name in TESTS]
-    command = [python, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests]
+    command = [python, "-m", "pytest", "-m", "not slow", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     print(f"{which}: {versions}")

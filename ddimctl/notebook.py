@@ -72,6 +72,7 @@ def decode(
         recipe, about = xT.recipe, xT.provenance
         if recipe.model != model.digest:
             raise UsageError(f"the latent was encoded with another model ({about['model']['name']})")
+        model = recipe.in_tiles(model)
         if all(asked is None for asked in (way, steps, solver, spacing)):
             corrections = xT.corrections
         way = replace(recipe.way, solver=about["decoder"], tolerance=None) if way is None else way

@@ -44,6 +44,8 @@ def of(
     made |= {k: v for k, v in asked.items() if v is not None}
     if condition.guidance != NOTHING.guidance:
         made["guidance"] = condition.guidance
+    if model.autoencoder.tile is not None:
+        made["tile"] = model.autoencoder.tile
     if condition.blend:
         made["blend"] = [[s.prompt, s.weight] for s in condition.blend]
     made |= more or {}

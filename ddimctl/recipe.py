@@ -177,6 +177,11 @@ class Recipe:
             provenance.get("tile"),
         )
 
+    def in_tiles(self, model: Model) -> Model:
+        """`model` with its autoencoder by the tiles of this recipe, or by none, where it is the same autoencoder."""
+        same = self.autoencoder == model.autoencoder.digest
+        return replace(model, autoencoder=model.autoencoder.tiled(self.tile)) if same else model
+
     def record(self) -> dict[str, Any]:
         """As it stands in a provenance."""
         out: dict[str, Any] = {

@@ -19,6 +19,7 @@ from PIL import Image
 import ddimctl
 from ddimctl import families, latent
 from ddimctl.errors import FileError, UsageError
+from ddimctl.images import metadata
 from ddimctl.model import NOTHING, Condition, Share
 from ddimctl.recipe import Recipe, Way
 
@@ -167,6 +168,35 @@ def test_the_blend_is_seen(invoke: Invoke, folder: Path, pictures: list[str], tm
     assert far[0] <= 1
     assert far[2] > far[0]
     assert far[1] > far[0]
+
+
+def test_captions_are_the_prompts_of_images(invoke: Invoke, folder: Path, pictures: list[str], tmp_path: Path) -> None:
+    """As --prompt for each would be; those without one get that of --prompt; latents keep their own."""
+    asked = ("-m", folder, "--steps", 2, "--frames", 3, "--dither", "none")
+    (tmp_path / "a.txt").write_text("a red square")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "a grey dog"}\n')
+    (tmp_path / "lines.txt").write_text("a red square\n\na grey dog\n")
+    said = invoke("interpolate", *pictures, *asked, "--captions", "-o", "c").ok().err
+    assert "2 prompts for 2 images" in said
+    invoke("interpolate", *pictures, *asked, *TWO, "-o", "p").ok()
+    invoke("interpolate", *pictures, *asked, "--prompt", "@lines.txt", "-o", "l").ok()
+    for ours, theirs, lines in zip(*(frames_in(tmp_path / name) for name in "cpl"), strict=True):
+        assert np.array_equal(ours, theirs)
+        assert np.array_equal(ours, lines)
+    said = metadata.find(min((tmp_path / "c").glob("*.png"))) or {}
+    assert said["prompts"] == ["a red square", "a grey dog"]
+
+    invoke("encode", "a.png", "-m", folder, "--steps", 2, "--prompt", "a circle", "-o", "x.pt").ok()
+    (tmp_path / "metadata.jsonl").unlink()
+    Image.open(tmp_path / "b.png").save(tmp_path / "plain.png")
+    kept = ("--latents", "kept", "-o", "x")
+    said = invoke("interpolate", "x.pt", "a.png", "plain.png", *asked, "--captions", *kept).ok().err
+    assert "1 of 2 images have no caption; what --prompt says, or nothing, stands for it" in said
+    found = [latent.load(p).recipe.condition.prompt for p in sorted((tmp_path / "kept").iterdir())]
+    assert found == ["a circle", "a red square", "a circle"]  # as the latent was encoded
+    assert "about images" in invoke("interpolate", "x.pt", "x.pt", "--captions", "-o", "no.gif").failed(2)
+    (tmp_path / "a.txt").unlink()
+    assert "no captions" in invoke("interpolate", *pictures, *asked, "--captions", "-o", "no.gif").failed(2)
 
 
 def test_of_four_corners_with_four_prompts(invoke: Invoke, folder: Path, pictures: list[str], tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from ddimctl.errors import UsageError
 from ddimctl.families import load
 from ddimctl.families.autoencoders import quiet
 from ddimctl.families.frugal import frugal
-from ddimctl.images import levels, writing
+from ddimctl.files import bundled_folder
+from ddimctl.images import levels, metadata, reading, writing
 from ddimctl.model import Condition, Model, Pixels
 from ddimctl.recipe import Recipe, Way
 
@@ -204,13 +205,40 @@ def test_tiles_are_recorded_and_honoured(
     assert tiles.recipe != whole.recipe
     assert "tile" not in whole.provenance
     invoke("decode", "t.pt", "w.pt", "-o", "out/", "--device", "cpu").ok()
+    again = invoke("decode", "t.pt", "w.pt", "-o", "out/", "--device", "cpu", "--tile", 16)
+    assert (again.code, "there already: 1" in again.err) == (4, True)  # w is another picture by tiles
+    invoke("decode", "t.pt", "w.pt", "-o", "other/", "--device", "cpu", "--tile", "none").ok()
+    invoke("decode", "w.pt", "-o", "out/w16.png", "--device", "cpu", "--tile", 16).ok()
+    invoke("interpolate", "t.pt", "t.pt", "-o", "film", "--frames", 2, "--device", "cpu").ok()
+    invoke("interpolate", "t.pt", "t.pt", "-o", "whole", "--frames", 2, "--device", "cpu", "--tile", "none").ok()
     model = load(str(folder), "cpu")
     states = replace(model, autoencoder=Pixels())
-    for found, name in ((tiles, "t"), (whole, "w")):
+    wanted = [
+        (tiles, 16, "out/t"), (whole, None, "out/w"), (tiles, None, "other/t"), (whole, None, "other/w"),
+        (whole, 16, "out/w16"), (tiles, 16, "film/*0"), (tiles, None, "whole/*0"),
+    ]  # fmt: skip
+    for found, tile, name in wanted:
         z = ode.decode(states, found.xT, found.recipe.way, found.recipe.condition).x
-        expected = levels.to_pixels(model.autoencoder.tiled(found.recipe.tile).decode(z))[0]
-        off = np.asarray(Image.open(tmp_path / "out" / f"{name}.png")).astype(int) - expected
-        assert np.abs(off).max() <= 1  # by rounding
+        expected = levels.to_pixels(model.autoencoder.tiled(tile).decode(z))[0]
+        (file,) = tmp_path.glob(f"{name}.png")
+        off = np.asarray(Image.open(file)).astype(int) - expected
+        assert np.abs(off).max() <= 1, name  # by rounding
+        assert (metadata.find(file) or {}).get("tile") == tile
+
+
+def test_a_bundled_model_gives_nearly_the_same_by_tiles() -> None:
+    """Inside of a tile, away from seams; there its norms see a part of the image alone, no more."""
+    model = load("emoji-text", "cpu")
+    pictures = sorted((bundled_folder() / "emoji-text" / "held-out").glob("*.png"))[:4]
+    a, b, c, d = levels.to_tensor(np.stack([reading.read(f, 3, (64, 64))[0] for f in pictures])).double()
+    images = torch.cat([torch.cat([a, b], 2), torch.cat([c, d], 2)], 1)[None]
+    whole, tiled = model.autoencoder, model.autoencoder.tiled(96)
+    z = whole.encode(images)
+    back, inside = torch.as_tensor(whole.decode(z)), slice(8, 56)
+    off = (torch.as_tensor(tiled.decode(z)) - back)[..., inside, inside]
+    assert 0 < off.square().mean().sqrt() < 0.05 * back.std()
+    off = (torch.as_tensor(tiled.encode(images)) - z)[..., 2:14, 2:14]
+    assert 0 < off.square().mean().sqrt() < 0.1 * z.std()
 
 
 def test_tiles_that_are_none(
@@ -222,6 +250,11 @@ def test_tiles_that_are_none(
     assert "do not divide" in odd.failed(2)
     assert "such as --tile 24" in odd.err
     assert "does not go by tiles" in invoke("sample", "-m", vq, *few, 16).failed(2)
+    invoke("sample", "-m", vq, *few[:-1], "--save-noise", "n.pt", "-o", "s.png").ok()
+    invoke("decode", "n.pt", "-o", "n.png").ok()
+    invoke("decode", "n.pt", "-o", "m.png", "--tile", "none").ok()
+    assert "does not go by tiles" in invoke("decode", "n.pt", "-o", "no.png", "--tile", 16).failed(2)
+    assert "takes pixels a side, or none" in invoke("decode", "n.pt", "-o", "no.png", "--tile", "some").failed(2)
     assert "no autoencoder" in invoke("sample", "-m", model_folder, *few, 16).failed(2)
     model = model_of("sd", tmp_path_factory)
     with pytest.raises(UsageError, match="do not divide"):

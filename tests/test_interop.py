@@ -112,6 +112,16 @@ def test_a_tensor_is_decoded_as_diffusers_does(invoke: Invoke, model_folder: Pat
     assert np.abs(np.asarray(Image.open(tmp_path / "back.png"), dtype=float) - want).max() <= 1
     invoke("decode", *asked, tmp_path / "scheduler_config.json", "-o", "same.png").ok()
     assert (tmp_path / "same.png").read_bytes() == (tmp_path / "back.png").read_bytes()
+    # What lies between two of them begins and ends so.
+    torch.save(torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(1)), tmp_path / "more.pt")
+    said = invoke("interpolate", "more.pt", *asked, tmp_path, "--frames", 3, "-o", "film").ok().err
+    assert "10 steps of ddim, diffusers' leading" in said
+    last = max((tmp_path / "film").glob("*.png"))
+    assert np.abs(np.asarray(Image.open(last), dtype=float) - want).max() <= 1
+    beside = ("interpolate", "theirs.pt", model_folder / "held-out" / "001.png", *asked[1:], tmp_path)
+    invoke(*beside, "--frames", 2, "-o", "other").ok()
+    first = min((tmp_path / "other").glob("*.png"))
+    assert np.abs(np.asarray(Image.open(first), dtype=float) - want).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -144,6 +154,12 @@ def test_from_diffusers_asks_for_what_it_needs(invoke: Invoke, model_folder: Pat
     invoke("encode", model_folder / "held-out" / "001.png", "-o", "ours.pt", "-m", model_folder, "--steps", 2).ok()
     ours = ("decode", "ours.pt", "-o", "back.png", "-m", model_folder, "--from-diffusers", model_folder)
     assert "no bare tensor" in invoke(*ours).failed(2)
+    between = ("interpolate", "-o", "no.gif", "--from-diffusers", model_folder)
+    assert "hint: a tensor of another program's is decoded with -m" in invoke(*between, "theirs.pt", "theirs.pt").err
+    assert "two ways" in invoke(*between, "theirs.pt", "theirs.pt", "-m", model_folder, "--spacing", "log").failed(2)
+    assert "no bare tensor" in invoke(*between, "ours.pt", "theirs.pt", "-m", model_folder).failed(2)
+    image = model_folder / "held-out" / "001.png"
+    assert "there are none" in invoke(*between, image, image, "-m", model_folder).failed(2)
 
 
 # The page's own lines, on a tiny model with text

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ddimctl import families, ode
+from ddimctl.cli import prompts
 from ddimctl.errors import FileError, UsageError
+from ddimctl.images import metadata, sheets
 from ddimctl.model import Condition
 from ddimctl.recipe import Recipe, Way
 from ddimctl.training import autoencoder
@@ -116,8 +119,6 @@ def test_the_command_encodes_and_decodes_under_a_prompt(folder: Path, tmp_path: 
     invoke("encode", image, "-m", folder, "-o", latent, "--prompt", "red square", "--steps", "30").ok()
     invoke("decode", latent, "-o", tmp_path / "same.png").ok()
     invoke("decode", latent, "-o", tmp_path / "other.png", "--prompt", "blue circle", "--guidance", "5").ok()
-    from PIL import Image
-
     before, same, other = (
         np.asarray(Image.open(p), float) for p in (image, tmp_path / "same.png", tmp_path / "other.png")
     )
@@ -127,6 +128,55 @@ def test_the_command_encodes_and_decodes_under_a_prompt(folder: Path, tmp_path: 
     ).ok()
     done = invoke("sample", "-m", folder, "-o", tmp_path / "t.png", "--class", "1").failed(2)
     assert "has no classes" in done
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
+
+
+def test_a_line_of_a_file_is_a_prompt_where_there_may_be_several(tmp_path: Path) -> None:
+    (tmp_path / "many.txt").write_text("\ufeff red square \r\n\n@home\nblue\n", encoding="utf-8")
+    (tmp_path / "none.txt").write_text(" \n")
+    name = f"@{tmp_path / 'many.txt'}"
+    assert prompts.parse_prompts([]) == []
+    assert prompts.parse_prompts(["a", "", "@@b", name]) == ["a", "", "@b", "red square", "@home", "blue"]
+    assert prompts.parse_prompt(name) == "red square \r\n\n@home\nblue"
+    with pytest.raises(FileError, match="has no prompt"):
+        prompts.parse_prompts([f"@{tmp_path / 'none.txt'}"])
+
+
+def test_samples_of_several_prompts(folder: Path, tmp_path: Path, invoke: Any) -> None:
+    """A folder each, what that prompt alone makes; a row of the sheet each; again, and it is there."""
+    (tmp_path / "p.txt").write_text("red square\n\nblue circle\n")
+    how = ("sample", "-m", folder, "--guidance", 3, "--steps", 2, "--device", "cpu")
+    done = invoke(*how, "--prompt", "@p.txt", "-n", 2, "-o", "out").ok()
+    names = [f"out/prompt-00{i}/00{k}.png" for i in range(2) for k in range(2)]
+    assert done.out.split() == names
+    for i, prompt in enumerate(("red square", "blue circle")):
+        invoke(*how, "--prompt", prompt, "-n", 2, "-o", f"alone-{i}").ok()
+        for k in range(2):
+            ours, theirs = (tmp_path / f"{place}/00{k}.png" for place in (f"out/prompt-00{i}", f"alone-{i}"))
+            assert ours.read_bytes() == theirs.read_bytes()
+    assert not np.array_equal(pixels(tmp_path / names[0]), pixels(tmp_path / names[2]))
+    (tmp_path / names[3]).unlink()
+    assert "sampled: 1, there already: 3" in invoke(*how, "--prompt", "@p.txt", "-n", 2, "-o", "out").ok().err
+
+    two = ("--prompt", "red square", "--prompt", "blue circle")
+    done = invoke(*how, *two, "-n", 2, "-o", "s.png", "--no-labels", "--json", "--html", "s.html").ok()
+    said = json.loads(done.out)
+    assert (said["images"], said["prompts"], len(said["results"])) == (4, ["red square", "blue circle"], 2)
+    assert (metadata.find(tmp_path / "s.png") or {})["prompts"] == ["red square", "blue circle"]
+    factor = sheets.factor_to_see((8, 8))
+    tiles = sheets.enlarge(np.stack([pixels(tmp_path / n) for n in names]).astype(np.uint8), factor)
+    assert np.array_equal(pixels(tmp_path / "s.png"), sheets.sheet(tiles, 2, gap=4))
+    assert "blue circle" in (tmp_path / "s.html").read_text(encoding="utf-8")
+    one_each = json.loads(invoke(*how, *two, "-o", "t.png", "--json").ok().out)
+    assert one_each["images"] == 2
+
+    assert "two kinds of rows" in invoke(*how[:-4], *two, "--steps", "2,3", "-o", "no.png").failed(2)
+    assert "one prompt" in invoke(*how, *two, "--save-noise", "n.pt", "-o", "no.png").failed(2)
+    assert not (tmp_path / "no.png").exists()
 
 
 FAULTS: dict[str, Any] = {

@@ -16,6 +16,7 @@ from typing import Any
 
 import cluster as clusters
 import numpy as np
+import pipelines
 import pytest
 import torch
 from cluster import Cluster, outputs
@@ -64,6 +65,14 @@ def test_a_job_is_sent_without_its_model_and_gives_the_same(encoding: Encoding) 
     assert given.evaluations == wanted.evaluations
     assert len(opened) == 1
     assert hash(opened[0]) == hash(sent.reference_to(encoding.model))  # so a worker opens it once
+
+
+def test_tiles_are_sent(tmp_path_factory: pytest.TempPathFactory) -> None:
+    pytest.importorskip("diffusers")
+    model = load(str(pipelines.folder_of("sd", tmp_path_factory)), "cpu")
+    for tile in (None, 16):
+        given = sent.unpack(sent.pack(replace(model, autoencoder=model.autoencoder.tiled(tile))))
+        assert given.autoencoder.tile == tile
 
 
 def test_a_part_of_a_tensor_is_sent_alone(encoding: Encoding) -> None:

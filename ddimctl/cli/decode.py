@@ -12,8 +12,9 @@ import typer
 from ddimctl import places
 from ddimctl.cli import batches, inputs, options
 from ddimctl.cli.console import Console
-from ddimctl.cli.groups import flat, group
+from ddimctl.cli.groups import flat
 from ddimctl.cli.opened import Opened
+from ddimctl.cli.sized import OtherTiles
 from ddimctl.cli.workers import Workers
 from ddimctl.errors import FileError, UsageError
 
@@ -27,19 +28,6 @@ if TYPE_CHECKING:
     from ddimctl.runs.work import Decoding
 
 
-@group
-class Theirs(options.OtherHow):
-    """The way; of tensors that diffusers sampled from, by its scheduler."""
-
-    from_diffusers: Annotated[
-        Path | None,
-        typer.Option(
-            "--from-diffusers", metavar="PATH", parser=options.parse_path,
-            help="Bare tensors are x_T of this scheduler_config.json, or of a model folder's.",
-        ),
-    ] = None  # fmt: skip
-
-
 @flat
 def decode(
     latents: Annotated[
@@ -47,8 +35,8 @@ def decode(
         typer.Argument(help="Latent files (.pt, .safetensors), folders, archives, patterns, URLs, or -."),
     ] = None,
     *,
-    what: options.OtherWhat,
-    how: Theirs,
+    what: OtherTiles,
+    how: options.Theirs,
     files: options.Batch,
     machine: Workers,
     said: options.Said,
@@ -79,7 +67,7 @@ def decode(
     suffixes = latent.SUFFIXES if what.model is None else inputs.BARE_SUFFIXES
     items = batches.items_of(latents or [], files, suffixes, console=console)
     single = batches.is_single(latents or [], items, files)
-    models = Opened(what, how, machine=machine, console=console, force=files.force, scheduler=how.from_diffusers)
+    models = Opened(what, how, machine=machine, console=console, force=files.force)
     first = models.load(items[0].opens) if single else first_whole(items, models)
     one_image = single and first is not None and len(first.xT) == 1
     is_film = single and first is not None and plan_film(items[0], files, len(first.xT))

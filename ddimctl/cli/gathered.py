@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ddimctl.cli import inputs, options, prompts
 from ddimctl.cli.console import Console
 from ddimctl.cli.groups import group, like
+from ddimctl.cli.opened import check_theirs, no_bare, sampled_by
+from ddimctl.cli.sized import Captioned, OtherTiles
 from ddimctl.errors import FileError, UsageError, choose
 from ddimctl.model import NOTHING
 
@@ -24,22 +26,26 @@ if TYPE_CHECKING:
 
 
 @group
-class Asked(options.OtherWhat):
+class Asked(OtherTiles):
     """The model, and what each latent is asked for."""
 
     prompt: Annotated[
         list[str] | None,
-        like(options.OtherWhat, "prompt", help="Another prompt than the file's; again, in their order, for each."),
-    ] = None  # type: ignore[assignment]
+        like(
+            options.OtherWhat, "prompt", parser=None,
+            help="Another prompt than the file's; again, in their order, for each; or @FILE, one a line.",
+        ),
+    ] = None  # type: ignore[assignment]  # fmt: skip
+    captions: Annotated[bool, like(Captioned, "captions")] = False
 
-    def each(self, n: int) -> list[options.OtherWhat]:
+    def each(self, n: int) -> list[OtherTiles]:
         """What each of n latents and images is asked for. Raises `UsageError` where the prompts are neither one nor n."""
-        said: list[Any] = [None] if not self.prompt else list(self.prompt)
+        said: list[Any] = prompts.parse_prompts(self.prompt or []) or [None]
         if len(said) not in (1, n):
             hint = "one for all, or one for each, in their order"
             raise UsageError(f"{len(said)} prompts do not fit {n} latents and images", hint=hint)
-        shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "prompt"}
-        return [options.OtherWhat(**shared, prompt=p) for p in (said * n if len(said) == 1 else said)]
+        shared = {f.name: getattr(self, f.name) for f in fields(OtherTiles) if f.name != "prompt"}
+        return [OtherTiles(**shared, prompt=p) for p in (said * n if len(said) == 1 else said)]
 
 
 def refuse_mixture(first: str, a: tuple[Way, Condition], later: str, *, b: tuple[Way, Condition]) -> None:
@@ -130,19 +136,21 @@ def latents_among(names: Sequence[str], *, bare: bool) -> Among:
     return found
 
 
-def own_way(model: Model, how: options.OtherHow) -> Way:
+def own_way(model: Model, how: options.Theirs) -> Way:
     """The way where no latent file says it."""
     from ddimctl.recipe import Way
 
     s = options.DEFAULT_STEPS if how.steps is None else how.steps
+    if how.from_diffusers is not None:
+        return sampled_by(how.from_diffusers, model, Way(how.solver or "ddim", "", s, how.tolerance))
     way = Way(how.solver or options.DEFAULT_SOLVER, how.spacing or "", s)
     return replace(way.on(model.schedule), tolerance=how.tolerance)
 
 
 def adopt(
     among: Among,
-    asked: Mapping[str, options.OtherWhat],
-    how: options.OtherHow,
+    asked: Mapping[str, OtherTiles],
+    how: options.Theirs,
     *,
     machine: options.Machine,
     console: Console,
@@ -166,6 +174,42 @@ def adopt(
     return net
 
 
+def conditions_of(
+    names: Sequence[str],
+    asked: Sequence[OtherTiles],
+    files: Mapping[str, Latent],
+    *,
+    captions: bool,
+    console: Console,
+) -> list[Condition]:
+    """What each is under: what its file says, images as the first file, unless something else is asked for.
+
+    With `captions` images are under what is written beside them. Raises `UsageError` where that is nothing.
+    """
+    base = next(iter(files.values())).recipe.condition if files else NOTHING
+    under = [
+        inputs.over(files[n].recipe.condition if n in files else base, a) for n, a in zip(names, asked, strict=True)
+    ]
+    if not captions:
+        return under
+    images = [n for n in names if n not in files]
+    if not images:
+        raise UsageError("--captions is about images", hint="latents have prompts of their own")
+    said = prompts.captions_of(images, [], instead="what --prompt says, or nothing,", console=console)
+    return [
+        c if said.get(n) is None else replace(c, prompt=said[n], blend=()) for n, c in zip(names, under, strict=True)
+    ]
+
+
+def check_scheduler(among: Among, what: OtherTiles, how: options.Theirs) -> None:
+    """Raises `UsageError` where diffusers' scheduler is named, and is not what alone says the levels."""
+    check_theirs(what, how)
+    if how.from_diffusers is not None and among.files:
+        raise no_bare(next(iter(among.files)))
+    if how.from_diffusers is not None and not among.bare:
+        raise UsageError("--from-diffusers is about bare tensors, and there are none", hint="images take --spacing")
+
+
 def tell_of_paths(files: Mapping[str, Latent], console: Console) -> None:
     """That paths kept are not used: only the latents themselves have one, and the film would jump beside them."""
     if kept := [name for name, file in files.items() if file.corrections is not None]:
@@ -177,14 +221,15 @@ def tell_of_paths(files: Mapping[str, Latent], console: Console) -> None:
 
 def gather_latents(
     names: list[str],
-    asked: Sequence[options.OtherWhat],
-    how: options.OtherHow,
+    asked: Sequence[OtherTiles],
+    how: options.Theirs,
     *,
     machine: options.Machine,
     console: Console,
     force: bool,
     outputs: int,
     dither: str = "none",
+    captions: bool = False,
 ) -> Keys:
     """The latents of latent files and images (which are encoded), all of them in order.
 
@@ -202,13 +247,12 @@ def gather_latents(
     if how.solver is not None:
         choose(SOLVERS, how.solver, "solver")
     net: Model | None = None
+    check_scheduler(among, asked[0], how)
     if among.bare:
         net = adopt(among, dict(zip(names, asked, strict=True)), how, machine=machine, console=console, force=force)
+        how = replace(how, steps=None) if how.from_diffusers is not None else how  # they have the scheduler's levels
     tell_of_paths(files, console)
-    base = next(iter(files.values())).recipe.condition if files else NOTHING
-    conditions = [
-        inputs.over(files[n].recipe.condition if n in files else base, a) for n, a in zip(names, asked, strict=True)
-    ]
+    conditions = conditions_of(names, asked, files, captions=captions, console=console)
     first = ""
     for name, condition, what in zip(names, conditions, asked, strict=True):
         if (file := files.get(name)) is None:
@@ -229,10 +273,7 @@ def gather_latents(
         net = inputs.open_model(asked[0], machine, console)
         up = back = own_way(net, how)
     up.check()
-    for condition in dict.fromkeys(conditions[1:]):
-        if condition != conditions[0]:
-            net.embed(condition)
-            prompts.tell_unread(net, condition, console)
+    prompts.check_heard(net, [c for c in dict.fromkeys(conditions) if captions or c != conditions[0]], console)
     # One tolerance for both ways, where both take one: what `exact` encodes, `ddim` decodes.
     back = replace(back, solver=decoder(back.solver))
     back = replace(back, tolerance=back.tolerance if back.solver in TOLERANCES else None)

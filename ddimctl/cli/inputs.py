@@ -46,7 +46,7 @@ def open_model(
     if (size := getattr(what, "size", None)) is not None:
         model = resized(model, options.parse_size(size, "--size"))
     if (tile := getattr(what, "tile", None)) is not None:
-        model = replace(model, autoencoder=model.autoencoder.tiled(tile))
+        model = replace(model, autoencoder=model.autoencoder.tiled(tile or None))
     if (end := getattr(what, "sigma_max", None)) is not None:
         model = replace(model, schedule=model.schedule.up_to(end))
     condition = what.condition()
@@ -175,7 +175,7 @@ def model_of(
     kept = latent.corrections is not None
     prompts.tell_of_another(name, latent.recipe.condition, condition, kept=kept, console=console)
     check_model(latent, name, model, console=console, force=force)
-    return tiled(latent, model)
+    return tiled(latent, model, what)
 
 
 def condition_of(latent: Latent, what: options.Asked) -> Condition:
@@ -192,10 +192,12 @@ def over(condition: Condition, what: options.Asked) -> Condition:
     return replace(condition, **changed)
 
 
-def tiled(latent: Latent, model: Model) -> Model:
-    """`model` with its autoencoder by the tiles that made a latent, or by none."""
-    same = latent.recipe.autoencoder == model.autoencoder.digest
-    return replace(model, autoencoder=model.autoencoder.tiled(latent.recipe.tile)) if same else model
+def tiled(latent: Latent, model: Model, what: options.OtherWhat) -> Model:
+    """`model` with its autoencoder by the tiles that are asked for, else by those that made a latent, or by none."""
+    tile = getattr(what, "tile", None)
+    if tile is None:
+        return latent.recipe.in_tiles(model)
+    return replace(model, autoencoder=model.autoencoder.tiled(tile or None))
 
 
 def check_model(latent: Latent, name: str, model: Model, *, console: Console, force: bool) -> None:

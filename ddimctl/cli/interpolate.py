@@ -109,7 +109,7 @@ def interpolate(
     latents: Annotated[list[str], typer.Argument(help="Two or more latents, or images, which are encoded first.")],
     *,
     what: gathered.Asked,
-    how: options.OtherHow,
+    how: options.Theirs,
     motion: Motion,
     files: Film,
     machine: options.Machine,
@@ -124,7 +124,8 @@ def interpolate(
     between is as rough as they are. --dither none leaves it away.
 
     Latents of a model that hears text may have prompts and guidances of their own, and --prompt, given again, says one for
-    each: what lies between is decoded under a blend of them, the embeddings in a straight line.
+    each: what lies between is decoded under a blend of them, the embeddings in a straight line. --captions takes those that
+    stand beside images.
 
     --even looks at some five times as many frames as it writes, to place them where neighbours are equally far apart.
 
@@ -147,7 +148,7 @@ def interpolate(
     try:
         keys = gathered.gather_latents(
             latents, what.each(len(latents)), how, machine=machine, console=console, force=files.force, outputs=count,
-            dither=motion.dither,
+            dither=motion.dither, captions=what.captions,
         )  # fmt: skip
     except DDIMError as e:
         for option in OF_ENCODE:

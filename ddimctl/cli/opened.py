@@ -25,19 +25,14 @@ class Opened:
     def __init__(
         self,
         what: options.OtherWhat,
-        how: options.OtherHow,
+        how: options.Theirs,
         *,
         machine: options.Machine,
         console: Console,
         force: bool,
-        scheduler: Path | None = None,
     ):
-        """`scheduler` is diffusers', which says what levels bare tensors are decoded along."""
-        if scheduler is not None and what.model is None:
-            raise UsageError("--from-diffusers is about tensors that name no model", hint="name it with -m")
-        if scheduler is not None and how.spacing is not None:
-            raise UsageError("--from-diffusers and --spacing say the same in two ways", hint="choose one")
-        self._scheduler = scheduler
+        check_theirs(what, how)
+        self._scheduler = how.from_diffusers
         self._what, self._how, self._machine, self._console, self._force = what, how, machine, console, force
         self._lock = Lock()  # files are read by several threads
         self._models: dict[str, Model | DDIMError] = {}
@@ -59,9 +54,7 @@ class Opened:
             else:
                 found = latent.from_bytes(self._input() if isinstance(source, str) else source.read(), name)
             if self._scheduler is not None:
-                raise UsageError(
-                    f"{name} is no bare tensor, and says its levels itself", hint="no --from-diffusers then"
-                )
+                raise no_bare(name)
             return found
         except NotOurs:
             if self._what.model is None or not isinstance(source, str):
@@ -128,7 +121,7 @@ class Opened:
         if isinstance(found, DDIMError):
             raise found if again is None else type(found)(f"{name}: {found}", hint=found.hint)
         inputs.check_model(file, name, found, console=self._console, force=self._force)
-        return inputs.tiled(file, found)
+        return inputs.tiled(file, found, self._what)
 
     def way_back(self, file: Latent, name: str) -> Decoding:
         """How `file` is decoded: as it says itself, unless otherwise asked for."""
@@ -137,6 +130,19 @@ class Opened:
         model = self.of(file, name)
         how = self._how if self._scheduler is None else replace(self._how, steps=None)  # the file has their levels
         return Decoding(model, inputs.way_back(file, model, how), inputs.condition_of(file, self._what))
+
+
+def check_theirs(what: options.OtherWhat, how: options.Theirs) -> None:
+    """Raises `UsageError` where diffusers' scheduler is named and cannot be of use."""
+    if how.from_diffusers is not None and what.model is None:
+        raise UsageError("--from-diffusers is about tensors that name no model", hint="name it with -m")
+    if how.from_diffusers is not None and how.spacing is not None:
+        raise UsageError("--from-diffusers and --spacing say the same in two ways", hint="choose one")
+
+
+def no_bare(name: str) -> UsageError:
+    """That the scheduler named says nothing about a latent file."""
+    return UsageError(f"{name} is no bare tensor, and says its levels itself", hint="no --from-diffusers then")
 
 
 def sampled_by(scheduler: Path, model: Model, way: Way) -> Way:

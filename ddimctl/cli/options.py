@@ -184,6 +184,19 @@ class OtherHow(Iterating):
 
 
 @group
+class Theirs(OtherHow):
+    """The way; of tensors that diffusers sampled from, by its scheduler."""
+
+    from_diffusers: Annotated[
+        Path | None,
+        Option(
+            "--from-diffusers", metavar="PATH", parser=parse_path,
+            help="Bare tensors are x_T of this scheduler_config.json, or of a model folder's.",
+        ),
+    ] = None  # fmt: skip
+
+
+@group
 class Fit:
     """How an image is made to fit the model."""
 

@@ -104,15 +104,14 @@ def of_round_trips(
 
 
 def of_samples(
-    pixels: np.ndarray, steps: Sequence[int], names: Sequence[str], *, lines: tuple[Any, Any] | None
+    pixels: np.ndarray, rows: Sequence[str], names: Sequence[str], *, kind: str, lines: tuple[Any, Any] | None
 ) -> list[Section]:
-    """A row for each number of steps, or all images of the only one; and the table where there is one."""
+    """A row for each of a kind, such as numbers of steps, or all images; and the table where there is one."""
     from ddimctl.report import html
 
-    if len(steps) > 1:
-        assert lines is not None
-        rows = [f"S = {s}" for s in steps]
-        return [html.Table("Consistency", *lines), html.Pictures("Samples", pixels, names, rows, "steps")]
+    if rows:
+        tables = [html.Table("Consistency", *lines)] if lines is not None else []
+        return [*tables, html.Pictures("Samples", pixels, names, rows, kind)]
     return [html.Gallery("Samples", pixels, names)]
 
 

@@ -19,19 +19,41 @@ if TYPE_CHECKING:
 
 Encode = Callable[..., "Iterator[Outcome]"]  # as `runs.local.encode`
 LONGEST = 1 << 16  # bytes of a file that holds a prompt
+MOST = 1 << 22  # of one that holds many
 TOLD = 3  # captions whose ends are told
 
 
 def parse_prompt(text: str) -> str:
     """A prompt: the text, or with @ before it, what the file of that name holds; @@ begins a text with @."""
-    if not text.startswith("@") or text.startswith("@@"):
-        return text.removeprefix("@") if text.startswith("@@") else text
+    return _written(text, LONGEST) if _is_file(text) else text.removeprefix("@") if text.startswith("@@") else text
+
+
+def parse_prompts(texts: Iterable[str]) -> list[str]:
+    """Where there may be several: as `parse_prompt`, but a file has one a line; empty lines are none.
+
+    Raises `FileError` for a file without any.
+    """
+    found: list[str] = []
+    for text in texts:
+        lines = [line.strip() for line in _written(text, MOST).splitlines()] if _is_file(text) else [parse_prompt(text)]
+        if _is_file(text) and not any(lines):
+            raise FileError(f"{text[1:]} has no prompt", hint="one a line")
+        found += filter(None, lines) if _is_file(text) else lines
+    return found
+
+
+def _is_file(text: str) -> bool:
+    return text.startswith("@") and not text.startswith("@@")
+
+
+def _written(text: str, limit: int) -> str:
+    """What stands in the file that is named after an @."""
     from ddimctl.files import read_bytes, refuse_special
 
     path = Path(text[1:])
     refuse_special(path)
     try:
-        return read_bytes(path, LONGEST).decode("utf-8-sig").strip()
+        return read_bytes(path, limit).decode("utf-8-sig").strip()
     except UnicodeDecodeError as e:
         raise FileError(f"{path} is not text in UTF-8") from e
 
@@ -116,19 +138,30 @@ def beside(
     items: Sequence[Item], arguments: Sequence[str], condition: Condition, *, console: Console
 ) -> dict[str, Condition]:
     """What each image is encoded under, by its source."""
+    folders = [Path(a) for a in arguments if a and Path(a).is_dir()]
+    instead = "no prompt" if condition.prompt is None else f"{condition.prompt!r}"
+    found = captions_of([item.source for item in items], folders, instead=instead, console=console)
+    return {s: condition if text is None else replace(condition, prompt=text) for s, text in found.items()}
+
+
+def captions_of(
+    images: Iterable[str], folders: Sequence[Path], *, instead: str, console: Console
+) -> dict[str, str | None]:
+    """What is written about each image, by its file's name; `instead` says what stands for it where nothing is.
+
+    Raises `UsageError` where that is so of all.
+    """
     from ddimctl.images import captions
 
-    folders = [Path(a) for a in arguments if a and Path(a).is_dir()]
-    files = [item.source for item in items if item.source != "-"]
+    files = [name for name in images if name != "-"]
     found = dict(zip(files, captions.of_files([Path(f) for f in files], folders), strict=True))
     if missing := sum(text is None for text in found.values()):
         if missing == len(found):
             hint = f"NAME.txt beside NAME.png, or a {captions.TABLE} in the folder"
             raise UsageError("there are no captions", hint=hint)
-        instead = "no prompt" if condition.prompt is None else f"{condition.prompt!r}"
         console.notice(f"{missing} of {len(found)} images have no caption; {instead} stands for it")
     console.notice(f"{len(set(found.values()))} prompts for {len(found)} images; none shares a batch with another")
-    return {s: condition if text is None else replace(condition, prompt=text) for s, text in found.items()}
+    return found
 
 
 def each_under(under: Mapping[str, Condition], encode_each: Encode) -> Encode:

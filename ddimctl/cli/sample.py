@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ddimctl import places
-from ddimctl.cli import inputs, looks, options, pages
+from ddimctl.cli import inputs, looks, options, pages, prompts
 from ddimctl.cli.console import Console, figure, table
 from ddimctl.cli.drawn import Batch, Folder, Row
 from ddimctl.cli.groups import flat, group, like
@@ -43,12 +43,30 @@ class Samples(options.Output, looks.Looks):
 
 
 @group
+class Several(Sized):
+    """The model, and what it is asked for; several prompts make images of each."""
+
+    prompt: Annotated[
+        list[str] | None,
+        like(Sized, "prompt", parser=None, help="What the images are of; again for more, or @FILE, one a line."),
+    ] = None  # type: ignore[assignment]
+
+    def each(self) -> list[Sized]:
+        """What is asked for, prompt by prompt."""
+        said: list[Any] = prompts.parse_prompts(self.prompt or []) or [None]
+        shared = {f.name: getattr(self, f.name) for f in fields(Sized) if f.name != "prompt"}
+        return [Sized(**shared, prompt=p) for p in said]
+
+
+@group
 class Sampling(options.Iterating):
     """The way from noise to images."""
 
     n: Annotated[
         int | None,
-        typer.Option("-n", "--number", metavar="N", min=1, help="How many images of each seed: 16, or of several, 1."),
+        typer.Option(
+            "-n", "--number", metavar="N", min=1, help="How many images of each seed and prompt: 16, or of several, 1."
+        ),
     ] = None
     seed: Annotated[
         str,
@@ -65,19 +83,20 @@ class Sampling(options.Iterating):
     ] = None
     spacing: Annotated[str, like(options.How, "spacing", help=options.SPACING_HELP)] = options.DEFAULT_SPACING
 
-    def draws(self) -> list[Draw]:
-        """(seed, number) of every image."""
+    def draws(self, prompts: int) -> list[Draw]:
+        """(seed, number) of every image of each of so many prompts."""
         seeds = options.parse_seeds(self.seed)
-        n = self.n or (DEFAULT_NUMBER if len(seeds) == 1 else 1)
-        if n * len(seeds) > MAX_SEEDS:
-            raise UsageError(f"{n * len(seeds):,} images make no sense", hint="give fewer seeds, or a smaller -n")
+        n = self.n or (DEFAULT_NUMBER if len(seeds) == prompts == 1 else 1)
+        if n * len(seeds) * prompts > MAX_SEEDS:
+            hint = "give fewer seeds, or a smaller -n"
+            raise UsageError(f"{n * len(seeds) * prompts:,} images make no sense", hint=hint)
         return [(seed, k) for seed in seeds for k in range(n)]
 
 
 @flat
 def sample(
     *,
-    what: Sized,
+    what: Several,
     how: Sampling,
     files: Samples,
     machine: options.Machine,
@@ -91,6 +110,8 @@ def sample(
     With several --steps the same x_T are decoded with each: a row of the sheet each, or a folder each, and a table of how
     far they are from the longest (mse per dimension with pixels in 0 to 1, and its root, each image's, averaged).
 
+    Several prompts have a row of the sheet each, or a folder each, prompt-000 and so on, and the same x_T.
+
     --eta above 0, or --sigma-hat, adds noise at every step, as DDPM does (eq. 12 and 16 of the paper).
 
     Example: ddimctl sample -n 8 --steps 10,20,50,100
@@ -101,49 +122,78 @@ def sample(
     console = said.console(files.output)
     lengths = list(dict.fromkeys(options.parse_integers(how.steps, "--steps")))
     ways = ways_of(how, lengths)
-    draws = how.draws()
+    asked = what.each()
+    draws = how.draws(len(asked))
     n, seeds = len(draws), list(dict.fromkeys(seed for seed, _ in draws))
     output, is_folder = target_of(files, console)
+    check_several(asked, lengths, files)
     files.check_page([output, files.noise], force=files.force)
 
-    net = inputs.open_model(what, machine, console)
+    net = inputs.open_model(asked[0], machine, console)
+    prompts.check_heard(net, [a.condition() for a in asked[1:]], console)
     formats.check_channels(f"an image of the model {net.name}", net.channels)
-    columns = n if len(lengths) > 1 else min(n, max(COLUMNS, math.isqrt(n - 1) + 1))
-    if len(seeds) > 1 and len(lengths) == 1 and n > len(seeds):
+    in_rows = len(lengths) > 1 or len(asked) > 1
+    columns = n if in_rows else min(n, max(COLUMNS, math.isqrt(n - 1) + 1))
+    if len(seeds) > 1 and not in_rows and n > len(seeds):
         columns = n // len(seeds)  # a row for each seed
     factor = sheets.factor_to_see(net.size)
     if not is_folder:
-        files.check_sheet(output, n * len(lengths), net.size, columns=columns, gap=GAP, factor=factor)
+        in_all = n * len(lengths) * len(asked)
+        files.check_sheet(output, in_all, net.size, columns=columns, gap=GAP, factor=factor)
     for way in ways:
         way.way.path(net.schedule)
-    rows = [Row(way) for way in ways]
-    longest = max(rows, key=lambda row: row.steps)
-    net = inputs.start_engine(net, machine, console, work=inputs.evaluations(n, sum(lengths), longest.how.way.solver))
-    batch = Batch(net, rows, what.condition(), draws, machine.batch_size, console)
-    folder = Folder.of(output, batch, force=files.force) if is_folder else None
-    skipped = batch.make(folder)
+    longest = max(ways, key=lambda way: way.way.steps)
+    work = inputs.evaluations(n * len(asked), sum(lengths), longest.way.solver)
+    net = inputs.start_engine(net, machine, console, work=work)
+    batches = [Batch(net, [Row(way) for way in ways], a.condition(), draws, machine.batch_size, console) for a in asked]
+    folders = folders_of(output, batches, force=files.force) if is_folder else [None] * len(batches)
+    skipped = sum(batch.make(folder) for batch, folder in zip(batches, folders, strict=True))
     if skipped:
-        console.notice(f"sampled: {n * len(rows) - skipped}, there already: {skipped}")
-    tell_unconverged(rows, n, console)
+        console.notice(f"sampled: {n * len(ways) * len(asked) - skipped}, there already: {skipped}")
+    tell_unconverged([row for batch in batches for row in batch.rows], n, console)
     seed: int | list[int] = seeds[0] if len(seeds) == 1 else seeds
-    if folder is None:
-        origins = {"seed": seed, "number": n, "all_steps": lengths}
-        save_sheet(output, rows, columns, factor=factor, files=files, made=batch.made(longest, origins))
+    if not is_folder:
+        made = made_of(batches, {"seed": seed, "number": n, "all_steps": lengths})
+        save_sheet(output, batches, columns, factor=factor, files=files, made=made)
     if files.noise is not None:
-        save_noise(files.noise, net, draws, way=longest.how.way, condition=what.condition())
-        if longest.how.is_random:
+        save_noise(files.noise, net, draws, way=longest.way, condition=asked[0].condition())
+        if longest.is_random:
             console.notice(
                 f"{files.noise} holds x_T alone: decode adds no noise on the way, and makes other images of it"
             )
-    pictures = [output] if folder is None else [p.target for p in folder.pictures.values()]
-    written = [str(f) for f in pictures] + ([str(files.noise)] if files.noise is not None else [])
+    pictures = [p.target for folder in folders if folder is not None for p in folder.pictures.values()]
+    written = [str(f) for f in pictures or [output]] + ([str(files.noise)] if files.noise is not None else [])
     text = "\n".join(written)
-    apart = batch.apart()
-    if len(rows) > 1:
-        text = table(*as_lines(rows, longest, apart)) + "\n" + text
-    record = as_record(batch, how, seed, files=written, skipped=skipped)
+    if len(lengths) > 1:
+        text = table(*as_lines(batches[0])) + "\n" + text
+    record = as_record(batches, how, seed, files=written, skipped=skipped)
     console.data(text, record)
-    look(files, batch, folder, record=record)
+    look(files, batches, folders, record=record)
+
+
+def check_several(asked: Sequence[Sized], lengths: Sequence[int], files: Samples) -> None:
+    """Raises `UsageError` for what has no place for several prompts."""
+    if len(asked) > 1 and len(lengths) > 1:
+        raise UsageError("several prompts and several --steps are two kinds of rows", hint="choose one of them")
+    if len(asked) > 1 and files.noise is not None:
+        hint = "the x_T are the same for all: save those of one prompt"
+        raise UsageError("a latent file has one prompt", hint=hint)
+
+
+def folders_of(output: Path, batches: Sequence[Batch], *, force: bool) -> list[Folder | None]:
+    """The folder of each prompt. Raises `UsageError` if something else is there."""
+    width = max(3, len(str(len(batches) - 1)))
+    several = len(batches) > 1
+    paths = [output / f"prompt-{i:0{width}}" if several else output for i in range(len(batches))]
+    return [Folder.of(path, batch, force=force) for path, batch in zip(paths, batches, strict=True)]
+
+
+def made_of(batches: Sequence[Batch], more: dict[str, Any]) -> dict[str, Any]:
+    """How the images of all were made, as their sheet says of itself."""
+    made = batches[0].made(batches[0].longest, more)
+    if len(batches) == 1:
+        return made
+    return {**{k: v for k, v in made.items() if k != "prompt"}, "prompts": [b.condition.prompt for b in batches]}
 
 
 def tell_unconverged(rows: Sequence[Row], n: int, console: Console) -> None:
@@ -195,59 +245,75 @@ def target_of(files: Samples, console: Console) -> tuple[Path, bool]:
 
 
 def save_sheet(
-    path: Path, rows: Sequence[Row], columns: int, *, factor: int, files: Samples, made: dict[str, Any]
+    path: Path, batches: Sequence[Batch], columns: int, *, factor: int, files: Samples, made: dict[str, Any]
 ) -> None:
-    """Writes one sheet: a row for each number of steps, or all images of the only one, enlarged to be seen."""
+    """Writes one sheet: a row for each prompt or number of steps, or all images of the only one, enlarged to be seen."""
     import numpy as np
 
     from ddimctl.images import sheets, writing
 
-    pixels = sheets.enlarge(np.concatenate([p for row in rows for p in row.pixels]), factor)
-    left = looks.rows_of(len(pixels), columns) if len(rows) == 1 else [f"S = {row.steps}" for row in rows]
+    pixels = sheets.enlarge(np.concatenate([p for b in batches for row in b.rows for p in row.pixels]), factor)
+    left = rows_of(batches) or looks.rows_of(len(pixels), columns)
     seeds = made["seed"] if isinstance(made["seed"], list) else [made["seed"]]
-    if len(seeds) > 1 and len(rows) == 1:
+    if len(seeds) > 1 and not rows_of(batches):
         left = (
             [f"seed {seed}" for seed in seeds] if len(pixels) > len(seeds) else [f"seed {s}" for s in seeds[::columns]]
         )
-    caption = looks.way_of(made) + ("" if len(seeds) > 1 else f"; seed {seeds[0]}")
+    said = {k: v for k, v in made.items() if k != "prompts"}  # they stand beside their rows
+    caption = looks.way_of(said) + ("" if len(seeds) > 1 else f"; seed {seeds[0]}")
     sheet = files.sheet(pixels, columns, GAP, left=left, caption=caption)
     writing.save_image(path, sheet, made=made)
 
 
-def first_images(batch: Batch, folder: Folder | None, most: int) -> np.ndarray:
-    """The first images of each row, as they were kept or as they stand in the folder."""
+def rows_of(batches: Sequence[Batch]) -> list[str]:
+    """What stands beside the rows of a sheet, where there are several prompts or numbers of steps."""
+    if len(batches) > 1:
+        return [batch.condition.prompt or "" for batch in batches]
+    return [f"S = {row.steps}" for row in batches[0].rows] if len(batches[0].rows) > 1 else []
+
+
+def first_images(batches: Sequence[Batch], folders: Sequence[Folder | None], most: int) -> np.ndarray:
+    """The first images of each row, as they were kept or as they stand in their folder."""
     import numpy as np
 
     from ddimctl.images import reading
 
-    if folder is None:
-        return np.concatenate([np.concatenate(row.pixels)[:most] for row in batch.rows])
-    kept = [folder.pictures[row.steps, draw].target for row in batch.rows for draw in batch.draws[:most]]
-    return np.stack([reading.read(file, batch.model.channels, batch.model.size)[0] for file in kept])
+    found: list[Any] = []
+    for batch, folder in zip(batches, folders, strict=True):
+        for row in batch.rows:
+            if folder is None:
+                found += list(np.concatenate(row.pixels)[:most])
+                continue
+            kept = [folder.pictures[row.steps, draw].target for draw in batch.draws[:most]]
+            found += [reading.read(file, batch.model.channels, batch.model.size)[0] for file in kept]
+    return np.stack(found)
 
 
-def look(files: Samples, batch: Batch, folder: Folder | None, *, record: dict[str, Any]) -> None:
+def look(files: Samples, batches: Sequence[Batch], folders: Sequence[Folder | None], *, record: dict[str, Any]) -> None:
     """The page of --html, and what --show shows."""
     if files.html is not None:
-        save_page(files, batch, folder, record=record)
+        save_page(files, batches, folders, record=record)
+    batch, rows = batches[0], rows_of(batches)
     if files.shows(batch.console):
-        n = min(COLUMNS, len(batch.draws)) if len(batch.rows) > 1 else min(pages.SHOWN, len(batch.draws))
-        left = [f"S = {row.steps}" for row in batch.rows] if len(batch.rows) > 1 else looks.rows_of(n, COLUMNS)
-        files.print_sheet(first_images(batch, folder, n), min(n, COLUMNS), left=left)
+        n = min(COLUMNS if rows else pages.SHOWN, len(batch.draws))
+        left = rows or looks.rows_of(n, COLUMNS)
+        files.print_sheet(first_images(batches, folders, n), min(n, COLUMNS), left=left)
 
 
-def save_page(files: Samples, batch: Batch, folder: Folder | None, *, record: dict[str, Any]) -> None:
+def save_page(
+    files: Samples, batches: Sequence[Batch], folders: Sequence[Folder | None], *, record: dict[str, Any]
+) -> None:
     """Writes the page of --html, with the first images of each row."""
-    model, rows, most = batch.model, batch.rows, min(pages.SHOWN, len(batch.draws))
-    shown = first_images(batch, folder, most)
-    lines = as_lines(rows, batch.longest, batch.apart()) if len(rows) > 1 else None
-    names = [str(k) if isinstance(record["seed"], int) else f"{k} of seed {seed}" for seed, k in batch.draws[:most]]
-    said = f"{len(batch.draws)} images of seed {record['seed']}" + (
-        f", the first {most}" if most < len(batch.draws) else ""
-    )
+    batch, rows = batches[0], rows_of(batches)
+    model, draws, most = batch.model, batch.draws, min(pages.SHOWN, len(batch.draws))
+    shown = first_images(batches, folders, most)
+    lines = as_lines(batch) if len(batch.rows) > 1 else None
+    names = [str(k) if isinstance(record["seed"], int) else f"{k} of seed {seed}" for seed, k in draws[:most]]
+    said = f"{record['images']} images of seed {record['seed']}" + (f", the first {most}" if most < len(draws) else "")
     files.write_page(
-        f"Samples of {model.name}", f"{said}.", pages.of_samples(shown, [row.steps for row in rows], names, lines=lines),
-        made=batch.made(batch.longest, {"seed": record["seed"], "number": record["images"]}),
+        f"Samples of {model.name}", f"{said}.",
+        pages.of_samples(shown, rows, names, kind="prompt" if len(batches) > 1 else "steps", lines=lines),
+        made=made_of(batches, {"seed": record["seed"], "number": record["images"]}),
         record=record, side=model.size[1], console=batch.console,
     )  # fmt: skip
 
@@ -265,30 +331,33 @@ def save_noise(path: Path, model: Model, draws: Sequence[Draw], *, way: Way, con
 
 
 def as_record(
-    batch: Batch, how: Sampling, seed: int | list[int], *, files: Sequence[str], skipped: int
+    batches: Sequence[Batch], how: Sampling, seed: int | list[int], *, files: Sequence[str], skipped: int
 ) -> dict[str, Any]:
     """All of it for machines."""
-    apart, longest = batch.apart(), batch.longest
+    batch, longest = batches[0], batches[0].longest
+    apart = batch.apart()
+    several = {"prompts": [b.condition.prompt for b in batches]} if len(batches) > 1 else {}
     return {
         "files": list(files),
-        "images": len(batch.draws),
+        "images": sum(len(b.draws) for b in batches),
         "skipped": skipped,
         "model": {"name": batch.model.name, "digest": batch.model.digest},
         "seed": seed,
+        **several,
         "eta": 1.0 if how.sigma_hat else how.eta,
         "sigma_hat": how.sigma_hat,
         "solver": longest.how.way.solver,
         "spacing": how.spacing,
-        "results": [row.record for row in batch.rows],
+        "results": [row.record for b in batches for row in b.rows],
         "unrelated_mse": sum(apart) / len(apart) if apart else None,
     }
 
 
-def as_lines(rows: Sequence[Row], longest: Row, apart: Sequence[float]) -> tuple[list[str], list[list[str]]]:
+def as_lines(batch: Batch) -> tuple[list[str], list[list[str]]]:
     """How far each row is from the longest, and in the last line, how far one image is from the next."""
-    found = [row.record for row in rows]
+    found, apart = [row.record for row in batch.rows], batch.apart()
     lines = [[str(r["steps"]), f"{r['evaluations']:.4g}", figure(r["mse"]), figure(r["rms"])] for r in found]
     if apart:
         mean, root = (sum(v) / len(apart) for v in (apart, list(map(math.sqrt, apart))))
         lines.append(["another x_T", "-", figure(mean), figure(root)])
-    return ["steps", "evaluations", f"mse to {longest.steps}", "rms"], lines
+    return ["steps", "evaluations", f"mse to {batch.longest.steps}", "rms"], lines

@@ -7,7 +7,8 @@ from typing import Annotated
 from typer import Option
 
 from ddimctl.cli.groups import group
-from ddimctl.cli.options import What
+from ddimctl.cli.options import OtherWhat, What
+from ddimctl.cli.values import parse_tile
 
 
 @group
@@ -25,6 +26,21 @@ class Sized(What):
         float | None,
         Option(
             "--sigma-max", metavar="X", help="Where the noise of a flow, or of zero final SNR, counts as all there is."
+        ),
+    ] = None
+
+
+@group
+class OtherTiles(OtherWhat):
+    """The model, where a latent file says it and its tiles, and the command line may say otherwise."""
+
+    tile: Annotated[
+        int | None,
+        Option(
+            "--tile",
+            metavar="N|none",
+            parser=parse_tile,
+            help="Other tiles of the autoencoder than the file's, or none.",
         ),
     ] = None
 

@@ -11,6 +11,7 @@ import typer
 
 from ddimctl.cli import batches, inputs, looks, names, options
 from ddimctl.cli.groups import flat, group, like
+from ddimctl.cli.prompts import parse_prompts
 from ddimctl.cli.sized import Sized
 from ddimctl.errors import SomeFailed, UsageError
 
@@ -39,7 +40,9 @@ class To:
     ] = None
     to_prompt: Annotated[
         list[str] | None,
-        typer.Option("--to-prompt", metavar="TEXT", help="The prompt that they become; again for more."),
+        typer.Option(
+            "--to-prompt", metavar="TEXT", help="The prompt that they become; again for more, or @FILE, one a line."
+        ),
     ] = None
     to_negative: Annotated[
         str | None, typer.Option("--to-negative", metavar="TEXT", help="Another negative prompt.")
@@ -55,7 +58,7 @@ class To:
     def conditions(self, source: Condition) -> list[Condition]:
         """Each that is asked for: the source's, but for what is said here. Raises `UsageError` where nothing is."""
         classes = [] if self.to_class is None else options.parse_integers(self.to_class, "--to-class")
-        prompts = self.to_prompt or []
+        prompts = parse_prompts(self.to_prompt or [])
         if classes and prompts:
             raise UsageError("--to-class and --to-prompt are two things to become", hint="choose one")
         changed: dict[str, Any] = {"negative": self.to_negative, "guidance": self.to_guidance}

@@ -40,6 +40,13 @@ def parse_list(text: str) -> list[str]:
     return parts
 
 
+def parse_tile(text: str) -> int:
+    """ "256" → 256, "none" → 0."""
+    if text != "none" and not (text.isdecimal() and int(text)):
+        raise UsageError(f"--tile takes pixels a side, or none, not {text!r}")
+    return 0 if text == "none" else int(text)
+
+
 def parse_integers(text: str, option: str) -> tuple[int, ...]:
     """ "1,2,3" → (1, 2, 3)."""
     try:

@@ -69,10 +69,12 @@ class Latents:
 
     def tiled(self, tile: int | None) -> Latents:
         """The same by tiles of so many pixels a side. Raises `UsageError` where it has none of that size."""
+        if tile is None:
+            return replace(self, tile=None)
         unit = 4 * self.factor  # a quarter overlaps
         if not hasattr(self.vae, "use_tiling"):
             raise UsageError("this autoencoder does not go by tiles", hint="leave --tile away")
-        if tile is not None and (tile < 2 * unit or tile % unit):
+        if tile < 2 * unit or tile % unit:
             near = max(2, round(tile / unit)) * unit
             raise UsageError(f"tiles of {tile} pixels a side do not divide", hint=f"such as --tile {near}")
         return replace(self, tile=tile)

@@ -143,6 +143,8 @@ def decoding_key(file: Latent, decoding: Decoding, suffix: str) -> str:
     ]  # fmt: skip
     if decoding.condition != read_condition(file.provenance):
         made.append(repr(decoding.condition))
+    if (tile := model.autoencoder.tile) != file.recipe.tile:
+        made.append({"tile": tile})
     kept = file.corrections if way.keep is not None else None
     return sha256((latent.digest(file.xT, "", kept) + json.dumps(made, sort_keys=True)).encode())
 

@@ -29,6 +29,7 @@ class Reference:
     said: str | None  # of its schedule
     guess: bool
     size: tuple[int, int]
+    tile: int | None  # of its autoencoder
     schedule: Levels  # as resolved: its tuned paths and its end are part of it
     device: str
     engine: str
@@ -41,7 +42,8 @@ def reference_to(model: Model) -> Reference:
     about, network = model.about, model.network
     return Reference(
         about.name, _place(about.reference, about.folder), _here(about.config), _here(about.schedule), about.guess,
-        model.size, model.schedule, network.module.kind, network.engine, network.precision, identity(model),
+        model.size, model.autoencoder.tile, model.schedule, network.module.kind, network.engine, network.precision,
+        identity(model),
     )  # fmt: skip
 
 
@@ -73,7 +75,7 @@ def opened(reference: Reference) -> Model:
             f"{reference.reference} is another model there (digest {model.digest[:12]}, not {reference.must[0][:12]})",
             hint="every machine needs the same files",
         )
-    return replace(model, schedule=reference.schedule)
+    return replace(model, schedule=reference.schedule, autoencoder=model.autoencoder.tiled(reference.tile))
 
 
 def _place(reference: str, folder: Path | None) -> str:
