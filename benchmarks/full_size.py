@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +117,13 @@ def ours(folder: Path, engine: str) -> tuple[Callable[[], Any], Any]:
     """ddimctl, as a library; its engine is made, and what it says of itself hashed, as by the command line."""
     from ddimctl import engines, ode
     from ddimctl.families import load
+    from ddimctl.families.halves import evaluated
     from ddimctl.model import Condition
     from ddimctl.recipe import Recipe, Way
 
     model = load(str(folder), "cpu")
     model = model.with_network(engines.make(model.network.module, engine))
+    model = replace(model, autoencoder=evaluated(model, engine))
     way, condition = Way("ddim", "trailing", STEPS), Condition(prompt=PROMPT)
     Recipe.of(model, way, condition)
     images = picture()

@@ -84,6 +84,10 @@ class Autoencoder(Protocol):
     def tile(self) -> int | None:
         """Pixels a side of the tiles it goes by; None: all at once."""
 
+    @property
+    def engine(self) -> str | None:
+        """What evaluates it, where it is neither torch nor nothing."""
+
     def tiled(self, tile: int | None) -> Autoencoder:
         """The same by other tiles. Raises `UsageError` where it has none of that size."""
 
@@ -99,6 +103,7 @@ class Pixels:
 
     digest = None
     tile = None
+    engine = None
 
     def tiled(self, tile: int | None) -> Pixels:
         if tile is not None:

@@ -35,6 +35,7 @@ class Module:
     count: Callable[[tuple[int, int, int]], int] | None = None  # where `facts` does not have it
     mixed: bool = False  # whether the images of a batch may hear different things, a row each
     prepare: Callable[[Any], Any] | None = None  # what the engine torch does to a copy first, to save memory
+    gives: int = 0  # the channels of its output that count, if not as many as go in
     waits: bool = False  # whether its weights wait on the CPU until `prepare` has them fetched
 
     @cached_property

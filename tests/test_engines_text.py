@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Result
+from PIL import Image
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -23,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddimctl import cache, engines, latent
 from ddimctl.engines import openvino, pytorch
 from ddimctl.errors import UsageError
-from ddimctl.families import assembly, load, resized
+from ddimctl.families import assembly, halves, load, resized
 from ddimctl.images import writing
 from ddimctl.model import NOTHING, Condition, Model
 
@@ -83,6 +84,45 @@ def test_openvino_is_eager_and_converts_once(model: Model) -> None:
     assert len(list(cache.folder().iterdir())) == entries <= 1 + len(openvino.PARTS)
 
 
+def images_of(model: Model, n: int = 2) -> torch.Tensor:
+    return torch.rand(n, *model.image_shape, generator=torch.Generator().manual_seed(3)).double() * 2 - 1
+
+
+@needs_openvino
+@pytest.mark.parametrize("size", [1000, openvino.LARGE])
+def test_autoencoders_by_openvino_are_those_of_torch(model: Model, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same cache, converted once, image by image; by tiles, and for other sizes, torch is left to it."""
+    monkeypatch.setattr(openvino, "LARGE", size)
+    plain: Any = model.autoencoder
+    images = images_of(model)
+    z = plain.encode(images)
+    quick: Any = halves.evaluated(model, "openvino")
+    assert (quick.engine, quick.digest, plain.engine) == ("openvino", plain.digest, None)
+    with monkeypatch.context() as patch:  # torch is not asked
+        patch.setattr(plain.vae, "encode", None)
+        patch.setattr(plain.vae, "decode", None)
+        with pytest.raises(TypeError):
+            plain.encode(images)
+    assert apart(quick.encode(images), z) < NETWORK
+    assert apart(quick.decode(z), plain.decode(z)) < NETWORK
+    assert apart(quick.decode(z.numpy()), plain.decode(z)) < NETWORK
+    known = {p.name for p in cache.folder().iterdir()}
+    assert {openvino.graph_name(m) for m in halves.halves(plain, model.size)} <= known
+    again: Any = halves.evaluated(model, "openvino", known=True)
+    assert again.engine == "openvino"
+    with monkeypatch.context() as patch:
+        patch.setattr(plain.vae, "encode", None)
+        patch.setattr(plain.vae, "decode", None)
+        assert apart(again.encode(images), z) < NETWORK
+        assert apart(again.decode(z), quick.decode(z)) == 0
+    assert {p.name for p in cache.folder().iterdir()} == known
+    wide = torch.cat([z, z], 3)
+    assert apart(quick.decode(wide), plain.decode(wide)) == 0
+    if hasattr(plain.vae, "use_tiling"):
+        assert apart(quick.tiled(16).decode(wide), plain.tiled(16).decode(wide)) == 0
+        assert quick.tiled(16).tiled(None).engine == "openvino"
+
+
 @needs_openvino
 def test_large_networks_are_compiled_from_their_graph_alone(sd: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino, "LARGE", 1000)
@@ -126,6 +166,11 @@ def test_weights_held_in_half_are_what_autocast_makes_of_them(model: Model) -> N
 def test_the_compiler_is_eager(sd: Model) -> None:
     for got, true in zip(answers(use(sd, "compile")), answers(sd), strict=True):
         assert apart(got, true) < NETWORK
+    compiled, images = halves.evaluated(sd, "compile"), images_of(sd)
+    z = sd.autoencoder.encode(images)
+    assert compiled.engine == "compile"
+    assert apart(compiled.encode(images), z) < NETWORK
+    assert apart(compiled.decode(z), sd.autoencoder.decode(z)) < NETWORK
 
 
 @pytest.mark.parametrize("name", ["sd", "xl", "sd3", "flux"])
@@ -203,6 +248,12 @@ def test_files_say_what_made_them(folder: Path, tmp_path: Path, invoke: Callable
     assert [x.recipe.dtype for x in (a, b, c)] == ["float32", "float32", "bfloat16"]
     assert apart(a.xT, b.xT) < 1e-2  # by an untrained network, which magnifies rounding
     invoke("decode", "a.pt", "-o", "back.png", "--engine", "openvino", "--device", "cpu").ok()
+    invoke("decode", "a.pt", "-o", "torch.png", "--engine", "torch", "--device", "cpu").ok()
+    back, by_torch = (np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("back", "torch"))
+    assert np.abs(back - by_torch).max() <= 2
+    known = {p.name for p in cache.folder().iterdir()}
+    model = load(str(folder), "cpu")
+    assert {openvino.graph_name(m) for m in halves.halves(model.autoencoder, model.size)} <= known  # type: ignore[arg-type]
 
 
 # On GPUs

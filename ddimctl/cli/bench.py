@@ -65,7 +65,7 @@ def bench(*, what: options.What, how: Measured, files: options.Plotted, machine:
     from dataclasses import asdict
 
     from ddimctl import bench as measuring
-    from ddimctl import engines, plots
+    from ddimctl import plots
     from ddimctl.engines import processors
     from ddimctl.files import refuse_existing
 
@@ -87,7 +87,7 @@ def bench(*, what: options.What, how: Measured, files: options.Plotted, machine:
         there = module.kind == "cpu" and importlib.util.find_spec("openvino") is not None
         wanted = ["torch", *(["openvino"] if there else [])]
     # What is not there is told before anything is measured.
-    nets = [net.with_network(engines.make(module, name, machine.precision)) for name in wanted]
+    nets = [inputs.evaluated_by(net, name, machine.precision) for name in wanted]
     flops = measuring.operations(net, condition)
     console.notice(f"{net.name}: {flops / 1e9:.3g} GFLOP an evaluation; {measuring.processor()}")
     before = processors.times()

@@ -113,10 +113,23 @@ def start_engine(model: Model, machine: options.Machine, console: Console, *, wo
         engine, why = engines.pick(model.network.module, work)
     if model.network.module.kind == "cpu" and engine != "openvino":
         console.detail(f"{processors.limit_torch()} threads")
-    model = model.with_network(engines.make(model.network.module, engine, precision))
+    model = evaluated_by(model, engine, precision, known=machine.engine == "auto")
     remember(model)
     console.detail(f"engine {engine}, {precision} ({why})")
     return model
+
+
+def evaluated_by(model: Model, engine: str, precision: str, *, known: bool = False) -> Model:
+    """The model by an engine, with its autoencoder, if it has one; that with `known` only where it is ready for it."""
+    from ddimctl import engines
+    from ddimctl.model import Pixels
+
+    model = model.with_network(engines.make(model.network.module, engine, precision))
+    if isinstance(model.autoencoder, Pixels):
+        return model
+    from ddimctl.families.halves import evaluated
+
+    return replace(model, autoencoder=evaluated(model, engine, known=known))
 
 
 def evaluations(images: int, steps: int, solver: str) -> int:

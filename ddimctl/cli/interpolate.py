@@ -123,9 +123,8 @@ def interpolate(
     Images get noise of σ(1) before they are encoded, as of encode --dither 0, or as a latent beside them did: what lies
     between is as rough as they are. --dither none leaves it away.
 
-    Latents of a model that hears text may have prompts and guidances of their own, and --prompt, given again, says one for
-    each: what lies between is decoded under a blend of them, the embeddings in a straight line. --captions takes those that
-    stand beside images.
+    Of a model that hears text each may have a prompt and a guidance of its own, from its file, --prompt given again, or
+    --captions; what lies between is decoded under a blend of them, the embeddings in a straight line.
 
     --even looks at some five times as many frames as it writes, to place them where neighbours are equally far apart.
 

@@ -145,7 +145,8 @@ def _convert(module: Module, further: dict[str, np.ndarray], file: BinaryIO) -> 
             self.network = module.torch
 
         def forward(self, x: Any, label: Any, *embedded: Any) -> Any:
-            return self.network(x, label, **dict(zip(names, embedded, strict=True)))[:, : module.state_shape[0]]
+            out = self.network(x, label, **dict(zip(names, embedded, strict=True)))
+            return out[:, : module.gives or module.state_shape[0]]
 
     # Two images with a label each: one would be traced as the special case that it is. (`openvino.convert_model` does
     # this too, but traces thrice to compare, and reports itself to its makers.)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ddimctl.arrays import Array
 from ddimctl.checkpoints import pipelines
 from ddimctl.errors import FileError, UsageError
+from ddimctl.network import Network
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,17 @@ class Latents:
     shift: Tensor
     factor: int  # pixels a side for each latent
     tile: int | None = None  # pixels a side of the tiles it goes by, which overlap; None: all at once
+    by: tuple[Network, Network] | None = None  # what evaluates encoder and decoder instead: see `halves`
 
     @property
     def channels(self) -> int:
         """Of z."""
         return int(self.vae.config.latent_channels)
+
+    @property
+    def engine(self) -> str | None:
+        """What evaluates it, where torch does not."""
+        return None if self.by is None else self.by[0].engine
 
     @property
     def image_channels(self) -> int:
@@ -53,9 +60,10 @@ class Latents:
         if images.shape[2] % self.factor or images.shape[3] % self.factor:
             raise UsageError(f"the autoencoder takes images whose sides are multiples of {self.factor}")
         x = torch.as_tensor(images).to(self.vae.device, torch.float32)
+        up = self._half(0, x)
         # Image by image: at 512 × 512 one needs gigabytes.
         with self._in_tiles():
-            latents = torch.cat([self.of(self.vae.encode(one)) for one in x.split(1)]).double()
+            latents = torch.cat([up(one) if up else self.of(self.vae.encode(one)) for one in x.split(1)]).double()
         return _back((latents - self.shift.to(latents.device)) * self.scale.to(latents.device), images)
 
     @torch.no_grad()
@@ -64,20 +72,36 @@ class Latents:
         latents = torch.as_tensor(z).double()
         latents = latents / self.scale.to(latents.device) + self.shift.to(latents.device)
         parts = latents.to(self.vae.device, torch.float32).split(1)
+        down = self._half(1, latents)
         with self._in_tiles():
-            return _back(torch.cat([self.vae.decode(one, return_dict=False)[0] for one in parts]).double(), z)
+            images = [down(one) if down else self.vae.decode(one, return_dict=False)[0] for one in parts]
+            return _back(torch.cat(images).double(), z)
+
+    def _half(self, which: int, x: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """What evaluates encoder (0) or decoder (1), if it is not torch, as it is: not by tiles, and for that size alone."""
+        if self.by is None or self.tile is not None or tuple(x.shape[1:]) != self.by[which].module.state_shape:
+            return None
+        network = self.by[which]
+        return lambda one: torch.as_tensor(network(one, [0.0], {}))
+
+    def but(self, **changes: Any) -> Latents:
+        """One that computes the same in another way; with the digest, if that is known, for it takes seconds."""
+        made = replace(self, **changes)
+        if "digest" in vars(self):
+            vars(made)["digest"] = self.digest
+        return made
 
     def tiled(self, tile: int | None) -> Latents:
         """The same by tiles of so many pixels a side. Raises `UsageError` where it has none of that size."""
         if tile is None:
-            return replace(self, tile=None)
+            return self.but(tile=None)
         unit = 4 * self.factor  # a quarter overlaps
         if not hasattr(self.vae, "use_tiling"):
             raise UsageError("this autoencoder does not go by tiles", hint="leave --tile away")
         if tile < 2 * unit or tile % unit:
             near = max(2, round(tile / unit)) * unit
             raise UsageError(f"tiles of {tile} pixels a side do not divide", hint=f"such as --tile {near}")
-        return replace(self, tile=tile)
+        return self.but(tile=tile)
 
     @contextlib.contextmanager
     def _in_tiles(self) -> Iterator[None]:

@@ -34,6 +34,7 @@ class Reference:
     device: str
     engine: str
     precision: str
+    halves: str | None  # what evaluates its autoencoder, if it is not torch
     must: tuple[Any, ...]  # what `identity` gives
 
 
@@ -43,7 +44,7 @@ def reference_to(model: Model) -> Reference:
     return Reference(
         about.name, _place(about.reference, about.folder), _here(about.config), _here(about.schedule), about.guess,
         model.size, model.autoencoder.tile, model.schedule, network.module.kind, network.engine, network.precision,
-        identity(model),
+        model.autoencoder.engine, identity(model),
     )  # fmt: skip
 
 
@@ -75,7 +76,12 @@ def opened(reference: Reference) -> Model:
             f"{reference.reference} is another model there (digest {model.digest[:12]}, not {reference.must[0][:12]})",
             hint="every machine needs the same files",
         )
-    return replace(model, schedule=reference.schedule, autoencoder=model.autoencoder.tiled(reference.tile))
+    model = replace(model, schedule=reference.schedule, autoencoder=model.autoencoder.tiled(reference.tile))
+    if reference.halves is None:
+        return model
+    from ddimctl.families.halves import evaluated
+
+    return replace(model, autoencoder=evaluated(model, reference.halves))
 
 
 def _place(reference: str, folder: Path | None) -> str:
