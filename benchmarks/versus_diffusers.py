@@ -125,8 +125,9 @@ def main() -> None:
     options.add_argument("--pairs", type=int, default=5)
     options.add_argument("--quick", action="store_true", help="tiny settings, and nothing is written: a test")
     options.add_argument("--others", type=Path, help="a folder of PNGs to choose steps and spacing on")
+    options.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of both; one, where others compute")
     chosen = options.parse_args()
-    threads = os.cpu_count() or 1
+    threads = chosen.threads
     with tempfile.TemporaryDirectory() as cache:
         env = {**os.environ, "OMP_NUM_THREADS": str(threads), "XDG_CACHE_HOME": cache, "NO_COLOR": "1",
                "PYTHONPATH": str(ROOT), "COLUMNS": "120"}  # fmt: skip

@@ -89,7 +89,8 @@ def test_a_part_of_a_page_is_replaced_between_its_markers(tmp_path: Path) -> Non
 @pytest.mark.usefixtures("benchmarks")
 @pytest.mark.parametrize(
     ("page", "script"),
-    [("inversion.md", "inversion"), ("inversion.md", "spacings"), ("performance.md", "versus_diffusers"),
+    [("inversion.md", "inversion"), ("inversion.md", "spacings"), ("inversion.md", "paths"),
+     ("performance.md", "versus_diffusers"),
      ("performance.md", "latency"), ("../README.md", "versus_diffusers"), ("paper.md", "table_2"),
      ("latents.md", "dithering"), ("latents.md", "direction")],
 )  # fmt: skip
