@@ -397,6 +397,26 @@ def test_only_this_machine_reaches_it() -> None:
         assert bound.getsockname()[0] == "127.0.0.1"
 
 
+def test_answers_do_not_wait_for_one_another() -> None:
+    """Nagle's algorithm is off where a page is served: with it each answer in a connection comes 40 ms later."""
+
+    async def served(bound: socket.socket) -> int:
+        off = asyncio.get_running_loop().create_future()
+
+        async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            off.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        async with await asyncio.start_server(answer, sock=bound):
+            _, writer = await asyncio.open_connection(*bound.getsockname())
+            found: int = await off
+            writer.close()
+        return found
+
+    with ui.listening(0) as bound:
+        assert asyncio.run(served(bound))
+
+
 def test_a_port_that_is_taken_is_told() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

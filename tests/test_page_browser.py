@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import importlib.util
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 from conftest import isolated
 
+from ddimctl.cli import ui
 from ddimctl.families import load
 from ddimctl.page.between import FINE, SIDE, STEP
 from ddimctl.page.work import CURVE, Studio
@@ -109,8 +109,7 @@ def serving(studio: Studio, folder: Path) -> Iterator[Served]:
     from ddimctl.page import app, shared
 
     slow = Slow(studio)
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
+    with ui.listening(0) as bound:
         port = bound.getsockname()[1]
         page = shared.Page(slow.studio)
         server = app.server(page, port, folder)
@@ -368,6 +367,27 @@ def test_work_is_cancelled(tabs: Any, quick: Served) -> None:
     part.get_by_role("button", name="Cancel").click()
     tab.get_by_text("cancelled").wait_for()
     assert quick.slow.calls < LONG
+
+
+@with_browser
+def test_work_that_waits_is_cancelled(tabs: Any, quick: Served) -> None:
+    """In another tab of the browser, or another part of the same page; what is under way goes on."""
+    first, second = tabs(quick.port), tabs(quick.port)
+    start_long(first, quick).get_by_role("button", name="Sample").click()
+    until(first, lambda: quick.slow.calls > 2)
+    for tab, name in ((first, "Reconstruct"), (second, "Sample")):
+        part = panel(tab, name)
+        if name == "Reconstruct":
+            drop(part, IMAGES[0])
+        part.get_by_role("button", name=name).click()
+        part.get_by_text("waits until other work is done").wait_for()
+        part.get_by_role("button", name="Cancel").click()
+        tab.locator(f"#{name.lower()}-shown").get_by_text("cancelled").wait_for()
+        assert len(quick.page.stops) == 1
+    quick.slow.seconds = 0.0
+    panel(first, "Sample")
+    first.locator("#sample-shown img").first.wait_for()
+    assert quick.slow.calls == LONG
 
 
 @with_browser

@@ -65,7 +65,8 @@ def ui(*, what: Which, fit: options.Fit, where: Served, machine: options.Machine
 
 def listening(port: int) -> socket.socket:
     """A socket of this machine alone. Raises `DDIMError` if the port is taken."""
-    bound = socket.socket()
+    # Named as TCP: of other sockets asyncio leaves Nagle's algorithm on, and answers then come 40 ms late.
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind(("127.0.0.1", port))

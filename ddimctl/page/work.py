@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,7 @@ from ddimctl.translation import Side, translate
 T = TypeVar("T")
 CURVE = (5, 10, 20, 50)  # S of the error that grows beside a round trip
 MOST = 64  # images that are made at once
+PATIENCE = 0.1  # seconds between two looks whether what waits is still wanted
 REPORTS = ("mse", "psnr", "max_abs", "wrong_pixels")
 
 
@@ -54,6 +56,24 @@ class Stop:
     def now(self) -> None:
         self._wanted.set()
 
+    def check(self) -> None:
+        """Raises `Stopped` where the work is no longer wanted."""
+        if self._wanted.is_set():
+            raise Stopped
+
+    @contextmanager
+    def turn(self, lock: Any, waits: Callable[[], object] = lambda: None) -> Iterator[None]:
+        """Holds `lock`; `waits` is called where that has to be waited for. Raises `Stopped`, while it is waited for, too."""
+        if not lock.acquire(timeout=PATIENCE):
+            waits()
+            while not lock.acquire(timeout=PATIENCE):
+                self.check()
+        try:
+            self.check()
+            yield
+        finally:
+            lock.release()
+
     def expect(self, steps: int) -> None:
         """That many steps more will be done."""
         self._total += steps
@@ -61,8 +81,7 @@ class Stop:
     def over(self, steps: Iterable[T]) -> Iterator[T]:
         """The steps, as long as they are wanted. Raises `Stopped`."""
         for step in steps:
-            if self._wanted.is_set():
-                raise Stopped
+            self.check()
             self._done += 1
             self._told(self._done, max(self._done, self._total))
             yield step
