@@ -8,10 +8,12 @@ ONLY is a word: pictures of other commands are left alone.
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from film import FILMS, make
 
@@ -20,15 +22,27 @@ HELD_OUT = "models/emoji/held-out"
 CLOTHES = "models/fashion-mnist/held-out"
 
 
+REPORT = "report.html"
+WINDOW = {"width": 1000, "height": 1000}  # pixels of the browser's, as large as a picture here may be
+
+
 @dataclass(frozen=True)
 class Shown:
-    """A picture: what it shows, its command, and what has to be run before."""
+    """A picture: what it shows, its command, and what has to be run before.
+
+    Where the command writes a page (`REPORT`), the picture is of that, as a browser shows it, `light` or `dark`.
+    """
 
     title: str
     words: str
     file: str
     command: str
     before: str = ""
+    likes: str = "light"
+
+    @property
+    def is_of_page(self) -> bool:
+        return f"--html {REPORT}" in self.command
 
 
 SHOWN = (
@@ -91,6 +105,19 @@ SHOWN = (
         "ddimctl info shoe.pt -o docs/gallery-latent-dark.png --dark",
         "ddimctl encode models/fashion-mnist/held-out/000.png -o shoe.pt",
     ),
+    Shown(
+        "A page of a run",
+        "One file that opens from disk: a divider to drag between original and reconstruction, and below it more.",
+        "gallery-page.png",
+        f"ddimctl reconstruct -m emoji --steps 10,20 --solver ab2,ddim --limit 4 --html {REPORT}",
+    ),
+    Shown(
+        "The same page in the dark",
+        "As the reader's system is.",
+        "gallery-page-dark.png",
+        f"ddimctl reconstruct -m emoji --steps 10,20 --solver ab2,ddim --limit 4 --html {REPORT}",
+        likes="dark",
+    ),
 )
 
 
@@ -110,6 +137,21 @@ def page(shown: tuple[Shown, ...] = SHOWN) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def photograph(page: Path, picture: Path, likes: str) -> None:
+    """A page as Chromium shows it, from its top."""
+    from playwright.sync_api import sync_playwright
+
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        sys.exit("pictures of pages need Chromium")
+    with sync_playwright() as p:
+        started = p.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        tab: Any = started.new_page(viewport=WINDOW, color_scheme=likes)
+        tab.goto(page.as_uri())
+        tab.screenshot(path=picture)
+        started.close()
+
+
 def main(only: str = "") -> None:
     for f in FILMS:
         if only in " ".join([f.file, *f.commands]):
@@ -119,7 +161,10 @@ def main(only: str = "") -> None:
             for command in filter(None, [s.before, f"{s.command} -q"]):
                 words = shlex.split(command)[1:]
                 subprocess.run([sys.executable, "-m", "ddimctl", *words, "--force"], cwd=ROOT, check=True)
-    (ROOT / "shoe.pt").unlink(missing_ok=True)
+            if s.is_of_page:
+                photograph(ROOT / REPORT, ROOT / "docs" / s.file, s.likes)
+    for made in ("shoe.pt", REPORT):
+        (ROOT / made).unlink(missing_ok=True)
     (ROOT / "docs" / "gallery.md").write_text(page(), encoding="utf-8")
 
 

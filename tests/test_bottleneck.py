@@ -20,9 +20,11 @@ from ddimctl.dither import added, dithers_of
 from ddimctl.errors import FileError, UsageError
 from ddimctl.images import writing
 from ddimctl.images.levels import signed
+from ddimctl.model import Condition
 
 Invoke = Callable[..., Result]
 SHIPPED = Path(__file__).parent.parent / "models" / "emoji"
+CLASSY = Path(__file__).parent / "fixtures/models/classes"
 FEW = ("--steps", "2", "-n", 20, "--eta", "0")
 
 
@@ -50,6 +52,17 @@ def test_they_are_the_middle_of_the_network_at_a_tenth_of_the_time(model_folder:
     hook.remove()
     assert own.dimension == 16
     assert apart(torch.from_numpy(np.concatenate(list(own.parts(images(3))))), seen[0].double().mean((2, 3))) < 1e-5
+
+
+def test_no_image_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the network takes those that hardly vary by themselves, each image keeps its features, in its place."""
+    monkeypatch.setattr("ddimctl.unet.network.LOUD_IF_HARD", 0.5)
+    own, mixed = bottleneck.extractor(load(str(CLASSY), "cpu"), Condition(1)), images(9)[..., :8, :8].clone()
+    mixed[[0, 3, 4]] = torch.tensor([0, 128, 255], dtype=torch.uint8)[:, None, None, None]
+    together = np.concatenate(list(own.parts(mixed)))
+    alone = np.concatenate([next(own.parts(mixed[i : i + 1])) for i in range(9)])
+    assert together.shape == alone.shape
+    assert apart(torch.from_numpy(together), torch.from_numpy(alone)) < 1e-5
 
 
 def test_an_image_has_the_same_in_any_company(model_folder: Path) -> None:

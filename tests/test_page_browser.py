@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -20,8 +21,11 @@ from conftest import isolated
 
 from ddimctl.cli import ui
 from ddimctl.families import load
+from ddimctl.model import Condition
 from ddimctl.page.between import FINE, SIDE, STEP
-from ddimctl.page.work import CURVE, Studio
+from ddimctl.page.work import CURVE, Stop, Studio
+from ddimctl.recipe import Way
+from ddimctl.sampling import Noising
 
 ROOT = Path(__file__).parent.parent
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -40,6 +44,7 @@ with_browser = pytest.mark.skipif(
     reason="left out: no Chromium here, or no playwright",
 )
 with_axe = pytest.mark.skipif(not here("axe_playwright_python"), reason="axe is not here: see make test-ui")
+CLASSY = ROOT / "tests/fixtures/models/classes"
 IMAGES = [str(ROOT / f"models/emoji/held-out/00{i}.png") for i in range(4)]
 
 
@@ -127,6 +132,13 @@ def serving(studio: Studio, folder: Path) -> Iterator[Served]:
 def served(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The page of the tiny model, in this process."""
     with serving(Studio(load(str(model_folder), "cpu")), tmp_path_factory.mktemp("dropped")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def classy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The page of a small model of three classes."""
+    with serving(Studio(load(str(CLASSY), "cpu")), tmp_path_factory.mktemp("classy")) as found:
         yield found
 
 
@@ -333,6 +345,44 @@ def test_models_that_take_text_are_asked_in_words(
         tab.close()
 
 
+def choose(tab: Any, part: Any, label: str, option: str) -> None:
+    """Chooses of a list, by hand."""
+    part.get_by_label(label, exact=True).click()
+    tab.get_by_role("option", name=option, exact=True).click()
+
+
+@with_browser
+def test_models_with_classes_are_asked_for_one(tabs: Any, port: int, classy: Served) -> None:
+    assert not panel(tabs(port), "Sample").get_by_label("Class", exact=True).is_visible()
+    tab, studio = tabs(classy.port), classy.page.studio
+    for name in ("Reconstruct", "Interpolate", "Latent", "Sample"):
+        part = panel(tab, name)
+        assert part.get_by_label("Class", exact=True).is_visible(), name
+        assert not part.get_by_label("Prompt", exact=True).is_visible(), name
+    part = panel(tab, "Sample")
+    part.get_by_label("number input for Images").fill("2")
+    for number in ("2", "1"):
+        choose(tab, part, "Class", number)
+        part.get_by_role("button", name="Sample").click()
+        exact = studio.sample(0, 2, Noising(Way()), condition=Condition(int(number)), stop=Stop())
+        until(tab, lambda exact=exact: pictures(tab.locator("#sample-shown").inner_html()) == pictures(exact))
+    part = panel(tab, "Edit")
+    drop(part, str(CLASSY / "held-out/002.png"))
+    choose(tab, part, "Source class", "2")
+    part.get_by_role("button", name="Edit").click()
+    tab.locator("#edit-shown img").nth(3).wait_for()
+    assert part.get_by_text("back as\nclass 2").count() == 1
+    assert part.get_by_text("edited to\nclass 0").count() == 1
+    path, source, target = str(CLASSY / "held-out/002.png"), Condition(2), Condition(0)
+    exact = studio.edit(path, Way(), source=source, target=target, keep=True, stop=Stop())
+    assert pictures(tab.locator("#edit-shown").inner_html()) == pictures(exact)
+
+
+def pictures(html: str) -> list[str]:
+    """What a part of the page shows, picture by picture."""
+    return re.findall(r'src="(data:image/png[^"]+)"', html)
+
+
 LONG = 100  # steps
 
 
@@ -521,8 +571,6 @@ def test_memory_is_flat_over_500_requests(tabs: Any, process: Any) -> None:
 @with_axe
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(tabs: Any, port: int, scheme: str) -> None:
-    from axe_playwright_python.sync_playwright import Axe
-
     tab, wrong = tabs(port, color_scheme=scheme), []
     ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, ground[4:-1].split(","))) < 384) == (scheme == "dark"), ground
@@ -534,12 +582,36 @@ def test_axe_finds_nothing(tabs: Any, port: int, scheme: str) -> None:
             part.get_by_role("button", name=does or name).click()
             element = "[role=alert]" if name != "Sample" and not files else "img"
             tab.locator(f"#{name.lower()}-shown {element}").first.wait_for()
-            until(tab, lambda: not tab.locator("[data-testid=status-tracker]:not(.hide):visible").count())
-            tab.mouse.move(0, 0)
-            tab.wait_for_timeout(300)  # until the button's colour is what it is where no hand is
-            for v in Axe().run(tab).response["violations"]:
-                wrong += [(name, v["id"], n["html"][:200]) for n in v["nodes"][:3]]
+            wrong += violations(tab, name)
     assert not wrong
+
+
+@with_browser
+@with_axe
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_wrong_with_edits(tabs: Any, classy: Served, scheme: str) -> None:
+    tab, wrong = tabs(classy.port, color_scheme=scheme), []
+    part = panel(tab, "Edit")
+    wrong += violations(tab, "before")
+    part.get_by_role("button", name="Edit").click()
+    tab.locator("#edit-shown [role=alert]").wait_for()
+    wrong += violations(tab, "without an image")
+    drop(part, str(CLASSY / "held-out/000.png"))
+    part.get_by_role("button", name="Edit").click()
+    tab.locator("#edit-shown img").nth(3).wait_for()
+    wrong += violations(tab, "edited")
+    assert not wrong
+
+
+def violations(tab: Any, where: str) -> list[tuple[str, str, str]]:
+    """What axe finds wrong with the page as it is now, once nothing moves."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    until(tab, lambda: not tab.locator("[data-testid=status-tracker]:not(.hide):visible").count())
+    tab.mouse.move(0, 0)
+    tab.wait_for_timeout(300)  # until the button's colour is what it is where no hand is
+    found = Axe().run(tab).response["violations"]
+    return [(where, v["id"], n["html"][:200]) for v in found for n in v["nodes"][:3]]
 
 
 @with_browser
