@@ -94,15 +94,11 @@ def legs_of(latents: Sequence[Tensor], loop: bool = False) -> int:
     return len(latents) if loop else len(latents) - 1
 
 
-def within(corners: Sequence[Tensor], across: float, down: float, *, interpolant: Interpolant = slerp) -> Tensor:
-    """A slerp of slerps over four corners (appendix D.5): so much of the way across, and of the way down.
+def within(corners: Sequence[Value], across: float, down: float, *, interpolant: Between[Value]) -> Value:
+    """Over four corners, as a slerp of slerps (appendix D.5): so much of the way across, and of the way down.
 
     The corners are upper left, upper right, lower left, lower right.
     """
-    return _within(corners, across, down, interpolant=interpolant)
-
-
-def _within(corners: Sequence[Value], across: float, down: float, *, interpolant: Between[Value]) -> Value:
     if len(corners) != 4:
         raise UsageError(f"a grid needs four corners, not {len(corners)}")
     a, b, c, d = corners
@@ -119,4 +115,4 @@ def over_grid(corners: Sequence[Value], rows: int, columns: int, *, interpolant:
     if rows < 2 or columns < 2:
         raise UsageError("a grid has at least 2 rows and 2 columns")
     places = [(across, down) for down in weights(rows) for across in weights(columns)]
-    return [_within(corners, across, down, interpolant=interpolant) for across, down in places]
+    return [within(corners, across, down, interpolant=interpolant) for across, down in places]

@@ -6,6 +6,7 @@ Names of files are said without their folders, which are nobody else's business.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -54,6 +55,15 @@ def of(
         if len(parents) > MAX_PARENTS:
             made["parents_in_all"] = len(parents)
     return made
+
+
+def under(conditions: Sequence[Condition]) -> tuple[Condition, dict[str, Any]]:
+    """What `of` is given for pictures between latents that have a condition each: what is common to all, and the rest."""
+    asked = list(dict.fromkeys(conditions))
+    if len(asked) == 1:
+        return asked[0], {}
+    common = replace(asked[0], prompt=None, blend=(), guidance=NOTHING.guidance)
+    return common, {"prompts": [c.prompt for c in asked], "guidances": [c.guidance for c in asked]}
 
 
 def parent(name: str, digest: str | None = None) -> dict[str, Any]:

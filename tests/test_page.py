@@ -132,7 +132,7 @@ WAY = Way(steps=3)
 
 def between(studio: Studio, paths: list[str], way: Way = WAY) -> Between:
     terms = [studio.term(p, way, condition=NOTHING, stop=Stop(), dither=True) for p in paths]
-    return Between(studio, terms, way=way, condition=NOTHING)
+    return Between(studio, terms, way=way, conditions=[NOTHING] * len(terms))
 
 
 def pixels_of(data: bytes) -> np.ndarray:
@@ -373,6 +373,40 @@ def test_an_edit_is_a_translation(speaking: Studio, tmp_path: Path) -> None:
     for i in (0, 1):
         assert np.array_equal(pixels_of(shown[1 + i]), exact[i][0])
     assert not np.array_equal(pixels_of(shown[1]), pixels_of(shown[2]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [2, 4])
+def test_what_lies_between_prompts_is_under_a_blend(speaking: Studio, tmp_path: Path, n: int) -> None:
+    rng, paths = np.random.default_rng(0), [str(tmp_path / f"{i}.png") for i in range(n)]
+    for path in paths:
+        writing.save_image(Path(path), rng.integers(0, 256, (*speaking.model.size, 3), dtype=np.uint8))
+    prompts = ["a cat", "a dog", "a cat", "a cat"][:n]
+    asked = [Condition(prompt=p, guidance=1.0 + 2 * (p == "a dog")) for p in prompts]
+    terms = [speaking.term(p, WAY, condition=c, stop=Stop(), dither=True) for p, c in zip(paths, asked, strict=True)]
+    found = Between(speaking, terms, way=WAY, conditions=asked)
+    middle = (found.across // 2, 0)
+    between = asked[0].toward(asked[1], 0.5)
+    assert found.conditions([(0, 0), middle, (found.across, 0)]) == [asked[0], between, asked[1]]
+    shown = pixels_of(found.file(f"{middle[0]}.0.png")[0])
+    one = latent.from_bytes(found.file(f"{middle[0]}.0.pt")[0], "one.pt")
+    assert one.recipe.condition == between
+    exact = speaking.decode(found.latents([middle]), WAY, condition=one.recipe.condition, stop=Stop())
+    assert np.array_equal(shown, exact[0])
+    assert not np.array_equal(shown, speaking.decode(found.latents([middle]), WAY, condition=asked[0], stop=Stop())[0])
+    made = json.loads(Image.open(io.BytesIO(found.file("sheet.png")[0])).info["ddimctl"])
+    assert (made["prompts"], made["guidances"]) == (["a cat", "a dog"], [1.0, 3.0])
+    with pytest.raises(UsageError, match="one prompt for all"):
+        found.file("latents.pt")
+
+
+def test_between_two_classes_is_nothing() -> None:
+    folder = ROOT / "tests/fixtures/models/classes"
+    studio, paths = Studio(load(str(folder), "cpu")), [str(folder / f"held-out/00{i}.png") for i in range(2)]
+    asked = [Condition(0), Condition(2)]
+    terms = [studio.term(p, WAY, condition=c, stop=Stop()) for p, c in zip(paths, asked, strict=True)]
+    with pytest.raises(UsageError, match="between two classes"):
+        Between(studio, terms, way=WAY, conditions=asked)
 
 
 def test_what_is_asked_for_is_said() -> None:

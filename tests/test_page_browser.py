@@ -332,8 +332,18 @@ def test_models_that_take_text_are_asked_in_words(
         tab = tabs(said.port)
         for name in ("Reconstruct", "Interpolate", "Latent", "Sample"):
             part = panel(tab, name)
-            for label in ("Prompt", "Negative prompt", "number input for Guidance"):
+            prompt = "Prompt, or a line for each" if name == "Interpolate" else "Prompt"
+            for label in (prompt, "Negative prompt", "number input for Guidance"):
                 assert part.get_by_label(label, exact=True).is_visible(), (name, label)
+        part = panel(tab, "Interpolate")
+        drop(part, IMAGES[:2])
+        part.get_by_label("number input for Steps S").fill("2")
+        for lines, shown in (("a\nb\nc", "[role=alert]"), ("a cat\na dog", ".between")):
+            part.get_by_label("Prompt, or a line for each").fill(lines)
+            part.get_by_role("button", name="Interpolate").click()
+            tab.locator(f"#interpolate-shown {shown}").wait_for()
+        key = tab.locator(".between").get_attribute("data-kept")
+        assert [c.prompt for c in said.page.shelf.get(key).asked] == ["a cat", "a dog"]
         part = panel(tab, "Edit")
         drop(part, IMAGES[0])
         part.get_by_label("Source prompt").fill("a cat")

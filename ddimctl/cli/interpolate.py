@@ -231,13 +231,13 @@ def made_of(keys: gathered.Keys, motion: Motion, latents: Sequence[str], *, coun
     """What the pictures say of themselves."""
     from ddimctl import origin
 
-    asked = dict.fromkeys(keys.conditions)
-    more: dict[str, Any] = {"frames": count, "interpolant": motion.interpolant, "even": motion.even}
-    more["dithered"] = any(keys.dithers)
-    condition = keys.conditions[0]
-    if len(asked) > 1:
-        condition = replace(condition, prompt=None, blend=(), guidance=1.0)
-        more |= {"prompts": [c.prompt for c in asked], "guidances": [c.guidance for c in asked]}
+    condition, several = origin.under(keys.conditions)
+    more = {
+        "frames": count,
+        "interpolant": motion.interpolant,
+        "even": motion.even,
+        "dithered": any(keys.dithers),
+    } | several
     parents = [origin.parent(n) for n in latents]
     return origin.of("interpolate", keys.decoding.model, keys.decoding.way, condition, parents=parents, more=more)
 

@@ -16,14 +16,17 @@ from typing import Any
 import numpy as np
 
 from ddimctl import arithmetic, latent, origin
+from ddimctl.arrays import float32
 from ddimctl.dither import Dither
 from ddimctl.errors import UsageError
 from ddimctl.images import animation, sheets, writing
-from ddimctl.interpolate import along, within
+from ddimctl.interpolate import between, slerp, within
 from ddimctl.model import Condition
+from ddimctl.ode import Solution
 from ddimctl.page.work import Stop, Stopped, Studio
-from ddimctl.recipe import Way
+from ddimctl.recipe import Recipe, Way
 from ddimctl.report.html import safe
+from ddimctl.runs.work import under
 
 Place = tuple[int, int]  # across and down
 FINE = 128  # places from each latent to the next
@@ -40,14 +43,17 @@ FILES = {
 
 
 class Between:
-    """What lies between terms, and the pictures of it that are decoded already."""
+    """What lies between terms, each under its condition, and the pictures of it that are decoded already."""
 
-    def __init__(self, studio: Studio, terms: Sequence[arithmetic.Term], *, way: Way, condition: Condition):
-        self.studio, self.terms, self.way, self.condition = studio, terms, way, condition
+    def __init__(self, studio: Studio, terms: Sequence[arithmetic.Term], *, way: Way, conditions: Sequence[Condition]):
+        self.studio, self.terms, self.way = studio, terms, way
         self.keys = [x for t in terms for x in t.latent.xT]
+        self.asked = [c for t, c in zip(terms, conditions, strict=True) for _ in t.latent.xT]
         if not 2 <= len(self.keys) <= 4:
             raise UsageError(f"two to four images or latents, not {len(self.keys)}", hint="drop all of them at once")
         arithmetic.check_alike(terms)
+        for condition in self.asked[1:]:
+            self.asked[0].toward(condition, 0.5)  # refused now, rather than where the hand comes to
         self.dithers = [d for t in terms for d in (t.latent.dithers or [None] * len(t.latent.xT))]
         self.names = [
             t.name if len(t.latent.xT) == 1 else f"{t.name} [{i}]" for t in terms for i in range(len(t.latent.xT))
@@ -67,11 +73,18 @@ class Between:
         """x_T (N, C, H, W) at places."""
         import torch
 
+        return torch.stack(self._between(self.keys, places, slerp))
+
+    def conditions(self, places: Sequence[Place]) -> list[Condition]:
+        """What each place is decoded under: a blend, where the keys' prompts differ."""
+        return self._between(self.asked, places, Condition.toward)
+
+    def _between(self, of: Sequence[Any], places: Sequence[Place], interpolant: Any) -> list[Any]:
         if self.down:
-            return torch.stack([within(self.keys, i / self.across, j / self.down) for i, j in places])
-        legs = len(self.keys) - 1
+            return [within(of, i / self.across, j / self.down, interpolant=interpolant) for i, j in places]
+        legs = len(of) - 1
         on_legs = [(min(i // FINE, legs - 1), i / FINE - min(i // FINE, legs - 1)) for i, _ in places]
-        return along(self.keys, on_legs)
+        return between(of, on_legs, interpolant=interpolant)
 
     def dither(self, place: Place) -> Dither | None:
         """What was added to the image that is at a place, if one is."""
@@ -85,10 +98,12 @@ class Between:
         missing = [p for p in places if p not in self.pixels]
         for start in range(0, len(missing), self.studio.batch_size):
             some = missing[start : start + self.studio.batch_size]
-            found = self.studio.decode(
-                self.latents(some), self.way, condition=self.condition, stop=stop, dithers=map(self.dither, some)
-            )
-            self.pixels |= dict(zip(some, found, strict=True))
+            for condition, rows in under(self.conditions(some)).items():
+                mine = [some[row] for row in rows]
+                found = self.studio.decode(
+                    self.latents(mine), self.way, condition=condition, stop=stop, dithers=map(self.dither, mine)
+                )
+                self.pixels |= dict(zip(mine, found, strict=True))
 
     def file(self, name: str) -> tuple[bytes, str]:
         """A picture ("12.0.png"), a latent ("12.0.pt"), what is decoded ahead ("ahead"), or one of `FILES`.
@@ -165,15 +180,27 @@ class Between:
         return writing.to_bytes(sheet, ".png", made=self.made(len(places)))
 
     def latent_file(self, places: Sequence[Place]) -> bytes:
-        """The latents at places as a file, which says between what they lie."""
-        names = [f"{self.said(p)} between {', '.join(self.names)}" for p in places]
-        made = arithmetic.result(self.terms, self.latents(places), names, operation="interpolate", difference=False)
-        return latent.to_bytes(made, ".pt")
+        """The latents at places as a file, which says between what they lie and decodes to what is seen there.
+
+        Raises `UsageError` where they are not all under one condition.
+        """
+        (condition, *others) = dict.fromkeys(self.conditions(places))
+        if others:
+            raise UsageError(
+                "a file of latents has one prompt for all", hint="download the latent of each place by itself"
+            )
+        model = self.studio.model
+        records = [{"name": f"{self.said(p)} between {', '.join(self.names)}"} for p in places]
+        solution = Solution(self.latents(places), [0] * len(places))
+        about = latent.provenance(model, Recipe.of(model, self.way, condition), solution, records=records)
+        about["made"] = {"operation": "interpolate", "parents": [t.record() for t in self.terms], "difference": False}
+        return latent.to_bytes(latent.Latent(float32(solution.x), about), ".pt")
 
     def made(self, frames: int) -> dict[str, Any]:
         parents = [origin.parent(t.name, t.sha256) for t in self.terms]
-        more = {"frames": frames, "interpolant": "slerp"}
-        return origin.of("ui", self.studio.model, self.way, self.condition, parents=parents, more=more)
+        condition, more = origin.under(self.asked)
+        more |= {"frames": frames, "interpolant": "slerp"}
+        return origin.of("ui", self.studio.model, self.way, condition, parents=parents, more=more)
 
     def said(self, place: Place) -> str:
         """Where a place is, in words."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import gradio as gr
 
+from ddimctl.arithmetic import Term
+from ddimctl.errors import UsageError
 from ddimctl.model import Condition
 from ddimctl.page.between import Between
 from ddimctl.page.shared import Job, Page
@@ -39,10 +41,11 @@ class WayControls:
 class Words:
     """What an image is, or shall be: a prompt where the model hears text, a class where it has classes."""
 
-    def __init__(self, studio: Studio, of: str = "", guidance: float = 1.0):
+    def __init__(self, studio: Studio, of: str = "", guidance: float = 1.0, *, each: bool = False):
         classes = studio.model.about.classes
+        label = "Prompt, or a line for each" if each else f"{of} prompt".strip().capitalize()
         with gr.Row(visible=studio.hears_text):
-            self.prompt = gr.Textbox(label=f"{of} prompt".strip().capitalize(), max_length=1000)
+            self.prompt = gr.Textbox(label=label, max_length=1000, lines=2 if each else 1)
             self.negative = gr.Textbox(label=f"{of} negative prompt".strip().capitalize(), max_length=1000)
             self.guidance = gr.Slider(1, 15, value=guidance, step=0.5, label=f"{of} guidance".strip().capitalize())
         label = f"{of} class".strip().capitalize()
@@ -62,12 +65,20 @@ class Words:
             return Condition(number)
         return Condition(number, prompt or None, negative or None, float(guidance))
 
+    def conditions(self, n: int, *values: Any) -> list[Condition]:
+        """Those of n images or latents, which have one prompt for all or a line for each. Raises `UsageError` otherwise."""
+        lines = str(values[0] or "").strip().splitlines() or [""]
+        if len(lines) not in (1, n):
+            hint = "one line for all, or one for each, in their order"
+            raise UsageError(f"{len(lines)} prompts do not fit {n} images and latents", hint=hint)
+        return [self.condition(line.strip(), *values[1:]) for line in (lines * n if len(lines) == 1 else lines)]
+
 
 class Controls:
-    """A way and a condition."""
+    """A way and a condition, or one for each."""
 
-    def __init__(self, page: Page, steps: int = DEFAULT_STEPS):
-        self.way, self.words = WayControls(steps), Words(page.studio)
+    def __init__(self, page: Page, steps: int = DEFAULT_STEPS, *, each: bool = False):
+        self.way, self.words = WayControls(steps), Words(page.studio, each=each)
 
     @property
     def inputs(self) -> list[Any]:
@@ -80,6 +91,11 @@ class Controls:
 
 def way_of(solver: str, spacing: str, steps: float) -> Way:
     return Way(solver, spacing or "", int(steps))
+
+
+def under(term: Term, asked: Condition) -> Condition:
+    """What a latent is decoded under: a prompt that it is given, or else what it was encoded under."""
+    return asked if asked.prompt else term.latent.recipe.condition
 
 
 def buttons(name: str) -> tuple[Any, Any]:
@@ -104,14 +120,16 @@ def reconstruct(page: Page) -> None:
 
 def interpolate(page: Page) -> None:
     files = gr.File(label="Two to four images or latents", type="filepath", file_count="multiple")
-    controls = Controls(page, steps=10)
+    controls = Controls(page, steps=10, each=True)
     both = buttons("Interpolate")
 
     def work(paths: list[str] | None, *values: Any, job: Job) -> Iterator[str]:
-        way, condition = controls.read(*values)
-        studio = page.studio
-        terms = [studio.term(p, way, condition=condition, stop=job.stop, dither=True) for p in paths or []]
-        found = Between(studio, terms, way=way, condition=condition)
+        way, studio, paths = way_of(*values[:3]), page.studio, paths or []
+        asked = controls.words.conditions(len(paths), *values[3:])
+        terms = [
+            studio.term(p, way, condition=c, stop=job.stop, dither=True) for p, c in zip(paths, asked, strict=True)
+        ]
+        found = Between(studio, terms, way=way, conditions=[under(t, c) for t, c in zip(terms, asked, strict=True)])
         yield found.html(job.keep(found))
 
     page.started("interpolate", both, work, inputs=[files, *controls.inputs])
