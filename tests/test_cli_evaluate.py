@@ -24,6 +24,7 @@ from PIL import Image
 from test_features import small
 
 from ddimctl import evaluate, features, frechet, sampling
+from ddimctl.cli.console import figure
 from ddimctl.families import load
 from ddimctl.images import levels
 from ddimctl.model import NOTHING, Condition, Model
@@ -110,6 +111,12 @@ def test_several_seeds_are_a_line_each_with_their_mean_and_deviation(run: Run, t
     text = run(*asked[:-3], "--cache", tmp_path / "cache", "--seed", "2,5-6", "--html", "p.html").ok().out
     names = [line.rsplit(maxsplit=2)[0] for line in text.splitlines()[1:-1]]
     assert names == [f"η = {e}, {n}" for e in (0, 1) for n in ("seed 2", "seed 5", "seed 6", "mean", "deviation")]
+    page = (tmp_path / "p.html").read_text()
+    for c in together["over_seeds"]:
+        assert f"<td>{figure(c['mean'])} ± {figure(c['deviation'])}</td>" in page
+    assert page.count("seed 5</th>") == 2  # a line for each η
+    assert page.count("<dd>2, 5, 6</dd>") == 1
+    assert page.count('<th scope="row">η = 0\nS = 2</th>') == 1  # its samples, of one seed
     for wrong in ("x", "3-1", "", "1.5"):
         run(*FEW, "--seed", wrong).failed(2)
 

@@ -64,12 +64,8 @@ def as_record(cells: Sequence[Cell], n: int) -> dict[str, Any]:
 
 
 def samples(cells: Sequence[Cell]) -> list[tuple[str, np.ndarray]]:
-    """The first images of each cell, and what that is called."""
-    several = len({c.setting.seed for c in cells}) > 1
-    return [
-        (f"{c.setting.row}\nS = {c.setting.steps}" + (f", seed {c.setting.seed}" if several else ""), c.pixels)
-        for c in cells
-    ]
+    """The first images of each cell, and what that is called; of several seeds, those of the first."""
+    return [(f"{g[0].setting.row}\nS = {g[0].setting.steps}", g[0].pixels) for g in by_cell(cells).values()]
 
 
 def curves(cells: Sequence[Cell]) -> dict[str, dict[int, float]]:
@@ -86,6 +82,24 @@ def seconds_per_image(cells: Sequence[Cell], n: int) -> dict[int, float]:
     for c in cells:
         by_steps.setdefault(c.setting.steps, []).append(c.seconds / n)
     return {s: sum(t) / len(t) for s, t in by_steps.items()}
+
+
+def tables(cells: Sequence[Cell], seconds: dict[int, float]) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """`as_lines` under its title, for a page; of several seeds the mean and deviation of each cell come first."""
+    whole, title = as_lines(cells, seconds), "Fréchet distance and cost"
+    seeds = len({c.setting.seed for c in cells})
+    if seeds == 1:
+        return {title: whole}
+    over: dict[str, list[str]] = {}
+    for (row, _), found in by_cell(cells).items():
+        distances = [c.distance for c in found]
+        over.setdefault(row, []).append(
+            f"{figure(statistics.fmean(distances))} ± {figure(statistics.stdev(distances))}"
+        )
+    header, lines = whole
+    each = [line for line in lines[:-1] if not line[0].endswith((", mean", ", deviation"))]
+    first = [*([row, *values] for row, values in over.items()), lines[-1]]
+    return {f"{title}: mean ± deviation of {seeds} seeds": (header, first), "Each seed": (header, each)}
 
 
 def as_lines(cells: Sequence[Cell], seconds: dict[int, float]) -> tuple[list[str], list[list[str]]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from ddimctl.cli import batches, inputs, names, options, pages
-from ddimctl.cli.cells import Cell, as_lines, as_record, curves, samples, seconds_per_image, seeded
+from ddimctl.cli.cells import Cell, as_lines, as_record, curves, samples, seconds_per_image, seeded, tables
 from ddimctl.cli.console import Console, figure, table
 from ddimctl.cli.groups import flat, group, like
 from ddimctl.errors import FileError, UsageError
@@ -159,7 +159,7 @@ def evaluate(
     lines = curves(cells)
     real = floor.get("test", {}).get(str(how.n))
     if files.html is not None:
-        sections = pages.of_cells(as_lines(cells, seconds), lines, samples(cells), floor=real, what=extractor.name)
+        sections = pages.of_cells(tables(cells, seconds), lines, samples(cells), floor=real, what=extractor.name)
         save_page(net, settings[-1], sections, files=files, record=record, console=console)
     if files.plot is not None:
         charts = [*pages.distances_of(lines, floor=real, what=extractor.name), runs.seconds_against_steps(seconds)]
@@ -338,7 +338,7 @@ def save_page(
     """Writes the page of --html."""
     from ddimctl import origin
 
-    seeds: dict[str, Any] = {k: record[k] for k in ("seed", "seeds") if k in record}
+    seeds: dict[str, Any] = {k: str(record[k]).strip("[]") for k in ("seed", "seeds") if k in record}
     of: dict[str, Any] = {"reference": record["reference"]["source"], "features": record["features"]["name"], **seeds}
     for name in ("eta", "steps"):
         of[name] = ", ".join(dict.fromkeys(f"{cell[name]:g}" for cell in record["results"]))

@@ -136,14 +136,14 @@ def distances(apart: Sequence[float]) -> tuple[list[str], list[list[str]]]:
 
 
 def of_cells(
-    lines: tuple[Sequence[str], Sequence[Sequence[str]]],
+    tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]],
     curves: Mapping[str, Mapping[int, float]],
     samples: Sequence[tuple[str, np.ndarray]],
     *,
     floor: float | None,
     what: str,
 ) -> list[Section]:
-    """The table, distance against S beside the paper's, and the first images of each cell, named by its row and S."""
+    """The table, distance against S beside the paper's, the first images of each cell, by its row and S; other tables."""
     import numpy as np
 
     from ddimctl.report import html, svg
@@ -151,10 +151,18 @@ def of_cells(
     charts = [svg.chart(c) for c in distances_of(curves, floor=floor, what=what)]
     names, pixels = zip(*samples, strict=True)
     numbers = [str(i) for i in range(len(pixels[0]))]
+    first, *others = (html.Table(title, *lines) for title, lines in tables.items())
     return [
-        html.Table("Fréchet distance and cost", *lines),
+        first,
         html.Charts("Distance against steps", charts),
-        html.Pictures("Samples of each cell", np.concatenate(pixels), numbers, names, "sample"),
+        html.Pictures(
+            f"Samples of each cell{', of the first seed' * bool(others)}",
+            np.concatenate(pixels),
+            numbers,
+            names,
+            "sample",
+        ),
+        *others,
     ]
 
 
