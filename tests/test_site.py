@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import importlib.util
@@ -163,6 +164,38 @@ def test_lists_and_tables_are_such(site: Path) -> None:
 
 @pytest.mark.slow
 def test_a_browser_asks_nobody_else(site: Path) -> None:
+    with browsed(site) as (browser, here):
+        tab = browser.new_page(viewport={"width": 1200, "height": 900})
+        asked: list[str] = []
+        tab.on("request", lambda r: asked.append(r.url))
+        for name in ("index.html", "gallery.html", "commands/encode.html"):
+            tab.goto(here + name)
+            tab.wait_for_load_state("networkidle")
+        tab.locator("input.md-search__input").click()
+        tab.keyboard.type("dither")
+        tab.locator(".md-search-result__link", has_text="Latents").first.wait_for(state="attached")
+    assert len(asked) > 3
+    assert [a for a in asked if not a.startswith((here, "data:", "blob:"))] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(site: Path, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    wrong = []
+    with browsed(site) as (browser, here):
+        tab = browser.new_context(color_scheme=scheme, viewport={"width": 1200, "height": 900}).new_page()
+        for name in ("index", "gallery", "pictures", "inversion", "commands/encode", "source/ddimctl/ode.py"):
+            tab.goto(f"{here}{name}.html")
+            tab.wait_for_load_state("networkidle")
+            for v in axe.Axe().run(tab).response["violations"]:
+                wrong += [(name, v["id"], n["html"][:120]) for n in v["nodes"][:3]]
+    assert not wrong
+
+
+@contextlib.contextmanager
+def browsed(site: Path) -> Iterator[tuple[Any, str]]:
+    """(a browser, the address where the site is served to it)."""
     import test_report
 
     if test_report.chromium() is None:
@@ -171,24 +204,13 @@ def test_a_browser_asks_nobody_else(site: Path) -> None:
     handler = functools.partial(Quiet, directory=str(site))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    here = f"http://127.0.0.1:{server.server_address[1]}/"
     try:
         with playwright.sync_playwright() as p:
             browser = p.chromium.launch(executable_path=test_report.chromium(), args=["--no-sandbox"])
-            tab = browser.new_page(viewport={"width": 1200, "height": 900})
-            asked: list[str] = []
-            tab.on("request", lambda r: asked.append(r.url))
-            for name in ("index.html", "gallery.html", "commands/encode.html"):
-                tab.goto(here + name)
-                tab.wait_for_load_state("networkidle")
-            tab.locator("input.md-search__input").click()
-            tab.keyboard.type("dither")
-            tab.locator(".md-search-result__link", has_text="Latents").first.wait_for(state="attached")
+            yield browser, f"http://127.0.0.1:{server.server_address[1]}/"
             browser.close()
     finally:
         server.shutdown()
-    assert len(asked) > 3
-    assert [a for a in asked if not a.startswith((here, "data:", "blob:"))] == []
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

@@ -24,6 +24,7 @@ HTML = re.compile(r'(<img\s[^>]*?src=")([^"]+)')
 CODE = re.compile(r"(^(```|~~~).*?^\2$|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
 PICTURES = (".png", ".svg", ".gif", ".webp", ".jpg")
 LANGUAGES = {".py": "python", ".sh": "sh", ".toml": "toml", ".json": "json"}
+READING = ("reading.css", "reading.js")  # what the theme lacks for who reads by keyboard or screen reader
 SOURCES: dict[str, str] = {}  # a page of the site → the file of the repository that it is
 
 
@@ -43,6 +44,8 @@ def on_files(files: Files, config: Any) -> Files:
     """The pages that are not in docs/."""
     SOURCES.clear()
     SOURCES.update({f.src_uri: f"docs/{f.src_uri}" for f in files.documentation_pages()})
+    for name in READING:
+        files.append(File.generated(config, name, abs_src_path=str(Path(__file__).with_name(name))))
     for name, text in commands.pages().items():
         files.append(File.generated(config, name, content=text))
     waiting = ["README.md", "ARCHITECTURE.md", "RELIABILITY.md", "CHANGELOG.md", *SOURCES.values()]
@@ -70,6 +73,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return found[0] if target is None else found[1] + posixpath.relpath(place(target), here or ".")
 
     return outside_code(markdown, lambda text: HTML.sub(moved, LINK.sub(moved, text)))
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """A heading of a column that says nothing is none."""
+    return re.sub(r"<th([^>]*)></th>", r"<td\1></td>", html)
 
 
 def add(files: Files, path: str, config: Any) -> None:
