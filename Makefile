@@ -31,7 +31,7 @@ test-ui: .venv-ui/.ready
 .venv-ui/.ready: pyproject.toml constraints-ui.txt
 	test -x $(UI) || $(PYTHON) -m venv .venv-ui
 	$(UI) -m pip install --quiet --upgrade "pip>=25.1"
-	$(UI) -m pip install --quiet --constraint constraints-ui.txt --editable '.[ui,diffusers,video]' \
+	$(UI) -m pip install --quiet --constraint constraints-ui.txt --editable '.[ui,openvino,diffusers,video]' \
 		axe-playwright-python hypothesis playwright pytest
 	touch $@
 
