@@ -2,8 +2,9 @@
 
 All are curves along the way, given at a few knots: log gaps between the levels, parts of √(1−α), parts of the third order.
 What is made small is the mean over images of the round trip's error, times that of x_T's against the adaptive solver's to
-the power `KAPPA`. Per image these are root mean squares, so that one image which is lost anyway does not decide. That is a
-sum of squares with weights, and few knots decide about it: Levenberg and Marquardt's method takes the derivatives as
+the power κ (`Aim`). Per image these are root mean squares, so that one image which is lost anyway does not decide; the
+round trip's may be raised to a power first, with 2 for what tables call the mean squared error. That is a sum of squares
+with weights, and few knots decide about it: Levenberg and Marquardt's method takes the derivatives as
 differences, a round trip a knot. All round trips of a round go through the network together, in batches of any size. The
 ends are kept, so that every x_T of a model stays comparable.
 """
@@ -40,16 +41,27 @@ Tick = Callable[[float], object]  # told how many round trips of all images were
 
 
 @dataclass(frozen=True)
+class Aim:
+    """What a search makes small: log ⟨rms(back)^power⟩^(1/power) + kappa · log ⟨rms(away)⟩, means over images."""
+
+    power: float = 1.0
+    kappa: float = KAPPA
+
+
+@dataclass(frozen=True)
 class Errors:
     """Of each image, (N, d): what is left of the round trip, as pixels in 0 … 1, and of x_T beside the reference."""
 
     back: np.ndarray
     away: np.ndarray
+    aim: Aim = Aim()
 
     @property
     def score(self) -> float:
         """What the search makes small."""
-        return float(np.log(rms(self.back).mean() + FLOOR) + KAPPA * np.log(rms(self.away).mean() + FLOOR))
+        p = self.aim.power
+        back = (rms(self.back) ** p).mean() ** (1 / p)
+        return float(np.log(back + FLOOR) + self.aim.kappa * np.log(rms(self.away).mean() + FLOOR))
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,7 @@ class Problem:
     states: Array  # (N, c, h, w) float64
     references: Array  # x_T, the same shape
     batch_size: int = ode.DEFAULT_BATCH
+    aim: Aim = Aim()
 
     def errors(self, paths: Sequence[Tuned], tick: Tick = lambda trips: None) -> list[Errors]:
         """A round trip of all images along each of the `paths`, of as many steps; x_T is float32 as in a file."""
@@ -77,7 +90,7 @@ class Problem:
             away.append(to_numpy(up - xT).reshape(len(rows), -1))
             tick(len(rows) / n)
         whole = [np.concatenate(parts).reshape(len(paths), n, -1) for parts in (back, away)]
-        return [Errors(*found) for found in zip(*whole, strict=True)]
+        return [Errors(b, a, self.aim) for b, a in zip(*whole, strict=True)]
 
 
 Course = tuple[
@@ -115,6 +128,7 @@ def problem(
     condition: Condition = NOTHING,
     *,
     batch_size: int = ode.DEFAULT_BATCH,
+    aim: Aim = Aim(),
     progress: ode.Progress = iter,
 ) -> Problem:
     """Images (N, C, H, W) in [−1, 1] → what a path is tuned to. Encodes them once with the adaptive solver."""
@@ -124,7 +138,7 @@ def problem(
     parts = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
     device = model.network.module.state_device
     states = concatenate([float64(on(device, model.autoencoder.encode(part))) for part in parts])
-    return Problem(model.eps(condition), schedule, states, xT, batch_size)
+    return Problem(model.eps(condition), schedule, states, xT, batch_size, aim)
 
 
 @dataclass(frozen=True)
@@ -221,9 +235,9 @@ def descent(
     The weights make the sum of squares fall as the score does.
     """
     weights = []
-    for e, power in ((errors.back, 1.0), (errors.away, KAPPA)):
+    for e, p, share in ((errors.back, errors.aim.power, 1.0), (errors.away, 1.0, errors.aim.kappa)):
         each = rms(e) + FLOOR
-        weights.append(np.sqrt(power / (each * each.sum() * e.shape[1]))[:, None])
+        weights.append(np.sqrt(share / (each ** (2 - p) * (each**p).sum() * e.shape[1]))[:, None])
 
     def residual(found: Errors) -> np.ndarray:
         pairs = zip((found.back, found.away), weights, strict=True)

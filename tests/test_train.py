@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,9 @@ def start(
     *,
     device: torch.device = CPU,
     parts: int = 1,
+    compiled: bool = False,
 ) -> Trainer:
-    return Trainer(pixel.Pixel(s, Data(data, held_out), device), folder, accumulate=parts)
+    return Trainer(pixel.Pixel(s, Data(data, held_out), device), folder, accumulate=parts, compiled=compiled)
 
 
 def pixels(n: int = 24, size: int = 8, seed: int = 0) -> torch.Tensor:
@@ -114,6 +116,30 @@ def test_it_learns(tmp_path: Path) -> None:
     assert sum(losses[:5]) / 5 > 0.7
     assert sum(losses[-20:]) / 20 < 0.1
     assert trainer.validate() < 0.1  # the averaged weights learn too
+
+
+@pytest.mark.slow
+def test_compiled_steps_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights after a few steps, by the compiler's graphs; its C++, which takes minutes, came to 1e-8 once."""
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    found = []
+    for compiled in (False, True):
+        trainer = start(settings(steps=3), pixels()[:20], pixels()[20:], tmp_path, compiled=compiled)
+        torch._dynamo.utils.counters.clear()
+        finish(trainer)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled  # one graph, all of it
+        assert {*trainer.task.network.state_dict()} == {*pixel.UNet2DModel(pixel.unet(settings())).state_dict()}
+        found.append(torch.cat([p.detach().flatten() for p in trainer.task.network.parameters()]))
+    assert (found[1] - found[0]).norm() / found[0].norm() < 1e-5  # Adam steps on mere rounding, too
+
+
+def test_compile_without_a_compiler_is_refused(
+    idx: Path, tmp_path: Path, invoke: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    said = invoke("train", idx, "-o", tmp_path / "m", *OPTIONS, "--compile", "--device", "cpu").failed(2)
+    assert said.startswith("--compile needs a C++ compiler")
 
 
 @needs_cuda

@@ -22,7 +22,7 @@ from ddimctl.ode import integrate
 from ddimctl.recipe import Way
 from ddimctl.roundtrip import measure
 from ddimctl.schedule import Schedule
-from ddimctl.tune import Curves, Errors, Problem, search, starts
+from ddimctl.tune import Aim, Curves, Errors, Problem, search, starts
 from ddimctl.tuned import Tuned
 
 SCHEDULE = Schedule.linear()
@@ -61,9 +61,10 @@ def test_numbers_at_knots_are_the_path() -> None:
     assert many.path(many.theta(even)).levels == pytest.approx(even.levels, rel=1e-12)
 
 
-def test_the_weighted_squares_fall_as_the_score_does() -> None:
+@pytest.mark.parametrize("aim", [Aim(), Aim(2.0, 0.1), Aim(1.5, 0.0)])
+def test_the_weighted_squares_fall_as_the_score_does(aim: Aim) -> None:
     """The gradient of the squares, as the step of steepest descent shows it, is the score's own."""
-    problem, curves = gaussian(), Curves(3, LOW, HIGH, "ab2")
+    problem, curves = replace(gaussian(), aim=aim), Curves(3, LOW, HIGH, "ab2")
     theta = curves.theta(Tuned(SCHEDULE.path(3, "log"), (0.2,) * 3))
 
     def tried(thetas: Sequence[np.ndarray]) -> list[Errors]:

@@ -170,6 +170,9 @@ class Training(options.Seeded):
             rich_help_panel="Machine",
         ),
     ] = 256
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Fuse each step by PyTorch's compiler.", rich_help_panel="Machine")
+    ] = False
     features: Annotated[
         bool, typer.Option("--features", help="Keep what evaluate compares samples with: features of these images.")
     ] = False
@@ -266,7 +269,7 @@ def _trainer(
 
     task = team.in_turn(made)
     team.agree({"options": repr(task.settings), "number of images": str(len(task.data.images))})
-    trainer = Trainer(task, files.output, group=team, accumulate=training.accumulate)
+    trainer = Trainer(task, files.output, group=team, accumulate=training.accumulate, compiled=training.compiled)
     with team.together():
         if training.resume:
             trainer.resume()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ddimctl.model import Condition, Model
     from ddimctl.roundtrip import RoundTrip
-    from ddimctl.tune import Found, Problem
+    from ddimctl.tune import Aim, Found, Problem
     from ddimctl.tuned import Tuned
 
 TUNABLE = ("ab2", "ab3")
@@ -55,6 +55,18 @@ class Searched(options.Seeded):
     knots: Annotated[
         int, typer.Option(metavar="N", min=2, help="Numbers that each curve of a path is given by, at most.")
     ] = 10
+    power: Annotated[
+        float,
+        typer.Option(
+            metavar="P",
+            min=1,
+            max=2,
+            help="Of each image's error in the mean: 1, or 2 for the mean of squares, which the worst images decide.",
+        ),
+    ] = 1.0
+    kappa: Annotated[
+        float, typer.Option(metavar="K", min=0, help="How much the error of x_T counts beside the round trip's.")
+    ] = 0.5
     images_at_most: Annotated[
         int, typer.Option("--images", metavar="N", min=1, help="How many of the images, drawn by the seed.")
     ] = 64
@@ -75,6 +87,7 @@ class Work:
     digest: str  # of what decides about the search but its length
     batch_size: int
     clock: Clock
+    aim: Aim
 
     def arrays(self, images: np.ndarray) -> Any:
         """As the model's network takes them."""
@@ -92,7 +105,8 @@ class Work:
         """Costs an encoding with the adaptive solver."""
         from ddimctl import tune as searching
 
-        return searching.problem(self.model, self.arrays(self.images), self.condition, batch_size=self.batch_size)
+        x0 = self.arrays(self.images)
+        return searching.problem(self.model, x0, self.condition, batch_size=self.batch_size, aim=self.aim)
 
 
 @dataclass
@@ -167,6 +181,7 @@ def tune(
     from ddimctl.engines import pytorch
     from ddimctl.errors import choose
     from ddimctl.images import datasets
+    from ddimctl.tune import Aim
     from ddimctl.tuned import load
 
     console = said.console()
@@ -185,8 +200,9 @@ def tune(
     net = inputs.start_engine(net, machine, console, work=2.0 * how.rounds * 22 * len(drawn) * sum(steps))
     pytorch.hurry(net.network.module)
     work = Work(
-        net, what.condition(), folder, drawn, digest_of(drawn, what.condition(), how), machine.batch_size, clock
-    )
+        net, what.condition(), folder, drawn, digest_of(drawn, what.condition(), how), machine.batch_size, clock,
+        Aim(how.power, how.kappa),
+    )  # fmt: skip
     found = list(load(folder, schedule=net.schedule.digest))
     for i, s in enumerate(steps):
         later = len(others) * (REFERENCE + 2 * (1 + len(RIVALS)) * sum(steps))
@@ -212,7 +228,8 @@ def draw(images: np.ndarray, others: np.ndarray, how: Searched) -> np.ndarray:
 def digest_of(images: np.ndarray, condition: Condition, how: Searched) -> str:
     from ddimctl.files import sha256
 
-    return sha256(images.tobytes() + repr((condition, how.solver, how.knots)).encode())
+    aim = () if (how.power, how.kappa) == (1.0, 0.5) else (how.power, how.kappa)
+    return sha256(images.tobytes() + repr((condition, how.solver, how.knots, *aim)).encode())
 
 
 def tuned_for(

@@ -26,13 +26,18 @@ def eager(module: Module, precision: str) -> Call:
     return _call(module, precision, _held(module, precision), without_gradients=torch.inference_mode)
 
 
-def compiled(module: Module, precision: str) -> Call:
-    """PyTorch's compiler: half a minute or more at the first evaluation of a process, and a C++ compiler, are its price."""
+def can_compile(kind: str) -> bool:
+    """Whether PyTorch's compiler finds what it needs for that kind of device."""
     import shutil
 
+    return kind != "cpu" or any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++", "cl")))
+
+
+def compiled(module: Module, precision: str) -> Call:
+    """PyTorch's compiler: half a minute or more at the first evaluation of a process, and a C++ compiler, are its price."""
     import torch
 
-    if module.kind == "cpu" and not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++", "cl"))):
+    if not can_compile(module.kind):
         raise UsageError("the engine compile needs a C++ compiler", hint="install g++, or use --engine torch")
     made: Any = torch.compile(_held(module, precision))
 

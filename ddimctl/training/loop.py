@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ddimctl import seeds
 from ddimctl.checkpoints.diffusers import HELD_OUT_FOLDER
+from ddimctl.engines import pytorch
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.files import atomic_file, make_folder, write_bytes
 from ddimctl.images.labels import Labels, around
@@ -92,8 +93,11 @@ class Objective(nn.Module):
 class Trainer:
     """One run. `train()` yields a `Report` after each step; `save()` makes it safe to stop, `export()` publishes."""
 
-    def __init__(self, task: Task, folder: Path, *, group: Group = ALONE, accumulate: int = 1):
-        """`folder` becomes the model folder. A batch is divided among the `group`, and seen in so many parts."""
+    def __init__(self, task: Task, folder: Path, *, group: Group = ALONE, accumulate: int = 1, compiled: bool = False):
+        """`folder` becomes the model folder. A batch is divided among the `group`, and seen in so many parts.
+
+        `compiled` has PyTorch's compiler fuse the passes: a minute or more, once a process.
+        """
         if len(task.data.images) < 1 or len(task.data.held_out) < 1:
             raise UsageError("there must be at least one image to train on and one held out")
         group.check(task.settings.batch, accumulate)
@@ -112,7 +116,12 @@ class Trainer:
             betas=(0.9, 0.99),
             fused=True,
         )
-        self._objective = group.shared(Objective(task))
+        objective: nn.Module = Objective(task)
+        if compiled:
+            if not pytorch.can_compile(next(task.network.parameters()).device.type):
+                raise UsageError("--compile needs a C++ compiler", hint="install g++, or train without it")
+            objective.compile(dynamic=False)  # in place: the names of its weights stay
+        self._objective = group.shared(objective)
         self._captured: Captured | None = None
 
     @property
