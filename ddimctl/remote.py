@@ -35,9 +35,10 @@ def url_of(path: Path) -> str | None:
 
 @dataclass(frozen=True)
 class Remote:
-    """A file by its URL."""
+    """A file by its URL, and its caption where that was asked for."""
 
     url: str
+    caption: str | None = None
 
     @property
     def name(self) -> str:
@@ -137,6 +138,20 @@ def gather(url: str, suffixes: Collection[str]) -> list[tuple[str, str]]:
     if not out:
         raise UsageError(f"{url} holds nothing to work on", hint=f"looked for {' '.join(sorted(suffixes))}")
     return out
+
+
+def top(url: str) -> str:
+    """The folder that a pattern begins in, and anything else itself."""
+    magic = [i for i, c in enumerate(url) if c in "*?["]
+    return f"{url[: magic[0]].rpartition('/')[0]}/" if magic and not url.startswith("http") else url
+
+
+def below(folder: str, suffixes: Collection[str]) -> dict[str, str]:
+    """Name → URL of the files with these suffixes in a folder; empty where there are none."""
+    try:
+        return {name: url for url, name in gather(folder, suffixes)}
+    except UsageError:
+        return {}
 
 
 def stamp(url: str) -> str:

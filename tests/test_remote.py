@@ -16,6 +16,7 @@ from test_archives import samples, write_tar
 
 from ddimctl import latent, remote
 from ddimctl.errors import DDIMError, FileError, UsageError
+from ddimctl.images import datasets
 from ddimctl.runs import plan
 
 fsspec = pytest.importorskip("fsspec")
@@ -131,6 +132,36 @@ def test_encode_and_decode_by_url(
     store("sets/x.tar", tar)
     done = invoke("reconstruct", "memory://sets/x.tar", "-m", model_folder, "--steps", 2, "--json").ok()
     assert json.loads(done.out)["images"] == 6
+
+
+def test_captions_of_a_folder_by_url_are_those_of_one_here(store: Callable[[str, bytes], None], tmp_path: Path) -> None:
+    """From tables, and from files beside the images, whose words go first; what changes is noticed."""
+    files = {f"{name}.png": picture(i) for i, name in enumerate(("a", "b", "deep/c", "none"))}
+    files |= {
+        "a.txt": b"beside  it\n",
+        "metadata.jsonl": b'{"file_name": "a.png", "text": "x"}\n{"file_name": "deep/c.png", "text": "red heart"}\n',
+        "captions.txt": "b.png\té\n".encode(),
+    }
+    for name, data in files.items():
+        store(f"photos/{name}", data)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    here = datasets.load(tmp_path, 1, (16, 16), captions=True)
+    assert here.captions == ("beside it", "é", "red heart", None)
+    for url in ("memory://photos/", "memory://photos", "memory://photos/*"):
+        there = datasets.load(Path(url), 1, (16, 16), captions=True)
+        n = 4 if "*" not in url else 3
+        assert sorted(map(str, there.captions)) == sorted(
+            map(str, here.captions if n == 4 else ("beside it", "é", None))
+        )
+        assert len(there.images) == n
+    assert datasets.load(Path("memory://photos/"), 1, (16, 16)).captions == ()
+    stamps = [remote.stamp(remote.top("memory://photos/*.png"))]
+    store("photos/b.txt", b"more")
+    assert remote.stamp(remote.top("memory://photos/*.png")) not in stamps
+    store("photos/captions.txt", b"b.png")
+    with pytest.raises(FileError, match=r"memory://photos/captions.txt, line 1 has no caption"):
+        datasets.load(Path("memory://photos/"), 1, (16, 16), captions=True)
 
 
 # Results by URL

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
+from ddimctl import remote
 from ddimctl.errors import FileError
 from ddimctl.files import read_bytes
 
@@ -24,8 +25,20 @@ def read(folder: Path, files: Sequence[Path]) -> list[str | None]:
 
     A file beside the image goes before the tables. Raises `FileError` on what is not readable as either.
     """
-    table = {**_lines(folder / LINES), **_table(folder / TABLE)}
+    table = {**_lines(_here(folder / LINES)), **_table(_here(folder / TABLE))}
     return [_beside(file) or table.get(file.relative_to(folder).as_posix()) for file in files]
+
+
+def by_url(files: Mapping[str, str], folder: str) -> dict[str, str | None]:
+    """The caption of each of `files`, name below the `folder` → URL, by its URL; as `read` does of those here."""
+    there = remote.below(folder, (".txt", ".jsonl"))
+    table = {**_lines(there.get(LINES)), **_table(there.get(TABLE))}
+
+    def beside(name: str) -> str | None:
+        url = there.get(PurePosixPath(name).with_suffix(".txt").as_posix())
+        return " ".join(_text(url, LIMIT).split()) or None if url is not None else None
+
+    return {url: beside(name) or table.get(name) for name, url in files.items()}
 
 
 def of_files(files: Sequence[Path], folders: Sequence[Path]) -> list[str | None]:
@@ -43,8 +56,12 @@ def _beside(file: Path) -> str | None:
     return " ".join(_text(path, LIMIT).split()) or None if path.is_file() else None
 
 
-def _table(path: Path) -> dict[str, str]:
-    if not path.is_file():
+def _here(path: Path) -> Path | None:
+    return path if path.is_file() else None
+
+
+def _table(path: Path | str | None) -> dict[str, str]:
+    if path is None:
         return {}
     captions = {}
     for number, line in enumerate(_text(path, TABLE_LIMIT).split("\n"), 1):
@@ -62,8 +79,8 @@ def _table(path: Path) -> dict[str, str]:
     return captions
 
 
-def _lines(path: Path) -> dict[str, str]:
-    if not path.is_file():
+def _lines(path: Path | str | None) -> dict[str, str]:
+    if path is None:
         return {}
     rows = _text(path, TABLE_LIMIT).splitlines()
     commas = bool(rows) and rows[0].replace(" ", "").lower() == "image,caption"
@@ -81,8 +98,10 @@ def _lines(path: Path) -> dict[str, str]:
     return captions
 
 
-def _text(path: Path, limit: int) -> str:
+def _text(path: Path | str, limit: int) -> str:
+    """Of a file here, or by its URL."""
+    data = remote.read_bytes(path, limit) if isinstance(path, str) else read_bytes(path, limit)
     try:
-        return read_bytes(path, limit).decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         raise FileError(f"{path} is not text in UTF-8") from e

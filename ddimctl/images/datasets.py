@@ -140,17 +140,21 @@ def _found(name: str, captions: bool) -> Iterable[Path | Held]:
     if (kind := archives.kind_of(name)) is not None:
         return kind.members(name, suffixes, captions=captions)
     if remote.is_url(name):
-        urls = [at for at, _ in remote.gather(name, (*suffixes, *archives.SUFFIXES))]
-        return _each(urls, suffixes, captions)
+        files = {below: at for at, below in remote.gather(name, (*suffixes, *archives.SUFFIXES))}
+        words = beside.by_url(files, remote.top(name)) if captions else {}
+        return _each(files.values(), suffixes, captions, words=words)
     if not find(Path(name), suffixes) and (packed := find(Path(name), archives.SUFFIXES)):
         return _each([str(p) for p in packed], suffixes, captions)
     return find_images(Path(name))
 
 
-def _each(names: Iterable[str], suffixes: tuple[str, ...], captions: bool) -> Iterator[Held]:
+def _each(
+    names: Iterable[str], suffixes: tuple[str, ...], captions: bool, *, words: Mapping[str, str | None] | None = None
+) -> Iterator[Held]:
+    """Files by URL, with their `words`, and what is in archives."""
     for name in names:
         if archives.kind_of(name) is None:
-            yield remote.Remote(name)
+            yield remote.Remote(name, (words or {}).get(name))
         else:
             yield from archives.members(name, suffixes, captions=captions)
 
@@ -158,7 +162,7 @@ def _each(names: Iterable[str], suffixes: tuple[str, ...], captions: bool) -> It
 def _stamp(name: str, captions: bool) -> str:
     """What changes when something of what a name stands for does: sizes and times of the files, or what a store says."""
     if remote.is_url(name):
-        return remote.stamp(name)
+        return remote.stamp(remote.top(name) if captions else name)
     path = Path(name)
     suffixes = {*plugins.readable(), *archives.SUFFIXES, ".arrow", ".json", *((".txt", ".jsonl") if captions else ())}
     files = find(path, suffixes) if path.is_dir() else [path]
