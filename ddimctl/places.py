@@ -31,6 +31,9 @@ class Place(Base):
     def suffix(self) -> str:
         return super().suffix if self.said is None else self.said
 
+    def is_dir(self) -> bool:
+        return not self.streams and super().is_dir()  # a folder called - is ./-
+
     def of_kind(self, suffix: str) -> Place:
         """The same with that suffix, if it is a stream whose name has none."""
         if not self.streams or self.suffix:

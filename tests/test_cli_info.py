@@ -127,6 +127,15 @@ def test_a_model_is_described_as_models_show_does(invoke: Invoke, tmp_path: Path
     assert json.loads(invoke("info", folders["plain"], "--json").ok().out)["kind"] == "model"
 
 
+def test_a_model_is_not_drawn(invoke: Invoke, tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "m")
+    for option in ("-o", "--html"):
+        done = invoke("info", folder, option, f"x.{'png' if option == '-o' else 'html'}")
+        assert "about a latent file" in done.failed(2) or "draws a latent file" in done.err
+        assert done.out == ""
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
 def test_a_checkpoint_with_its_configuration(invoke: Invoke, tmp_path: Path) -> None:
     torch.save(layouts.openai_state(classes=2), tmp_path / "ema.pt")
     (tmp_path / "flags.json").write_text(json.dumps({"image_size": 16, "num_heads": 2}))

@@ -53,6 +53,12 @@ def test_lists_flags_and_numbers(invoke: Invoke, model_folder: Path, tmp_path: P
     assert [r["steps"] for r in record["results"]] == [2, 3]
 
 
+def test_an_empty_name_is_no_model(invoke: Invoke, tmp_path: Path, picture: str) -> None:
+    """A variable of the shell that is not set must not mean the model that comes with the tool."""
+    for command in (("encode", picture), ("decode", "a.pt"), ("reconstruct",), ("sample",)):
+        assert "an empty name of a model" in invoke(*command, "-m", "").failed(2)
+
+
 @pytest.mark.parametrize(
     ("text", "told", "hint"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import socket
 from collections.abc import Callable
@@ -64,6 +65,24 @@ def without(name: str, tensor: str) -> Change:
     return change
 
 
+def moved(name: str, to: str) -> Change:
+    return lambda folder: (folder / name).rename((folder / name).with_name(to))
+
+
+def sharded(part: str, file: str) -> Change:
+    """Its weights in a file of torch's that an index of shards names."""
+
+    def change(folder: Path) -> None:
+        whole = folder / part / "diffusion_pytorch_model.safetensors"
+        state = load_file(whole)
+        torch.save(state, whole.with_name(file))
+        whole.unlink()
+        table = json.dumps({"weight_map": dict.fromkeys(state, file)})
+        whole.with_name(f"{whole.name}.index.json").write_text(table)
+
+    return change
+
+
 INDEX = "model_index.json"
 MINE = ["my_unet", "My"]
 FAULTS = {
@@ -101,6 +120,14 @@ FAULTS = {
     "vq: not what it says": Fault("vq", edit("vqvae/config.json", _class_name="AutoencoderKL"), "holds a AutoencoderKL"),
     "vq: a pickle": Fault("vq", written("vqvae/diffusion_pytorch_model.safetensors", b"\x80\x04."), "vqvae"),
     "vq: conditional": Fault("vq", edit(INDEX, bert=["transformers", "BertModel"]), "code of its own"),
+    "vq: an empty class": Fault("vq", edit(INDEX, vqvae=[]), "has no vqvae"),
+    "sd3: classes by name": Fault("sd3", edit("text_encoder/config.json", architectures={"a": 1}), "holds a {'a': 1}"),
+    "sd3: odd patches": Fault("sd3", edit("transformer/config.json", sample_size=7), "no patches of 2"),
+    "xl: no length": Fault("xl", edit("tokenizer/tokenizer_config.json", model_max_length="x"), "model_max_length"),
+    "xl: endless length": Fault("xl", edit("tokenizer/tokenizer_config.json", model_max_length=math.inf), "makes no"),
+    "xl: words elsewhere": Fault("xl", edit("tokenizer/tokenizer_config.json", vocab="/dev/zero"), "elsewhere (vocab)"),
+    "xl: torch's weights": Fault("xl", moved("text_encoder/model.safetensors", "x.pt"), "has no weights"),
+    "xl: torch's shards": Fault("xl", sharded("vae", "x.bin"), "has no weights"),
 }  # fmt: skip
 
 

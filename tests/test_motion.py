@@ -168,6 +168,33 @@ def test_even_motion_of_a_model(film: Invoke, pictures: list[Path]) -> None:
     assert "choose one" in film(*words, "--even", "--ease").err
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        *((("--grid", *option), f"{option[0]} is about motion") for option in (
+            ("--frames", 10), ("--fps", 5), ("--durations", "1"), ("--hold", 1), ("--even",), ("--pingpong",), ("--loop",),
+            ("--ease",),
+        )),
+        (("--size", "8x8"), "--size is that of a grid"),
+        (("--frames", 5, "--durations", "1"), "--durations says how many"),
+        (("--pingpong", "--loop"), "ends where it began"),
+        (("--lerp", "--renorm"), "two ways between"),
+    ],
+)  # fmt: skip
+def test_an_option_that_would_do_nothing_is_refused(
+    options: tuple[object, ...], said: str, film: Invoke, pictures: list[Path], tmp_path: Path
+) -> None:
+    assert said in film(*pictures[:2], *options).failed(2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_default_of_a_file_stands_back(film: Invoke, pictures: list[Path], tmp_path: Path) -> None:
+    """Nobody asked for motion here: what is the default for films does not forbid a grid."""
+    (tmp_path / "ddimctl.toml").write_text("[interpolate]\nframes = 5\nfps = 5\nsize = '2x2'\n")
+    film(*pictures[:2], *pictures[:2], "--grid", "-o", "g.png").ok()
+    film(*pictures[:2], "-o", "f.gif").ok()
+
+
 def test_pingpong_and_hold(film: Invoke, pictures: list[Path], tmp_path: Path) -> None:
     film(*pictures, "--frames", 5, "-o", "a.apng", "--pingpong", "--hold", 0.2).ok()
     assert count_frames(tmp_path / "a.apng")[0] == 8 + 2 * 4  # each latent two frames more, those within both ways

@@ -120,6 +120,7 @@ def test_latents_go_through_pipes_of_sums(tiny: Invoke, tmp_path: Path) -> None:
 
 def test_what_comes_on_stdin_is_read(tiny: Invoke, tmp_path: Path) -> None:
     picture = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "-").mkdir()  # which is ./-
     assert "wrong_pixels" in tiny("reconstruct", "-", "--steps", 2, input=picture).ok().out
     assert tiny("encode", "-", "--steps", 2, input=picture).ok().out == "latent.pt\n"
     assert tiny("decode", "-", input=(tmp_path / "b.pt").read_bytes()).ok().out == "image.png\n"

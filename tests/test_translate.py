@@ -18,6 +18,7 @@ from torch import Tensor
 import ddimctl
 from ddimctl import ode
 from ddimctl.errors import FileError, UsageError
+from ddimctl.images import metadata
 from ddimctl.keeping import Keep
 from ddimctl.model import Condition
 from ddimctl.recipe import Way
@@ -142,6 +143,13 @@ def test_prompt_to_prompt(invoke: Invoke, tmp_path: Path, tmp_path_factory: pyte
     assert [len(r["rms"]) for r in record["results"]] == [2, 2]
     one, other = (r["rms"][0] for r in record["results"])
     assert one != other
+    (tmp_path / "words.txt").write_text("a circle\n")
+    done = invoke(
+        "translate", "a.png", *asked[:-2], "--to-prompt", "@words.txt", "--to-negative", "@words.txt", "-o", "-"
+    )
+    said = metadata.find_in(done.ok().stdout, "it") or {}
+    assert said["prompt"] == said["negative"] == "a circle"
+    assert not (tmp_path / "-").exists()
 
 
 @pytest.mark.parametrize(

@@ -227,11 +227,13 @@ def parameters(folder: Path) -> int | None:
 
 def _values(file: Path) -> int | None:
     try:
+        if is_special(file):
+            return None
         with file.open("rb") as f:
             length = int.from_bytes(f.read(8), "little")
             header: Any = json.loads(f.read(length)) if length <= MAX_JSON else None
         return sum(int(math.prod(v["shape"])) for k, v in header.items() if k != "__metadata__")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         return None
 
 

@@ -99,6 +99,8 @@ def _header(file: Path) -> Iterator[tuple[str, Stored]]:
         if name == "__metadata__":
             continue
         shape, (start, end) = tuple(about["shape"]), about["data_offsets"]
+        if not all(isinstance(n, int) for n in (*shape, start, end)):
+            raise TypeError(name)
         at = 8 + length + start
         if about["dtype"] != "F32" or end - start != 4 * prod(shape) or not 8 + length <= at <= size - 4 * prod(shape):
             raise ValueError(name)

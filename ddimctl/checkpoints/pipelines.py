@@ -6,6 +6,7 @@ make ourselves, and configurations and weights are read by our own readers; no f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def check_index(folder: Path, kind: str) -> dict[str, Any]:
                 )
             raise FileError(f"{folder} needs code of its own to load ({name}: {what})", identify.CODE)
     for name in wanted:
-        if not isinstance(index.get(name), list) or index[name] == [None, None]:
+        if not has(index, name):
             if name in OPTIONAL.get(kind, ()):
                 continue
             raise FileError(f"{folder} has no {name} in its {INDEX}")
@@ -120,24 +121,36 @@ def read_config(folder: Path, kind: str, file: str = "config.json") -> dict[str,
     for name in FOREIGN:
         if config.get(name):
             raise FileError(f"{folder} needs code of its own to load ({name})", identify.CODE)
-    said = config.get("_class_name", config.get("tokenizer_class", (config.get("architectures") or [kind])[0]))
+    made = config.get("architectures")
+    own = made[0] if isinstance(made, list) and made else made or kind
+    said = config.get("_class_name", config.get("tokenizer_class", own))
     if str(said).removesuffix("Fast") != kind:
         raise FileError(f"{folder} holds a {said}, not a {kind}", identify.NOT_HERE)
     for name, value in config.items():
         numbers = value if isinstance(value, list) else [value]
         most = MOST_LAYERS if "layers" in name else MOST
-        if name == "model_max_length":  # a tokenizer without a limit says 1e30
+        if name == "model_max_length" and (value is None or _is_length(value)):  # one without a limit says 1e30
             continue
-        if len(numbers) > MOST_LAYERS or any(isinstance(n, int) and abs(n) > most for n in numbers):
+        if (
+            name == "model_max_length"
+            or len(numbers) > MOST_LAYERS
+            or any(isinstance(n, int) and abs(n) > most for n in numbers)
+        ):
             raise FileError(f"{folder}: {name} = {str(value)[:40]} makes no sense")
     return config
 
 
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 < value < math.inf
+
+
 def read_weights(folder: Path, stem: str = folders.STEM) -> dict[str, Tensor]:
     """A part's weights in float32: one file or shards, full precision before half. Raises `FileError` if there are none."""
-    names = {p.name for p in folder.iterdir() if p.is_file() and ".bin" not in p.name}
+    names = {p.name for p in folder.iterdir() if p.is_file() and ".safetensors" in p.name}
     files, index = folders.choose_weights(names, folder, stem=stem)
-    if not files and not index:
+    if index:
+        files = folders.shards(configs.read_json(folder / index, limit=folders.MAX_JSON), folder / index)
+    if not files or not all(f.endswith(".safetensors") for f in files):
         hint = "only safetensors are read; copy or download them"
         raise FileError(f"{folder} has no weights ({stem}.safetensors)", hint)
     state = weights.state(weights.load_parts(folder, files, index), str(folder))

@@ -134,7 +134,7 @@ def plan_target(
     """The one file that is written, for the `one` image. Raises `UsageError` where it, or what -o names, cannot be."""
     from ddimctl.files import refuse_source
     from ddimctl.images import formats
-    from ddimctl.runs import names, outputs
+    from ddimctl.runs import names, outputs, plan
 
     outputs.check(files.output)
     if files.output is not None and files.output.suffix and not files.output.is_dir():
@@ -146,9 +146,7 @@ def plan_target(
                 hint="name a folder with -o; with a slash at its end if there is a dot in its name",
             )
         formats.check_suffix(files.output)
-    elif files.output is None and (
-        any(Path(a).is_dir() for a in latents) or (one is None and any(i.held for i in items))
-    ):
+    elif files.output is None and (any(map(plan.is_folder, latents)) or (one is None and any(i.held for i in items))):
         raise UsageError("a folder of latents makes many images", hint="name a folder for them with -o")
     target = files.output if files.output is not None and files.output.suffix and not files.output.is_dir() else None
     if one is not None:

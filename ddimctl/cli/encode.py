@@ -280,7 +280,7 @@ def plan_target(images: list[str], items: Sequence[Item], files: Kind, *, single
     """(the one file that is written, whether -o names it). Raises `UsageError` where it cannot be."""
     from ddimctl import latent, remote
     from ddimctl.images.formats import check_apart
-    from ddimctl.runs import outputs
+    from ddimctl.runs import outputs, plan
 
     outputs.check(files.output)
     suffix = files.suffix
@@ -291,7 +291,7 @@ def plan_target(images: list[str], items: Sequence[Item], files: Kind, *, single
         latent.check_suffix(files.output)
         if places.is_stream(files.output) and not single:
             raise UsageError(f"several latents do not fit into {files.output}", hint="name a file or a folder with -o")
-    if files.output is None and (any(Path(a).is_dir() for a in images) or (not single and any(i.held for i in items))):
+    if files.output is None and (any(map(plan.is_folder, images)) or (not single and any(i.held for i in items))):
         raise UsageError("a folder of images makes many latents", hint="name a folder for them with -o")
     target = files.output if files.output is not None and one_file else Path()
     if single and not one_file:

@@ -85,6 +85,11 @@ def like(group: Any, name: str, **changes: Any) -> OptionInfo:
     return option
 
 
+def given(ctx: Any) -> set[str]:
+    """The parameters that the command line itself says, and no file of defaults, no environment, nor nobody."""
+    return {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+
+
 def unwrapped(text: str) -> str:
     """Each paragraph on one line: the terminal's width decides where lines end."""
     return "\n\n".join(" ".join(p.split()) for p in inspect.cleandoc(text).split("\n\n"))

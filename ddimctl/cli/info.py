@@ -72,6 +72,8 @@ def info(
     x = found.latent
     if files.html is not None and x is None:
         raise UsageError(f"the page of --html is about a latent file, {file[0]} is none")
+    if files.output is not None and x is None:
+        raise UsageError(f"-o draws a latent file, which {plain(file[0])} is not", hint="leave it away")
     if files.output is not None and x is not None:
         formats.check_suffix(files.output)
         refuse_existing(files.output, files.force)
@@ -146,7 +148,7 @@ def is_many(file: str) -> bool:
 
     path = Path(file)
     is_model = folders.recognises(path) or (path / "model_index.json").is_file()
-    return file not in bundled() and path.is_dir() and not is_model
+    return file not in (*bundled(), "-") and path.is_dir() and not is_model
 
 
 def table_of(given: list[str], what: options.Config, files: Drawing, *, console: Console) -> None:

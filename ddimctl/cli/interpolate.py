@@ -6,19 +6,20 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ddimctl import places
 from ddimctl.cli import gathered, looks, options, pages
 from ddimctl.cli.console import Console, table
-from ddimctl.cli.groups import flat, group, like
+from ddimctl.cli.groups import flat, given, group, like
+from ddimctl.cli.motion import Motion
 from ddimctl.errors import DDIMError, UsageError
 from ddimctl.files import read_bytes, refuse_existing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     import numpy as np
 
@@ -57,55 +58,9 @@ class Film(options.Output, looks.Looks):
             frames.refuse(self.kept, n, force=self.force)
 
 
-@group
-class Motion:
-    """What lies between the latents."""
-
-    PANEL: ClassVar[str] = "How"
-
-    frames: Annotated[int, typer.Option("--frames", metavar="N", help="Frames in all, both ends among them.")] = 10
-    fps: Annotated[float, typer.Option(metavar="X", min=0.1, max=100, help="Frames a second.")] = 10.0
-    durations: Annotated[
-        str | None,
-        typer.Option("--durations", metavar="S,…", help="Seconds from each latent to the next, instead of --frames."),
-    ] = None
-    hold: Annotated[float, typer.Option(metavar="S", min=0, help="Seconds that every latent is shown for longer.")] = (
-        0.0
-    )
-    even: Annotated[
-        bool, typer.Option("--even", help="Frames at even distances of what is seen, not of the latents.")
-    ] = False
-    pingpong: Annotated[bool, typer.Option("--pingpong", help="There, and back to the first again.")] = False
-    loop: Annotated[bool, typer.Option("--loop", help="Go on from the last latent to the first.")] = False
-    ease: Annotated[bool, typer.Option("--ease", help="Slow down at every latent.")] = False
-    lerp: Annotated[bool, typer.Option("--lerp", help="Straight lines instead of slerp, to see why not.")] = False
-    dither: Annotated[
-        str,
-        typer.Option("--dither", metavar="SEED|none", help="Noise of σ(1) that is added to images first: see encode."),
-    ] = "auto"
-    renorm: Annotated[bool, typer.Option("--renorm", help="Between weak latents as strong as noise: see info.")] = False
-    grid: Annotated[bool, typer.Option("--grid", help="A 2-D grid over four corners instead of an animation.")] = False
-    size: Annotated[str, typer.Option(metavar="RxC", help="Rows and columns of the grid.")] = "8x8"
-    zoom: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Enlarge N times (default: to about 224 pixels).")
-    ] = None
-    distances: Annotated[bool, typer.Option("--distances", help="Also print how far each frame is from the last.")] = (
-        False
-    )
-
-    @property
-    def held(self) -> int:
-        """Frames more that each latent is shown for."""
-        return round(self.hold * self.fps)
-
-    @property
-    def interpolant(self) -> str:
-        """A name of `INTERPOLANTS`."""
-        return "lerp" if self.lerp else "renorm" if self.renorm else "slerp"
-
-
 @flat
 def interpolate(
+    ctx: typer.Context,
     latents: Annotated[list[str], typer.Argument(help="Two or more latents, or images, which are encoded first.")],
     *,
     what: gathered.Asked,
@@ -139,7 +94,7 @@ def interpolate(
 
     files = replace(files, output=places.of_kind(files.output, ".png" if motion.grid else ".gif"))
     console = said.console(files.output)
-    output = target_of(latents, motion, files, console=console)
+    output = target_of(latents, motion, files, given=given(ctx), console=console)
     seconds, count = lengths(motion)
     files.check_kept(count)
     columns = options.parse_size(motion.size, "--size")[1] if motion.grid else count
@@ -187,16 +142,11 @@ def interpolate(
     look(levels.to_pixels(images), shown, motion, files=files, made=made, record=record, console=console)
 
 
-def target_of(latents: list[str], motion: Motion, files: Film, *, console: Console) -> Path:
+def target_of(latents: list[str], motion: Motion, files: Film, *, given: Collection[str], console: Console) -> Path:
     """What is written. Raises `UsageError` where it cannot be, or where options contradict each other."""
     from ddimctl.images import animation, formats
 
-    if motion.pingpong and motion.loop:
-        raise UsageError("--pingpong ends where it began", hint="leave --loop away")
-    if motion.lerp and motion.renorm:
-        raise UsageError("--lerp and --renorm are two ways between latents", hint="choose one")
-    if motion.even and motion.ease:
-        raise UsageError("--even and --ease are two ways to place frames", hint="choose one")
+    motion.check(given)
     output = files.output or Path("interpolation.png" if motion.grid else "interpolation.gif")
     if motion.grid:
         formats.check_suffix(output)

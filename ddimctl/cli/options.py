@@ -19,6 +19,7 @@ from ddimctl.cli.prompts import parse_prompt
 from ddimctl.cli.values import parse_folder as parse_folder
 from ddimctl.cli.values import parse_integers as parse_integers
 from ddimctl.cli.values import parse_list as parse_list
+from ddimctl.cli.values import parse_model as parse_model
 from ddimctl.cli.values import parse_output as parse_output
 from ddimctl.cli.values import parse_path as parse_path
 from ddimctl.cli.values import parse_seeds as parse_seeds
@@ -109,8 +110,9 @@ class What(Asked):
 
     model: Annotated[
         str,
-        Option("-m", "--model", envvar="DDIMCTL_MODEL", metavar="MODEL", help=MODEL_HELP, autocompletion=names.models),
-    ] = DEFAULT_MODEL
+        Option("-m", "--model", envvar="DDIMCTL_MODEL", metavar="MODEL", parser=parse_model, help=MODEL_HELP,
+               autocompletion=names.models),
+    ] = DEFAULT_MODEL  # fmt: skip
 
 
 @group
@@ -389,9 +391,6 @@ class Said:
         if piped and self.json:
             raise UsageError("the file and the JSON would both go to standard output", hint="leave one of them away")
         return Console(self.quiet, self.verbose, self.json, piped)
-
-
-# What the values of options mean
 
 
 def default_model() -> str:

@@ -11,7 +11,7 @@ import typer
 
 from ddimctl.cli import batches, options
 from ddimctl.cli.console import Console
-from ddimctl.cli.groups import flat, group, like
+from ddimctl.cli.groups import flat, given, group, like
 from ddimctl.cli.watching import counted, run, spoken
 from ddimctl.errors import UsageError
 
@@ -219,11 +219,11 @@ def train(
         with team.together():
             _check_folder(output, going_on=training.resume or files.force)
             before, about = stored(output) if training.resume else (None, {})
-            given = {n for n in ctx.params if getattr(ctx.get_parameter_source(n), "name", "") == "COMMANDLINE"}
-            about |= {k: _said(k, ctx.params[p]) for k, p in REMEMBERED.items() if p in given or k not in about}
+            said_here = given(ctx)
+            about |= {k: _said(k, ctx.params[p]) for k, p in REMEMBERED.items() if p in said_here or k not in about}
             if not about["images"]:
                 raise UsageError("there are no images to train on", hint="name a folder, or an IDX file")
-            settings = _settings(_kind(kind, before), ctx.params, given, before=before)
+            settings = _settings(_kind(kind, before), ctx.params, said_here, before=before)
             if training.features and not isinstance(settings, PixelSettings):
                 raise UsageError("--features are of models of pixels")
             team.check(settings.batch, training.accumulate)

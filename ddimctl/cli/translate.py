@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from ddimctl import places
 from ddimctl.cli import batches, inputs, looks, names, options
 from ddimctl.cli.groups import flat, group, like
-from ddimctl.cli.prompts import parse_prompts
+from ddimctl.cli.prompts import parse_prompt, parse_prompts
 from ddimctl.cli.sized import Sized
 from ddimctl.errors import SomeFailed, UsageError
 
@@ -45,7 +46,7 @@ class To:
         ),
     ] = None
     to_negative: Annotated[
-        str | None, typer.Option("--to-negative", metavar="TEXT", help="Another negative prompt.")
+        str | None, typer.Option("--to-negative", metavar="TEXT", parser=parse_prompt, help="Another negative prompt.")
     ] = None
     to_guidance: Annotated[float | None, typer.Option("--to-guidance", metavar="G", help="Another guidance.")] = None
     to_model: Annotated[
@@ -128,7 +129,8 @@ def translate(
     from ddimctl.translation import Side, check
     from ddimctl.translation import translate as translated
 
-    console = said.console()
+    files = replace(files, output=places.of_kind(files.output, ".png"))
+    console = said.console(files.output)
     way, preprocessing = how.way(), fit.preprocessing()
     conditions = what.conditions(what.condition())
     batches.tell_left_out(images or [], console)
@@ -200,7 +202,7 @@ def open_other(what: From, condition: Condition, machine: options.Machine, *, co
     """The model that decodes."""
     asked = replace(
         what, model=what.to_model or what.model, class_label=condition.class_label, prompt=condition.prompt,
-        negative=condition.negative, guidance=condition.guidance, config=None,
+        negative=condition.negative, guidance=condition.guidance, config=None, schedule=None,
     )  # fmt: skip
     return inputs.open_model(asked, machine, console)
 

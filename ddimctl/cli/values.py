@@ -19,6 +19,13 @@ def parse_path(text: str) -> Path:
     return Path(text)
 
 
+def parse_model(text: str) -> str:
+    """A model's name. Raises `UsageError` on the empty one, which would mean the default."""
+    if not text:
+        raise UsageError("an empty name of a model was given", hint="is a variable of the shell not set?")
+    return text
+
+
 def parse_output(text: str) -> Path:
     """As `parse_path`, for what is written: - is standard output."""
     parse_path(text)

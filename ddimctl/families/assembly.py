@@ -59,6 +59,8 @@ def module(parts: Parts, network: nn.Module, *, channels: int, width: int, devic
     if channels != parts.vae.channels:
         raise FileError(f"{path}: the network takes {channels} channels, the autoencoder gives {parts.vae.channels}")
     height, wide = state_size(parts.size or config.get("sample_size"), path)
+    if height % parts.patch or wide % parts.patch:
+        raise FileError(f"{path}: states of {height} × {wide} are in no patches of {parts.patch}")
 
     def facts() -> Facts:
         said = {k: v for k, v in config.items() if not k.startswith("_") and k != "sample_size"}

@@ -166,7 +166,9 @@ def _load_tokenizer(folder: Path, kind: str, vocabularies: Sequence[Sequence[str
     if not any(set(v) <= files.keys() for v in vocabularies):  # it would be made empty
         raise FileError(f"{folder} has no vocabulary: neither {' nor '.join(' and '.join(v) for v in vocabularies)}")
     if (folder / "tokenizer_config.json").is_file():
-        pipelines.read_config(folder, kind, "tokenizer_config.json")
+        said = pipelines.read_config(folder, kind, "tokenizer_config.json")
+        if elsewhere := next((name for name in ("vocab", "merges") if said.get(name) is not None), None):
+            raise FileError(f"{folder} names a vocabulary elsewhere ({elsewhere})", hint="do not trust this folder")
     with quiet():
         import transformers
     try:

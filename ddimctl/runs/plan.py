@@ -120,10 +120,15 @@ def left_out(arguments: Sequence[str], suffixes: Collection[str], like: Collecti
     return Counter(p.suffix.lower() for place in found if place for p in place[1])
 
 
+def is_folder(argument: str) -> bool:
+    """Whether it names a folder; - is standard input, whatever is called so."""
+    return argument != "-" and Path(argument).is_dir()
+
+
 def _search(argument: str, suffixes: Collection[str]) -> tuple[Path, list[Path]] | None:
     """(where it starts, the files there) of a folder or a pattern; None for what is a file's name."""
     path = Path(argument)
-    if path.is_dir():
+    if is_folder(argument):
         return path, find(path, suffixes)
     if not glob.has_magic(argument) or os.path.lexists(path):
         return None
