@@ -114,8 +114,7 @@ def interpolate(
     tell_of_weak(keys, motion, console)
     decoding, net = keys.decoding, keys.decoding.model
     formats.check_channels(f"an image of the model {net.name}", net.channels)
-    as_files = not motion.grid and not output.suffix
-    zoom = motion.zoom or (1 if as_files else sheets.factor_to_see(net.size, 224))
+    zoom = motion.zoom or (1 if not motion.grid and not output.suffix else sheets.factor_to_see(net.size, 224))
     most = count if motion.grid else (count + len(keys.xT) * motion.held) * (2 if motion.pingpong else 1)
     check_size(output, most, columns, size=(zoom * net.size[0], zoom * net.size[1]), files=files, grid=motion.grid)
     formats.check_memory(most, (zoom * net.size[0], zoom * net.size[1]), net.channels)
