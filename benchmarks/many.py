@@ -29,11 +29,15 @@ SEED = 7
 FIRST = 1000  # images, after which memory is what it is
 BATCH = 64
 CHILD = """
-import json, os, time
+import json, os, signal, time
 from ddimctl.cli import app
 from ddimctl.runs import where
 
-plain, said = where.here, {"memory": []}
+plain, said, left = where.here, {"memory": []}, int(os.environ["JOBS"])
+
+def tell():
+    with open(os.environ["SAID"], "w") as f:
+        json.dump({**said, "took": time.process_time()}, f)
 
 def resident():
     with open("/proc/self/statm") as f:
@@ -41,8 +45,13 @@ def resident():
 
 def here(jobs, *, progress=iter):
     def begun():
+        global left
         for key, job in jobs:
             if job is not None:
+                left -= 1
+                if left < 0:
+                    tell()
+                    os.kill(os.getpid(), signal.SIGKILL)
                 said.setdefault("first", time.process_time())
             yield key, job
     for both in plain(begun(), progress=progress):
@@ -54,8 +63,7 @@ where.here = here
 try:
     app.main()
 finally:
-    with open(os.environ["SAID"], "w") as f:
-        json.dump({**said, "took": time.process_time()}, f)
+    tell()
 """
 
 
@@ -109,17 +117,17 @@ def data_set(folder: Path, n: int, kind: str, per: int) -> Path:
     return folder
 
 
-def encode(source: Path, model: Path, pattern: Path, per: int, *, says: str) -> Run:
-    """The command line, in a process of its own; `says` is what it has to say at its end."""
+def encode(source: Path, model: Path, pattern: Path, per: int, *, says: str, jobs: int = 1 << 40) -> Run:
+    """The command line, in a process of its own; `says` is what it has to say at its end, unless killed −9 after `jobs`."""
     home = model.parent
     said = home / "said.json"
     how = ("-m", model, "--steps", 1, "--batch-size", BATCH, "--engine", "torch", "--device", "cpu")
     args = ("encode", source, *how, "-o", pattern, "--per-shard", per)
     command = [sys.executable, "-c", CHILD, *map(str, args)]
-    env = {**os.environ, "HOME": str(home), "SAID": str(said), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "HOME": str(home), "SAID": str(said), "OMP_NUM_THREADS": "1", "JOBS": str(jobs)}
     done = subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert says in done.stderr, done.stderr
+    assert done.returncode == (0 if jobs == 1 << 40 else -9), done.stderr
+    assert says in done.stderr or done.returncode, done.stderr
     return Run(**json.loads(said.read_text()))
 
 
@@ -153,12 +161,23 @@ def measure(kind: str, n: int, home: Path, *, per: int, held: int) -> Figures:
     return Figures(*run.growth(), run.took, again.told, again.first)
 
 
+def stopped(kind: str, n: int, home: Path, *, per: int, held: int, after: int) -> Figures:
+    """As `measure`, of a run that is killed −9 after so many images, and one that goes on as far as its first batch."""
+    model = tiny_model(home / "tiny")
+    source = data_set(home / "in", n, kind, held)
+    pattern = home / "out" / f"{{shard:05}}.{kind}"
+    run = encode(source, model, pattern, per, says="", jobs=after // BATCH)
+    again = encode(source, model, pattern, per, says="", jobs=1)
+    return Figures(*run.growth(), run.took, again.told, again.first)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-n", type=int, default=100_000, help="images")
     parser.add_argument("--per-shard", type=int, default=10_000, help="latents in a shard")
     parser.add_argument("--held", type=int, default=10_000, help="images in a file of the data set")
     parser.add_argument("--kinds", default="tar,parquet")
+    parser.add_argument("--kill-after", type=int, help="images, after which the first run is killed -9")
     args = parser.parse_args()
     print(
         "| images in | MiB after the first 1,000 | at most later | growth | took | again: first told | first new image |"
@@ -166,7 +185,11 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for kind in args.kinds.split(","):
         with tempfile.TemporaryDirectory() as home:
-            f = measure(kind, args.n, Path(home), per=args.per_shard, held=args.held)
+            how = {"per": args.per_shard, "held": args.held}
+            if args.kill_after:
+                f = stopped(kind, args.n, Path(home), **how, after=args.kill_after)
+            else:
+                f = measure(kind, args.n, Path(home), **how)
         cells = (f"{args.n:,} {kind}", f"{f.early:.1f}", f"{f.late:.1f}", f"{100 * f.growth:+.1f} %", f"{f.took:.0f} s",
                  f"{f.told:.1f} s", f"{f.first:.1f} s")  # fmt: skip
         print(f"| {' | '.join(cells)} |", flush=True)

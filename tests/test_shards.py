@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import signal
@@ -20,7 +21,11 @@ from PIL import Image
 from ddimctl import latent
 from ddimctl.archives import latents
 from ddimctl.errors import FileError
-from ddimctl.runs import plan
+from ddimctl.families import load
+from ddimctl.images.preprocessing import Preprocessing
+from ddimctl.recipe import Way, of_image
+from ddimctl.runs import plan, shards
+from ddimctl.runs.work import Encoding
 
 Invoke = Callable[..., Result]
 N = 7
@@ -245,6 +250,18 @@ def test_a_tars_summary_is_found_at_its_end_or_before(left: int, tmp_path: Path)
     with tarfile.open(path, "a") as tar:
         tar.addfile(tarfile.TarInfo("more"))
     assert latents.summary(str(path)) is None
+
+
+def test_a_key_is_the_digest_of_a_list_that_is_not_held(model_folder: Path) -> None:
+    """Shards that are there already are known by it."""
+    encoding = Encoding(load(str(model_folder)), Way(steps=2), Preprocessing())
+    records = [(f"é{i}", {"name": "x", "sha256": str(i), "pixels": [16, 16, 1]}) for i in range(3)]
+    for some in (records, []):
+        key = shards._Key(encoding)
+        for name, record in some:
+            key.add(name, record)
+        whole = [repr(encoding.recipe), *([name, of_image(record)] for name, record in some)]
+        assert key.end() == hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
 
 def test_tars_have_no_dates_and_no_owners() -> None:

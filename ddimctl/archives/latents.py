@@ -13,7 +13,7 @@ import os
 import tarfile
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 import numpy as np
 
@@ -60,6 +60,7 @@ class Tar:
         about = tarfile.TarInfo(name)
         about.size = len(data)
         self._tar.addfile(about, io.BytesIO(data))
+        cast(Any, self._tar).members.clear()  # else all of them are kept
 
 
 class Parquet:

@@ -6,13 +6,14 @@ summary with the images as they are now, without decoding any.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -23,7 +24,7 @@ from ddimctl.archives import SUFFIXES
 from ddimctl.archives import latents as packing
 from ddimctl.containers import array, read_safetensors
 from ddimctl.errors import DDIMError, FileError, UsageError
-from ddimctl.files import atomic_file, make_folder, sha256
+from ddimctl.files import atomic_file, make_folder
 from ddimctl.recipe import of_image
 from ddimctl.runs import work
 from ddimctl.runs.local import differs, notes, read, source_record
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     _Batch = list[Loaded[tuple[np.ndarray, dict[str, Any]]]]
 
+NO_NOTES: Mapping[str, Any] = {}
 FIELD = re.compile(r"\{shard(:0?\d+d?)?\}")
 
 
@@ -150,7 +152,7 @@ def _held(group: Sequence[Item], target: str, encoding: Encoding, *, batch_size:
             return read(item, encoding)[1]
         return source_record(item.opens, encoding)
 
-    outcomes, records = [], []
+    outcomes, key, path = [], _Key(encoding), Path(target)
     for batch in read_ahead(group, load, batch_size):
         for b in batch:
             if b.value is None:
@@ -161,44 +163,55 @@ def _held(group: Sequence[Item], target: str, encoding: Encoding, *, batch_size:
                 failure = DDIMError(f"{b.item.source} is not in {target}, as it was not lossless")
                 outcomes.append(Outcome(b.item, FAILED, failure=failure))
             else:
-                records.append((b.item.name, b.value))
-                outcomes.append(Outcome(b.item, SKIPPED, (Path(target),)))
-    return outcomes if said.get("key") == _key(records, encoding) else None
+                key.add(b.item.name, b.value)
+                outcomes.append(Outcome(b.item, SKIPPED, (path,)))
+    return outcomes if said.get("key") == key.end() else None
 
 
-def _key(records: Sequence[tuple[str, Mapping[str, Any]]], encoding: Encoding) -> str:
-    """What a shard is known by: another key for anything else that decides about it."""
-    said = [repr(encoding.recipe), *([name, of_image(record)] for name, record in records)]
-    return sha256(json.dumps(said).encode())
+class _Key:
+    """What a shard is known by: another key for anything else that decides about it. Of a JSON list, which is not held."""
+
+    def __init__(self, encoding: Encoding):
+        self.n = 0
+        self._hash = hashlib.sha256(f"[{json.dumps(repr(encoding.recipe))}".encode())
+
+    def add(self, name: str, record: Mapping[str, Any]) -> None:
+        self.n += 1
+        self._hash.update(f", {json.dumps([name, of_image(record)])}".encode())
+
+    def end(self) -> str:
+        self._hash.update(b"]")
+        return self._hash.hexdigest()
 
 
 class _NothingError(Exception):
     """No item of a shard could be encoded: no file is made."""
 
 
-def _write(target: str, batches: Iterable[tuple[_Batch, Solution | None]], encoding: Encoding) -> list[Outcome]:
-    """Writes a shard, and only then says what became of its items."""
-    outcomes: list[Outcome] = []
-    records: list[tuple[str, Mapping[str, Any]]] = []
+def _write(target: str, batches: Iterable[tuple[_Batch, Solution | None]], encoding: Encoding) -> Iterator[Outcome]:
+    """Writes a shard, and only then says what became of its items; until then, their notes are held as text."""
+    outcomes: list[tuple[Outcome, str]] = []
+    key, path = _Key(encoding), Path(target)
     try:
         with _written(target) as f:
-            writer: packing.Writer = packing.WRITERS[Path(target).suffix.lower()](f)
+            writer: packing.Writer = packing.WRITERS[path.suffix.lower()](f)
             for batch, solution in batches:
-                for outcome, record in _batch(batch, solution, target, encoding=encoding, writer=writer):
-                    outcomes.append(outcome)
+                for outcome, record in _batch(batch, solution, path, encoding=encoding, writer=writer):
+                    outcomes.append((replace(outcome, notes=NO_NOTES), json.dumps(outcome.notes)))
                     if outcome.status == DONE:
-                        records.append((outcome.item.name, record))
-            if not records:
+                        key.add(outcome.item.name, record)
+            if not key.n:
                 raise _NothingError
-            left = [o.item.name for o in outcomes if o.status == FAILED]
-            writer.close({"key": _key(records, encoding), "n": len(records), "left": left})
+            left = [o.item.name for o, _ in outcomes if o.status == FAILED]
+            writer.close({"key": key.end(), "n": key.n, "left": left})
     except _NothingError:
         pass
-    return outcomes
+    for outcome, said in outcomes:
+        yield replace(outcome, notes=json.loads(said))
 
 
 def _batch(
-    batch: _Batch, solution: Solution | None, target: str, *, encoding: Encoding, writer: packing.Writer
+    batch: _Batch, solution: Solution | None, target: Path, *, encoding: Encoding, writer: packing.Writer
 ) -> Iterator[tuple[Outcome, dict[str, Any]]]:
     """Puts a batch into a shard."""
     row = -1
@@ -218,7 +231,7 @@ def _batch(
             yield Outcome(b.item, FAILED, failure=e), {}
             continue
         writer.add(b.item.name, array(made.xT)[0], texts)
-        yield Outcome(b.item, DONE, (Path(target),), notes=notes(record, part)), record
+        yield Outcome(b.item, DONE, (target,), notes=notes(record, part)), record
 
 
 @contextmanager
