@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from conftest import Result
 from problems import Gaussian, Mixture, in_a_network
+from record_cli import FIXTURES
 
-from ddimctl import tune, tuned
+from ddimctl import load, tune, tuned
 from ddimctl.cli import tune as cli_tune
 from ddimctl.errors import UsageError
 from ddimctl.images import writing
@@ -199,6 +200,17 @@ def test_the_command_writes_a_path_that_others_use(invoke: Callable[..., Result]
     ).ok()
     mse = [r["mse"] for r in json.loads(used.out)["results"]]
     assert mse == pytest.approx([p.about["held_out"]["tuned"]["mse"] for p in found], rel=1e-3)
+
+
+def test_what_was_measured_under_a_condition_says_so_and_is_no_default(
+    invoke: Callable[..., Result], work: Path
+) -> None:
+    shutil.copytree(FIXTURES / "models" / "classes", work / "classes")
+    command = ("tune", "train", "-m", "classes", "--class", 1, "--steps", 2, "--rounds", 0, "--images", 1)
+    invoke(*command, "--engine", "torch").ok()
+    (path,) = tuned.load(work / "classes", schedule=load(str(work / "classes"), "cpu").schedule.digest)
+    assert path.about["condition"]["class_label"] == 1
+    assert not path.wins
 
 
 def test_it_does_not_search_twice_and_goes_on(invoke: Callable[..., Result], work: Path) -> None:
