@@ -205,7 +205,14 @@ def measure(case: Case, way: Way, guidance: float, *, found: Found) -> None:
     path, eps = case.schedule.path(S, way.spacing), case.eps(guidance)
     scale = case.schedule.scale(path[-1])
     states = [case.states]
-    up = integrate(eps, case.states, path, way.solver, progress=lambda steps: (states.append(x) or x for x in steps))
+    up = integrate(
+        eps,
+        case.states,
+        path,
+        way.solver,
+        sure=way.solver == "exact" and guidance != 1,
+        progress=lambda steps: (states.append(x) or x for x in steps),
+    )
     held, spent = (up.x / scale).float().double() * scale, sum(up.evaluations)
     if way.keep is None:
         back = integrate(eps, held, path[::-1], decoder(way.solver)).x

@@ -26,6 +26,7 @@ LARGE = 1 << 16  # values of a state beyond which so many changes are too much m
 DEPTH_LARGE = 8
 NOISE = 1e-12  # squared, relative: changes this small beside the residual are rounding
 LIMIT = 60  # evaluations a step
+LIMIT_SURE = 30  # what has not converged by then is likely to be at a fold
 RIDGE = 1e-10  # relative, keeps the least squares solvable where two changes are parallel
 LEAP = 8.0  # from one level's √(1+σ²) to the next; no usual path has a greater one
 DIVERGED = 4.0  # a residual this many times the best one sends an image back to where that was
@@ -50,13 +51,15 @@ def solve(
     t: float,
     tolerance: float,
     known: Array | None = None,
+    sure: bool = False,
 ) -> Solved:
     """Solves x = base + (t−s) ε(x, t) from `guess`, until each image's residual is at most `tolerance`.
 
     The residual is the root mean square over an image, relative to √(1+t²), or to `LEAP`·√(1+s²) where t is far above s,
     and to `weight`. ε of the guess may be `known`, which saves an evaluation; then a guess may also be so near that one
-    step of the fixed-point iteration, which leaves 1 − s/t of the residual where the data is thin, is enough. An image
-    that does not get there within `LIMIT` evaluations comes back as the best one seen, with its residual.
+    step of the fixed-point iteration, which leaves 1 − s/t of the residual where the data is thin, is enough. To be `sure`,
+    nothing is accepted ahead of time: where a step nearly folds the residual is no straight line. An image that does not get
+    there within `LIMIT` evaluations, then `LIMIT_SURE`, comes back as the best one seen, with its residual.
     """
     h, n = t - s, len(base)
     scale = min(math.sqrt(1 + t * t), LEAP * math.sqrt(1 + s * s)) * weight(t)  # decoding must come back to s
@@ -68,7 +71,7 @@ def solve(
     x_before = r_before = None
     promised: list[float] = []
     changes: list[tuple[Array, Array]] = []  # (Δx, Δr)
-    for k in range(LIMIT):
+    for k in range(LIMIT_SURE if sure else LIMIT):
         if not active:
             break
         free = known if k == 0 else None
@@ -101,7 +104,7 @@ def solve(
         for j, i in enumerate(active):
             if size[j] <= tolerance:
                 continue
-            if ahead[j] <= tolerance and not lost[j]:
+            if not sure and ahead[j] <= tolerance and not lost[j]:
                 out[i], residuals[i] = ahead_x[j], ahead[j]
                 out_eps[i] = (ahead_x[j] - b[j]) / h
                 continue

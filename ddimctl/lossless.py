@@ -113,7 +113,7 @@ def returned(
     noise = added(dithers, xbar) if dithers else None
     up = ode.integrate(
         eps, xbar if noise is None else xbar + noise, path, "exact",
-        tolerance=way.tolerance, near=near or (), progress=progress,
+        tolerance=way.tolerance, near=near or (), sure=ode.is_checked(way, condition), progress=progress,
     )  # fmt: skip
     xT = float32(up.x * (1 / scale))
     trail: Trail = []

@@ -119,17 +119,18 @@ def integrate(
     tolerance: float | None = None,
     mix: Sequence[float] = (),
     near: Sequence[tuple[Array, Array]] = (),
+    sure: bool = False,
     progress: Progress = iter,
 ) -> Solution:
     """Solves dx̄ = ε(x̄, σ) dσ along `path` from x̄ at its start: rising levels encode, falling levels decode.
 
-    `tolerance` is for the iterative solvers (see `TOLERANCES`), `mix` for `ab2` and `ab3`, `near` for `exact`. Raises
-    `UsageError` for an unknown solver, or what it has no use for.
+    `tolerance` is for the iterative solvers (see `TOLERANCES`), `mix` for `ab2` and `ab3`, `near` and `sure` for
+    `exact`. Raises `UsageError` for an unknown solver, or what it has no use for.
     """
     solve, tolerance = bind(solver, tolerance, mix)
-    if near:
-        from_near: Any = solve
-        solve = partial(from_near, near=near)
+    if near or sure:
+        exact: Any = solve
+        solve = partial(exact, near=near, sure=sure)
     calls, result = 0, None
 
     def counted(x: Array, sigma: float | Sequence[float]) -> Array:
@@ -184,12 +185,15 @@ def encode(
                     states.append(state)
                 yield state
 
-        solution = integrate(eps, xbar, path, way.solver, tolerance=way.tolerance, mix=way.mix, progress=watched)
+        sure = is_checked(way, condition)
+        solution = integrate(
+            eps, xbar, path, way.solver, tolerance=way.tolerance, mix=way.mix, sure=sure, progress=watched
+        )
         solution = replace(solution, x=solution.x * (1 / scale))
         held = float64(float32(solution.x)) * scale  # what a file holds
         if way.keep is not None:
             return _kept(solution, eps, states, path=path, held=held, keep=way.keep, progress=progress)
-        if not (check and is_checked(way, condition)):
+        if not (check and sure):
             return solution
         back = integrate(eps, held, path[::-1], decoder(way.solver), progress=progress)
         spent = [n + m for n, m in zip(solution.evaluations, back.evaluations, strict=True)]

@@ -15,7 +15,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from ddimctl import implicit
+from ddimctl import folds, implicit
 from ddimctl.arrays import Array, per_image
 from ddimctl.errors import UsageError, choose
 from ddimctl.implicit import rms
@@ -34,7 +34,7 @@ class Failure:
 
     @property
     def fold(self) -> bool:
-        """Whether DDIM's step is not injective there, which leaves a solver nothing to follow."""
+        """Whether DDIM's step is not injective there; and no state beyond the fold was found."""
         return self.eigenvalue <= 0
 
     def __str__(self) -> str:
@@ -129,14 +129,22 @@ def heun(eps: Eps, xbar: Array, path: Sequence[float]) -> States:
 
 
 def exact(
-    eps: Eps, xbar: Array, path: Sequence[float], *, tolerance: float = 1e-5, near: Sequence[tuple[Array, Array]] = ()
+    eps: Eps,
+    xbar: Array,
+    path: Sequence[float],
+    *,
+    tolerance: float = 1e-5,
+    near: Sequence[tuple[Array, Array]] = (),
+    sure: bool = False,
 ) -> States:
     """The inverse of `ddim`: ε is taken at the noisier end of every step, whichever way the path runs.
 
     On a falling path that is `ddim` itself. On a rising one it is implicit, x̄_t = x̄_s + (t−s) ε(x̄_t, t), and solved for
     each image until the residual (see `implicit.solve`) is at most `tolerance`. The first guess extrapolates the last ε;
     or it is `near`, for each step a state of the upper level and ε there. Usually two to four evaluations a step; a step to
-    or from σ = 0 may be singular. Where no solution is found, the first such step of an image is looked at for a fold.
+    or from σ = 0 may be singular. To be `sure`, as under guidance, each step's residual is looked at. Where iteration
+    stalls the solution is sought across a fold (see `folds`); where none is found, the first such step of an image is
+    looked at for one.
     """
     spent, residuals = [0] * len(xbar), [0.0] * len(xbar)
     failures: list[Failure | None] = [None] * len(xbar)
@@ -147,7 +155,7 @@ def exact(
             spent = [n + 1 for n in spent]
         else:
             guess, there = near[k] if near else (xbar + (t - s) * extrapolate(known, t) if known else xbar, None)
-            solved = implicit.solve(eps, xbar, guess, s=s, t=t, tolerance=tolerance, known=there)
+            solved = folds.solve(eps, xbar, guess, s=s, t=t, tolerance=tolerance, known=there, sure=sure)
             xbar = solved.x
             spent = [n + m for n, m in zip(spent, solved.evaluations, strict=True)]
             residuals = [max(p, q) for p, q in zip(residuals, solved.residuals, strict=True)]
@@ -162,13 +170,15 @@ def exact(
 
 
 LOOK = 16  # evaluations that tell whether a step folds
+STEEPER = 2.0  # a slope that is believed, beside the last one
 
 
 def extrapolate(known: Sequence[tuple[float, Array]], t: float) -> Array:
     """ε at level t from the last four known: its slope in log σ is what those before would have told of the last one.
 
     A straight line goes too far, and to twice the error where steps are wide: the last slopes of each image say how much of
-    them to believe, by least squares. With two known it is a straight line, with one a constant.
+    them to believe, by least squares, and at most `STEEPER` times the last one: where slopes grow many times a step they say
+    nothing. With two known it is a straight line, with one a constant.
     """
     known = [(s, e) for s, e in known if s > 0] or known[-1:]
     s, eps_s = known[-1]
@@ -180,7 +190,8 @@ def extrapolate(known: Sequence[tuple[float, Array]], t: float) -> Array:
     if len(slopes) == 1:
         return eps_s + math.log(t / s) * slopes[0]
     away, _ = implicit.combine(list(zip(slopes, slopes[1:], strict=False)), slopes[0])
-    return eps_s - math.log(t / s) * away
+    most = [STEEPER * a / max(b, 1e-300) for a, b in zip(rms(slopes[0]), rms(away), strict=True)]
+    return eps_s - math.log(t / s) * per_image([min(1.0, v) for v in most], away) * away
 
 
 def adaptive(eps: Eps, xbar: Array, path: Sequence[float], *, tolerance: float = 1e-5) -> States:
