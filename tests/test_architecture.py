@@ -36,6 +36,7 @@ LAYERS: list[set[str]] = [
         "multistep",
         "solvers",
         "implicit",
+        "folds",
         "keeping",
         "predictions",
         "network",
