@@ -28,7 +28,7 @@ from ddimctl.model import Condition, Model
 from ddimctl.network import Embedded
 from ddimctl.ode import integrate, relative
 from ddimctl.schedule import Schedule
-from ddimctl.solvers import Eps, Failure, decoder
+from ddimctl.solvers import Care, Eps, Failure, decoder
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "inversion.md"
@@ -210,7 +210,7 @@ def measure(case: Case, way: Way, guidance: float, *, found: Found) -> None:
         case.states,
         path,
         way.solver,
-        sure=way.solver == "exact" and guidance != 1,
+        care=Care(sure=way.solver == "exact" and guidance != 1),
         progress=lambda steps: (states.append(x) or x for x in steps),
     )
     held, spent = (up.x / scale).float().double() * scale, sum(up.evaluations)

@@ -24,6 +24,7 @@ from ddimctl.images.levels import in_levels
 from ddimctl.model import NOTHING, Condition, Model, Pixels
 from ddimctl.ode import DEFAULT_BATCH, LEVELS, STATE, Check, Progress, Solution
 from ddimctl.recipe import Way
+from ddimctl.solvers import Care
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,7 +114,7 @@ def returned(
     noise = added(dithers, xbar) if dithers else None
     up = ode.integrate(
         eps, xbar if noise is None else xbar + noise, path, "exact",
-        tolerance=way.tolerance, near=near or (), sure=ode.is_checked(way, condition), progress=progress,
+        tolerance=way.tolerance, care=Care(near or (), ode.is_checked(way, condition)), progress=progress,
     )  # fmt: skip
     xT = float32(up.x * (1 / scale))
     trail: Trail = []

@@ -19,7 +19,7 @@ from ddimctl.implicit import rms
 from ddimctl.keeping import Keep, take
 from ddimctl.model import NOTHING, Condition, Model
 from ddimctl.recipe import Way
-from ddimctl.solvers import DEFAULT_SOLVER, Convergence, Eps, Failure, bind, decoder
+from ddimctl.solvers import DEFAULT_SOLVER, ORDINARY, Care, Convergence, Eps, Failure, bind, decoder
 
 Progress = Callable[[Iterable[Array]], Iterable[Array]]  # wraps the iterator over the steps of a batch, to show it
 DEFAULT_BATCH = 64
@@ -118,19 +118,18 @@ def integrate(
     *,
     tolerance: float | None = None,
     mix: Sequence[float] = (),
-    near: Sequence[tuple[Array, Array]] = (),
-    sure: bool = False,
+    care: Care = ORDINARY,
     progress: Progress = iter,
 ) -> Solution:
     """Solves dx̄ = ε(x̄, σ) dσ along `path` from x̄ at its start: rising levels encode, falling levels decode.
 
-    `tolerance` is for the iterative solvers (see `TOLERANCES`), `mix` for `ab2` and `ab3`, `near` and `sure` for
-    `exact`. Raises `UsageError` for an unknown solver, or what it has no use for.
+    `tolerance` is for the iterative solvers (see `TOLERANCES`), `mix` for `ab2` and `ab3`, `care` for `exact`. Raises
+    `UsageError` for an unknown solver, or what it has no use for.
     """
     solve, tolerance = bind(solver, tolerance, mix)
-    if near or sure:
+    if care.near or care.sure:
         exact: Any = solve
-        solve = partial(exact, near=near, sure=sure)
+        solve = partial(exact, care=care)
     calls, result = 0, None
 
     def counted(x: Array, sigma: float | Sequence[float]) -> Array:
@@ -187,7 +186,7 @@ def encode(
 
         sure = is_checked(way, condition)
         solution = integrate(
-            eps, xbar, path, way.solver, tolerance=way.tolerance, mix=way.mix, sure=sure, progress=watched
+            eps, xbar, path, way.solver, tolerance=way.tolerance, mix=way.mix, care=Care(sure=sure), progress=watched
         )
         solution = replace(solution, x=solution.x * (1 / scale))
         held = float64(float32(solution.x)) * scale  # what a file holds

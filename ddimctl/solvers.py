@@ -53,6 +53,16 @@ class Convergence:
     failures: list[Failure | None] | None = None  # the first step of each image that could not be inverted
 
 
+@dataclass(frozen=True)
+class Care:
+    """What `exact` may know of the steps beforehand."""
+
+    near: Sequence[tuple[Array, Array]] = ()  # for each step a state of the upper level near its solution, and ε there
+    sure: bool = False  # steps may fold, as under guidance: each residual is looked at, none accepted ahead of time
+
+
+ORDINARY = Care()
+
 States = Generator[Array, None, "Convergence | None"]
 Solver = Callable[[Eps, Array, Sequence[float]], States]
 
@@ -128,23 +138,14 @@ def heun(eps: Eps, xbar: Array, path: Sequence[float]) -> States:
     return None
 
 
-def exact(
-    eps: Eps,
-    xbar: Array,
-    path: Sequence[float],
-    *,
-    tolerance: float = 1e-5,
-    near: Sequence[tuple[Array, Array]] = (),
-    sure: bool = False,
-) -> States:
+def exact(eps: Eps, xbar: Array, path: Sequence[float], *, tolerance: float = 1e-5, care: Care = ORDINARY) -> States:
     """The inverse of `ddim`: ε is taken at the noisier end of every step, whichever way the path runs.
 
     On a falling path that is `ddim` itself. On a rising one it is implicit, x̄_t = x̄_s + (t−s) ε(x̄_t, t), and solved for
     each image until the residual (see `implicit.solve`) is at most `tolerance`. The first guess extrapolates the last ε;
-    or it is `near`, for each step a state of the upper level and ε there. Usually two to four evaluations a step; a step to
-    or from σ = 0 may be singular. To be `sure`, as under guidance, each step's residual is looked at. Where iteration
-    stalls the solution is sought across a fold (see `folds`); where none is found, the first such step of an image is
-    looked at for one.
+    or it is what `care` has near. Usually two to four evaluations a step; a step to or from σ = 0 may be singular. Where
+    iteration stalls the solution is sought across a fold (see `folds`); where none is found, the first such step of an
+    image is looked at for one.
     """
     spent, residuals = [0] * len(xbar), [0.0] * len(xbar)
     failures: list[Failure | None] = [None] * len(xbar)
@@ -154,8 +155,10 @@ def exact(
             xbar = xbar + (t - s) * eps(xbar, s)
             spent = [n + 1 for n in spent]
         else:
-            guess, there = near[k] if near else (xbar + (t - s) * extrapolate(known, t) if known else xbar, None)
-            solved = folds.solve(eps, xbar, guess, s=s, t=t, tolerance=tolerance, known=there, sure=sure)
+            guess, there = (
+                care.near[k] if care.near else (xbar + (t - s) * extrapolate(known, t) if known else xbar, None)
+            )
+            solved = folds.solve(eps, xbar, guess, s=s, t=t, tolerance=tolerance, known=there, sure=care.sure)
             xbar = solved.x
             spent = [n + m for n, m in zip(spent, solved.evaluations, strict=True)]
             residuals = [max(p, q) for p, q in zip(residuals, solved.residuals, strict=True)]

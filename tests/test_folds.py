@@ -13,6 +13,7 @@ from torch import Tensor
 from ddimctl import folds, implicit, ode
 from ddimctl.ode import integrate
 from ddimctl.schedule import Schedule
+from ddimctl.solvers import Care
 
 S, T = 1.0, 2.0  # of a single step
 V = torch.nn.functional.normalize(torch.randn((1, 60), generator=torch.Generator().manual_seed(1), dtype=torch.float64))
@@ -38,7 +39,7 @@ def test_a_state_beyond_the_fold_is_found() -> None:
     assert about is not None
     assert spent <= folds.BUDGET
     assert float((about * V).sum()) > 2 * math.pi - top, "on the far side, where the step rises again"
-    solved = implicit.solve(eps, base, about, s=S, t=T, tolerance=1e-10)
+    solved = implicit.solve(eps, base, about, s=S, t=T, tolerance=1e-10, sure=True)
     assert solved.residuals[0] <= 1e-10
     torch.testing.assert_close(down(solved.x), base, rtol=1e-8, atol=1e-8)
 
@@ -110,7 +111,7 @@ def test_exact_returns_under_guidance_that_folds(g: float, monkeypatch: pytest.M
     for k in range(CLASSES):
         noise = torch.randn((4, 96), generator=torch.Generator().manual_seed(10 + k), dtype=torch.float64)
         x0 = MEANS[k] + WIDTH * noise
-        up = integrate(guided(g, k), x0, path, "exact", sure=True)
+        up = integrate(guided(g, k), x0, path, "exact", care=Care(sure=True))
         back = integrate(guided(g, k), up.x, path[::-1], "ddim").x
         errors += ode.relative(back, x0)
     assert up.unconverged == []
