@@ -16,6 +16,7 @@ from ddimctl.files import bundled_folder
 
 DIGESTS = {
     "emoji": "a0698415b23f53f791344cbda5c7359fb336c8429796d54f079335ee9ab78965",
+    "emoji-large": "fb3e7aefcb0f20a0c8f2caa200be8a337110b21f645bdda697089ac4b45bbc30",
     "emoji-text": "42754d0f823a46232d4122342d18cae5a214afa7ce1d7b333e0a566407831adb",
     "fashion-mnist": "18a3b7001509263d9d064bdf11d1b99fb558e879b046a1250019576ce267738f",
 }
