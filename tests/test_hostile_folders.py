@@ -104,6 +104,9 @@ FAULTS = {
     "sd3: inverted": Fault("sd3", edit("scheduler/scheduler_config.json", invert_sigmas=True), "does not implement"),
     "sd3: T5 without words": Fault("sd3", gone("tokenizer_3/tokenizer.json"), "no vocabulary"),
     "sd3: T5 of another width": Fault("sd3", edit("text_encoder_3/config.json", d_model=24), "do not fit"),
+    "sd3: T5 of no distance": Fault(
+        "sd3", edit("text_encoder_3/config.json", relative_attention_max_distance=0), "have no buckets"
+    ),
     "sd3: T5's code": Fault("sd3", edit("text_encoder_3/config.json", auto_map={"A": "my_unet.My"}), "code of its own"),
     "sd3: other pooled": Fault("sd3", edit("transformer/config.json", pooled_projection_dim=8), "different families"),
     "sd3: huge": Fault("sd3", edit("transformer/config.json", num_layers=10**7), "makes no sense"),

@@ -148,6 +148,10 @@ def load_t5(path: Path, device: str, number: str, *, length: int) -> Encoder:
     folder, words = path / f"text_encoder{number}", path / f"tokenizer{number}"
     config = pipelines.read_config(folder, "T5EncoderModel")
     tokenizer = _load_tokenizer(words, "T5Tokenizer", (("tokenizer.json",), ("spiece.model",)))
+    buckets, far = config.get("relative_attention_num_buckets", 32), config.get("relative_attention_max_distance", 128)
+    # A quarter of the buckets have one distance each; those of the rest follow from a logarithm.
+    if not (isinstance(buckets, int) and isinstance(far, int) and 0 < buckets // 4 < far):
+        raise FileError(f"{folder} makes no sense: its relative distances have no buckets")
     encoder = _make("T5EncoderModel", "T5Config", {k: config[k] for k in T5_FIELDS if k in config}, where=folder)
     state = pipelines.read_weights(folder, "model")
     for a, b in (("shared.weight", "encoder.embed_tokens.weight"), ("encoder.embed_tokens.weight", "shared.weight")):
