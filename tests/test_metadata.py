@@ -21,6 +21,7 @@ from ddimctl import __version__, origin
 from ddimctl.errors import FileError, UsageError
 from ddimctl.files import sha256
 from ddimctl.images import animation, formats, metadata, writing
+from ddimctl.model import Pixels
 from ddimctl.recipe import Way
 
 Invoke = Callable[..., Result]
@@ -261,7 +262,7 @@ def test_origins_are_bounded() -> None:
     parents = [{"name": "\u00fc" * 100, "sha256": "0" * 64}] * 1000
 
     class Named:
-        name, digest = "x" * 1000, "0" * 64
+        name, digest, autoencoder = "x" * 1000, "0" * 64, Pixels()
 
     made = origin.of("interpolate", Named(), Way(), parents=parents)  # type: ignore[arg-type]
     assert made["parents_in_all"] == 1000

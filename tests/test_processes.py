@@ -237,6 +237,7 @@ with team.joined():
     else:
         raise AssertionError
     assert team.settle(1.0 + team.rank, 15 * team.rank) == (1.5, 15)
+    del trainer  # what it holds of the group ends before the group, not with the interpreter
 """
 
 
