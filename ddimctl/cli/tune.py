@@ -199,10 +199,9 @@ def tune(
     drawn = draw(datasets.load_dataset(images, net.channels, net.size).numpy(), others, how)
     net = inputs.start_engine(net, machine, console, work=2.0 * how.rounds * 22 * len(drawn) * sum(steps))
     pytorch.hurry(net.network.module)
-    work = Work(
-        net, what.condition(), folder, drawn, digest_of(drawn, what.condition(), how), machine.batch_size, clock,
-        Aim(how.power, how.kappa),
-    )  # fmt: skip
+    condition, aim = what.condition(), Aim(how.power, how.kappa)
+    digest = digest_of(drawn, condition, how, aim=aim)
+    work = Work(net, condition, folder, drawn, digest, machine.batch_size, clock, aim)
     found = list(load(folder, schedule=net.schedule.digest))
     for i, s in enumerate(steps):
         later = len(others) * (REFERENCE + 2 * (1 + len(RIVALS)) * sum(steps))
@@ -225,11 +224,10 @@ def draw(images: np.ndarray, others: np.ndarray, how: Searched) -> np.ndarray:
     return found
 
 
-def digest_of(images: np.ndarray, condition: Condition, how: Searched) -> str:
+def digest_of(images: np.ndarray, condition: Condition, how: Searched, *, aim: Aim) -> str:
     from ddimctl.files import sha256
 
-    aim = () if (how.power, how.kappa) == (1.0, 0.5) else (how.power, how.kappa)
-    return sha256(images.tobytes() + repr((condition, how.solver, how.knots, *aim)).encode())
+    return sha256(images.tobytes() + repr((condition, how.solver, how.knots, aim)).encode())
 
 
 def tuned_for(
