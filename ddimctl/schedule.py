@@ -22,12 +22,12 @@ from operator import mul
 from typing import ClassVar
 
 from ddimctl.errors import UsageError, choose
-from ddimctl.tuned import OWN, Tuned, between
+from ddimctl.tuned import OWN, PLAIN, Tuned, between
 
 FLOW_SIGMA_MAX = 100.0  # t = 0.99: far above it what rounding and tolerances leave open is more than the image
 MOST_SIGMA = 1e8
 RHO = 7.0  # Karras et al. 2022, eq. 5
-DEFAULT_SPACING = "karras"
+DEFAULT_SPACING = PLAIN
 TUNED = OWN  # the spacing that is of a model, not of its schedule alone
 OF_SOLVERS = {"exact": "log"}  # where another spacing is better: each step is as hard as the others
 

@@ -24,7 +24,7 @@ FORMAT = "ddimctl-paths"
 VERSION = 1
 MAX_BYTES = 1 << 22
 OWN = "tuned"  # what it is called among the spacings that it was measured beside
-WINS_BY = ("mse", "xT_error")
+PLAIN = "karras"  # the spacing that it takes the place of where it wins
 ENOUGH = 16  # images, to know whether it wins
 MOST = 100.0  # a part of √(1−α) beyond this makes no sense
 
@@ -56,16 +56,19 @@ class Tuned:
 
     @property
     def wins(self) -> bool:
-        """Whether its mean error of the round trip, and that of x_T, are no worse than those of any other spacing it was
-        measured beside, on images that had no part in it. What was tuned under a condition was measured under no other."""
+        """Whether its mean error of the round trip is no worse than that of any spacing it was measured beside, and that of
+        x_T no worse than `PLAIN`'s, on images that had no part in it. What was tuned under a condition was measured under no
+        other."""
         held = self.about.get("held_out")
         if self.about.get("condition") is not None or not isinstance(held, dict):
             return False
         images = self.about.get("held_out_images")
         if not isinstance(images, int) or images < ENOUGH:
             return False
-        own, others = held.get(OWN), [found for name, found in held.items() if name != OWN]
-        return bool(others) and all(_no_worse(own, other) for other in others)
+        own = held.get(OWN)
+        return _no_worse(own, held.get(PLAIN), "xT_error") and all(
+            _no_worse(own, other, "mse") for other in held.values()
+        )
 
     def curves(self, n: int) -> list[tuple[float, ...]]:
         """The parts of each order for every step; those of the third are 0 where `ab2` has none."""
@@ -73,10 +76,10 @@ class Tuned:
         return [mix[i : i + self.steps] for i in range(0, n * self.steps, self.steps)]
 
 
-def _no_worse(own: Any, other: Any) -> bool:
-    """Whether these figures are all there, and as good as those."""
+def _no_worse(own: Any, other: Any, what: str) -> bool:
+    """Whether this figure of both is there, and the first is as good as the second."""
     try:
-        return all(0 <= float(own[what]) <= float(other[what]) for what in WINS_BY)
+        return 0 <= float(own[what]) <= float(other[what])
     except (TypeError, ValueError, KeyError):
         return False
 

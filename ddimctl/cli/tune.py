@@ -173,8 +173,8 @@ def tune(
     What is found is written into the model's folder as paths.json after every round, so the same command goes on where one
     was stopped. Then --spacing tuned uses it, also for numbers of steps between those tuned. The search makes both the error
     of the round trip and that of x_T small, on images the model was trained on; the figures printed are of others, which had
-    no part in it. Where both are no worse than any other spacing's there, it is the default. Latents record the levels and
-    weights themselves.
+    no part in it. Where no other spacing's round trip is better there, and x_T no worse than karras's, it is the default.
+    Latents record the levels and weights themselves.
 
     Example: ddimctl tune train-images/ -m my-model --steps 10,20
     """
