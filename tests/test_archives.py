@@ -17,7 +17,7 @@ from conftest import Result
 from PIL import Image
 
 from ddimctl import archives, latent
-from ddimctl.archives import columns, member, tars
+from ddimctl.archives import columns, member, streams, tars
 from ddimctl.archives.member import checked
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.images import datasets, reading
@@ -197,6 +197,67 @@ def test_a_small_parquet_file_takes_little_memory(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": pa.array([None] * n, pa.binary())}), tmp_path / "y.parquet")
     with pytest.raises(FileError, match="announces 100,000 rows"):
         list(archives.members(str(tmp_path / "y.parquet"), SUFFIXES))
+
+
+def saved(folder: Path, table: object, **how: object) -> Path:
+    """A folder as `save_to_disk` leaves it, with rows that were packed."""
+    pa = pytest.importorskip("pyarrow")
+    folder.mkdir()
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "a.arrow"}]}))
+    (folder / "dataset_info.json").write_text("{}")
+    schema = table.schema  # type: ignore[attr-defined]
+    options = pa.ipc.IpcWriteOptions(**how)
+    with pa.OSFile(str(folder / "a.arrow"), "wb") as f, pa.ipc.new_stream(f, schema, options=options) as writer:
+        writer.write_table(table, max_chunksize=4)
+    return folder
+
+
+@pytest.mark.parametrize("packed", [None, "lz4", "zstd"])
+def test_a_saved_data_set_is_bounded_by_what_it_unpacks_to(
+    packed: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it says of itself is what pyarrow then takes; one that lies as it is takes nothing."""
+    pa = pytest.importorskip("pyarrow")
+    words = pa.array(["a", "b"] * 3).dictionary_encode()
+    whole = pa.table({"image": [png(x) + bytes(1 << 16) for x in PIXELS], "text": words})
+    folder = saved(tmp_path / "s", whole, compression=packed)
+    assert (pixels_of(folder) == PIXELS).all()
+    file = str(folder / "a.arrow")
+    said = streams.unpacked(pa, file)
+    before = pa.total_allocated_bytes()
+    held = columns.Opened(file)
+    taken = pa.total_allocated_bytes() - before
+    assert held.rows == N
+    assert said == taken == 0 if packed is None else said <= taken < said + 4096
+    monkeypatch.setattr(columns, "MAX_GROUP", 1 << 18)
+    if packed is None:
+        assert columns.Opened(file).rows == N
+        return
+    before = pa.total_allocated_bytes()
+    with pytest.raises(FileError, match="unpacks to more than"):
+        columns.Opened(file)
+    assert pa.total_allocated_bytes() == before
+
+
+def test_a_saved_data_set_that_lies_is_one_line(tmp_path: Path) -> None:
+    """Rows that nothing stands for; values that end outside of the file, for which the system would end the process."""
+    pa = pytest.importorskip("pyarrow")
+    empty = saved(tmp_path / "e", pa.table({"image": pa.array([b""]), "none": pa.nulls(1)}).slice(0, 0))
+    assert columns.Opened(str(empty / "a.arrow")).rows == 0
+    nothing = saved(tmp_path / "n", pa.table({"none": pa.nulls(3)}))
+    path = nothing / "a.arrow"
+    path.write_bytes(path.read_bytes().replace((3).to_bytes(8, "little"), (10**9).to_bytes(8, "little")))
+    with pytest.raises(FileError, match="announces 1,000,000,000 rows"):
+        columns.table(str(path))
+    path = saved(tmp_path / "o", pa.table({"image": [b"a" * 77, b"b" * 99]})) / "a.arrow"
+    ends = [np.array([0, 77, end], "<i4").tobytes() for end in (176, 2**31 - 2)]
+    assert ends[0] in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(*ends))
+    with pytest.raises(FileError, match="damaged"):
+        columns.table(str(path))
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(FileError, match="damaged"):
+        columns.table(str(path))
 
 
 def test_a_row_without_a_key_is_called_by_its_number(tmp_path: Path) -> None:

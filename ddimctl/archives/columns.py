@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ddimctl.archives import streams
 from ddimctl.archives.member import Member, checked
 from ddimctl.errors import FileError, UsageError
 from ddimctl.files import read_bytes
@@ -93,22 +94,27 @@ def pyarrow() -> Any:
 
 
 class Opened:
-    """A file of rows; of parquet, one group of rows is held at a time."""
+    """A file of rows; of parquet, one group of rows is held at a time, and an Arrow stream lies where it is."""
 
     def __init__(self, path: str):
         arrow = pyarrow()
         self.path = path
         self._group: tuple[Any, int, Any] = ((), -1, None)
-        if path.endswith(".arrow"):
-            self._table = arrow.ipc.open_stream(arrow.memory_map(path)).read_all()
-            self.schema, self.rows, self._file = self._table.schema, self._table.num_rows, None
-            return
         source: Any = open_url(path) if is_url(path) else path
         size = source.seek(0, 2) if is_url(path) else Path(path).stat().st_size
+        if path.endswith(".arrow"):
+            if streams.unpacked(arrow, path) > MAX_GROUP:
+                raise FileError(
+                    f"{path} unpacks to more than {MAX_GROUP / 2**30:.0f} GiB", hint="do not trust this file"
+                )
+            self._table = arrow.ipc.open_stream(arrow.memory_map(path)).read_all()
+            self.schema, self.rows, self._file = self._table.schema, self._table.num_rows, None
+            self._check_rows(size)
+            self._table.validate(full=True)
+            return
         plain = arrow.parquet.ParquetFile(source)
         self.schema, self.rows = plain.schema_arrow, plain.metadata.num_rows
-        if self.rows > size:
-            raise FileError(f"{path} announces {self.rows:,} rows in {size:,} bytes", hint="do not trust this file")
+        self._check_rows(size)
         # What a file says once stays once in memory: a value of a megabyte may be that of every row.
         leaves = [plain.schema.column(i) for i in range(len(plain.schema))]
         once = [c.path for c in leaves if c.physical_type == "BYTE_ARRAY" and c.converted_type in ("NONE", "UTF8")]
@@ -119,6 +125,11 @@ class Opened:
             self._starts.append(self._starts[-1] + group.num_rows)
         if any(group.total_byte_size > MAX_GROUP for group in groups):
             raise FileError(f"{path} has groups of rows of more than {MAX_GROUP / 2**30:.0f} GiB")
+
+    def _check_rows(self, size: int) -> None:
+        if self.rows > size:
+            hint = "do not trust this file"
+            raise FileError(f"{self.path} announces {self.rows:,} rows in {size:,} bytes", hint=hint)
 
     def texts(self, column: str) -> Iterator[str | None]:
         """A column of words, row by row."""
