@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -12,8 +12,8 @@ import typer
 from ddimctl.cli import batches, inputs, names, options, pages
 from ddimctl.cli.cells import Cell, as_lines, as_record, curves, samples, seconds_per_image, seeded, tables
 from ddimctl.cli.console import Console, figure, table
-from ddimctl.cli.groups import flat, group, like
-from ddimctl.errors import FileError, UsageError
+from ddimctl.cli.groups import flat, given, group, like
+from ddimctl.errors import FileError, UsageError, choose
 
 if TYPE_CHECKING:
     from ddimctl.evaluate import Setting
@@ -86,6 +86,7 @@ class Against:
 
 @flat
 def evaluate(
+    ctx: typer.Context,
     *,
     what: options.What,
     how: Cells,
@@ -117,7 +118,7 @@ def evaluate(
 
     console = said.console()
     engines.check(machine.engine, machine.precision)
-    settings = plan_cells(how, what.condition())
+    settings = plan_cells(how, what.condition(), named="solver" in given(ctx))
     files.check_page([files.plot, against.reference], force=files.force)
     if files.plot is not None:
         plots.check_target(files.plot)
@@ -130,11 +131,7 @@ def evaluate(
     extractor = open_features(against.features, net, what.condition())
     console.notice(said_of(extractor))
     known, floor = open_reference(against.reference, extractor, net, console=console)
-    for count, kind in ((how.n, "generated images"), (known.n, "reference images")):
-        if count <= extractor.dimension:
-            console.notice(
-                f"warning: {count} {kind} are too few for {extractor.dimension} features: their covariance is singular"
-            )
+    warn_of_few({"generated images": how.n, "reference images": known.n}, extractor, console)
     folder = caches.folder() if files.cache is None else files.cache
     measuring = Measuring(folder, extractor, known, machine, console)
     cells, engine = measuring.fill(net, settings, how.n)
@@ -167,11 +164,13 @@ def evaluate(
         console.notice(f"{files.plot}: distance and seconds against S")
 
 
-def plan_cells(how: Cells, condition: Condition) -> list[Setting]:
-    """A cell for each η and S, row by row. Raises `UsageError` where there is none of that kind."""
+def plan_cells(how: Cells, condition: Condition, *, named: bool = False) -> list[Setting]:
+    """A cell for each η and S, row by row. Raises `UsageError` where there is none of that kind, or none for a solver that
+    was `named`: where noise is added on the way, nothing but eq. 12 is taken."""
     from ddimctl.evaluate import Setting
     from ddimctl.recipe import Way
     from ddimctl.sampling import Noising
+    from ddimctl.solvers import SOLVERS
 
     etas, columns = parse_etas(how.eta), list(dict.fromkeys(options.parse_integers(how.steps, "--steps")))
     if how.n < 2:
@@ -179,12 +178,23 @@ def plan_cells(how: Cells, condition: Condition) -> list[Setting]:
             f"{how.n} images have no covariance", hint="give -n a number from 2 up; 1,000 or more mean something"
         )
     rows = [(value, False) for value in etas] + ([(1.0, True)] if how.sigma_hat else [])
+    if named and how.solver != "ddim" and 0 not in etas:
+        choose(SOLVERS, how.solver, "solver")
+        raise UsageError(f"no row is for the solver {how.solver}: all add noise on the way", hint="add 0 to --eta")
     return [
         Setting(Noising(Way(how.solver, how.spacing, s), v, hat), seed, condition)
         for v, hat in rows
         for seed in options.parse_seeds(how.seed)
         for s in columns
     ]
+
+
+def warn_of_few(counts: Mapping[str, int], extractor: Extractor, console: Console) -> None:
+    for kind, count in counts.items():
+        if count <= extractor.dimension:
+            console.notice(
+                f"warning: {count} {kind} are too few for {extractor.dimension} features: their covariance is singular"
+            )
 
 
 @dataclass(frozen=True)
@@ -247,7 +257,6 @@ def open_features(wanted: str | None, model: Model, condition: Condition) -> Ext
     Raises `UsageError` where it is not here, `FileError` where it is for other images or of another model.
     """
     from ddimctl import bottleneck, features
-    from ddimctl.errors import choose
 
     file = model.about.folder / features.FILE if model.about.folder else None
     named = wanted is not None and wanted.endswith(".safetensors")
