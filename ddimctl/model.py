@@ -6,6 +6,7 @@ It never clips. A `Model` is a value: another engine, precision or schedule is a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -145,6 +146,14 @@ def no_condition(condition: Condition) -> Embedded:
     return {}
 
 
+@dataclass(frozen=True)
+class Worse:
+    """A worse model of the same images, and w in ε = ε_worse + w (ε − ε_worse): autoguidance (Karras et al. 2024)."""
+
+    model: Model
+    weight: float
+
+
 @dataclass(frozen=True, repr=False)
 class Model:
     """A network, its schedule, and what stands between images and it."""
@@ -160,6 +169,7 @@ class Model:
     multiple: int | None = None  # its images' sides may be any multiple of this; None: they are what they are
     largest: int | None = None  # up to this, if there is an end
     unread: Callable[[str], str] = all_read  # the end of a prompt that is longer than the text encoder reads
+    worse: Worse | None = None  # what it is led away from
 
     def __repr__(self) -> str:
         shape = " × ".join(map(str, self.image_shape))
@@ -254,7 +264,25 @@ class Model:
             # Below the first trained level the network is asked at that level; so is the algebra around it.
             return formula(out, x, [max(s, schedule.lowest) for s in sigmas])
 
-        return eps
+        return eps if self.worse is None else self._led(eps, self.worse.model.eps(condition), self.worse.weight)
+
+    @staticmethod
+    def _led(eps: Eps, worse: Eps, w: float) -> Eps:
+        def led(xbar: Array, sigma: float | Sequence[float]) -> Array:
+            away = worse(xbar, sigma)
+            return away + w * (eps(xbar, sigma) - away)
+
+        return led
+
+    def away_from(self, worse: Model, weight: float) -> Model:
+        """The same model, led away from a worse one. Raises `UsageError` where they have too little in common."""
+        if not math.isfinite(weight):
+            raise UsageError(f"a weight of {weight:g} makes no sense")
+        if worse.state_shape != self.state_shape or worse.autoencoder.digest != self.autoencoder.digest:
+            raise UsageError(f"the models {self.name} and {worse.name} do not make the same kind of images")
+        if worse.schedule.sigma(worse.schedule.T) < (1 - 1e-6) * self.schedule.sigma(self.schedule.T):
+            raise UsageError(f"the model {worse.name} knows less noise than {self.name}")
+        return replace(self, worse=Worse(worse, weight))
 
     def with_network(self, network: Network) -> Model:
         """The same model, evaluated by another engine or in another precision."""

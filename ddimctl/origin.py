@@ -34,7 +34,7 @@ def of(
     made: dict[str, Any] = {
         "ddimctl": __version__,
         "command": command,
-        "model": {"name": model.name[:MAX_NAME], "digest": model.digest},
+        "model": named(model),
         "solver": way.solver,
         "spacing": way.spacing,
         "steps": way.steps,
@@ -47,6 +47,7 @@ def of(
         made["guidance"] = condition.guidance
     if model.autoencoder.tile is not None:
         made["tile"] = model.autoencoder.tile
+    made |= led(model)
     if condition.blend:
         made["blend"] = [[s.prompt, s.weight] for s in condition.blend]
     made |= more or {}
@@ -55,6 +56,16 @@ def of(
         if len(parents) > MAX_PARENTS:
             made["parents_in_all"] = len(parents)
     return made
+
+
+def named(model: Model) -> dict[str, Any]:
+    """A model, for a record."""
+    return {"name": model.name[:MAX_NAME], "digest": model.digest}
+
+
+def led(model: Model) -> dict[str, Any]:
+    """What a model is led away from, and how far, if it is."""
+    return {} if model.worse is None else {"worse": named(model.worse.model), "weight": model.worse.weight}
 
 
 def under(conditions: Sequence[Condition]) -> tuple[Condition, dict[str, Any]]:

@@ -116,6 +116,8 @@ def start_engine(model: Model, machine: options.Machine, console: Console, *, wo
     model = evaluated_by(model, engine, precision, known=machine.engine == "auto")
     remember(model)
     console.detail(f"engine {engine}, {precision} ({why})")
+    if (led := model.worse) is not None:
+        model = replace(model, worse=replace(led, model=start_engine(led.model, machine, console, work=work)))
     return model
 
 

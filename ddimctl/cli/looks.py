@@ -107,6 +107,8 @@ def way_of(made: Mapping[str, Any]) -> str:
     said += [f"S = {steps[0]}"] if len(steps) == 1 else []
     if made.get("sigma_hat") or made.get("eta"):
         said.append("DDPM with σ̂" if made["sigma_hat"] else f"η = {made['eta']:g}")
+    if "worse" in made:
+        said.append(f"away from {made['worse']['name']}, weight {made['weight']:g}")
     said += [
         f"{name} {made[name]!r}"
         for name in ("class", "prompt", "prompts", "blend", "negative", "guidance")

@@ -11,6 +11,7 @@ import typer
 
 from ddimctl import places
 from ddimctl.cli import inputs, looks, options, pages, prompts
+from ddimctl.cli.away import Away
 from ddimctl.cli.console import Console, figure, table
 from ddimctl.cli.drawn import Batch, Folder, Row
 from ddimctl.cli.groups import flat, group, like
@@ -98,6 +99,7 @@ def sample(
     *,
     what: Several,
     how: Sampling,
+    away: Away,
     files: Samples,
     machine: options.Machine,
     said: options.Said,
@@ -113,6 +115,9 @@ def sample(
     Several prompts have a row of the sheet each, or a folder each, prompt-000 and so on, and the same x_T.
 
     --eta above 0, or --sigma-hat, adds noise at every step, as DDPM does (eq. 12 and 16 of the paper).
+
+    --worse names a model of the same images that is smaller, or was trained less: what the two disagree about is taken
+    further, and fewer images are lost (autoguidance, Karras et al. 2024). Twice the evaluations.
 
     Example: ddimctl sample -n 8 --steps 10,20,50,100
     """
@@ -131,6 +136,7 @@ def sample(
 
     net = inputs.open_model(asked[0], machine, console)
     prompts.check_heard(net, [a.condition() for a in asked[1:]], console)
+    net = away.lead(net, asked[0], machine, console=console)
     formats.check_channels(f"an image of the model {net.name}", net.channels)
     in_rows = len(lengths) > 1 or len(asked) > 1
     columns = n if in_rows else min(n, max(COLUMNS, math.isqrt(n - 1) + 1))
@@ -157,10 +163,9 @@ def sample(
         save_sheet(output, batches, columns, factor=factor, files=files, made=made)
     if files.noise is not None:
         save_noise(files.noise, net, draws, way=longest.way, condition=asked[0].condition())
-        if longest.is_random:
-            console.notice(
-                f"{files.noise} holds x_T alone: decode adds no noise on the way, and makes other images of it"
-            )
+        if longest.is_random or net.worse is not None:
+            does = "adds no noise on the way" if longest.is_random else "leads away from no other model"
+            console.notice(f"{files.noise} holds x_T alone: decode {does}, and makes other images of it")
     pictures = [p.target for folder in folders if folder is not None for p in folder.pictures.values()]
     written = [str(f) for f in pictures or [output]] + ([str(files.noise)] if files.noise is not None else [])
     text = "\n".join(written)
@@ -334,6 +339,8 @@ def as_record(
     batches: Sequence[Batch], how: Sampling, seed: int | list[int], *, files: Sequence[str], skipped: int
 ) -> dict[str, Any]:
     """All of it for machines."""
+    from ddimctl import origin
+
     batch, longest = batches[0], batches[0].longest
     apart = batch.apart()
     several = {"prompts": [b.condition.prompt for b in batches]} if len(batches) > 1 else {}
@@ -341,7 +348,8 @@ def as_record(
         "files": list(files),
         "images": sum(len(b.draws) for b in batches),
         "skipped": skipped,
-        "model": {"name": batch.model.name, "digest": batch.model.digest},
+        "model": origin.named(batch.model),
+        **origin.led(batch.model),
         "seed": seed,
         **several,
         "eta": 1.0 if how.sigma_hat else how.eta,
