@@ -126,8 +126,9 @@ def test_an_environment_without_sense_is_refused(
 
 def test_one_process_is_alone_whatever_else_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert processes.asked() == processes.ALONE
-    monkeypatch.setenv("RANK", "7")
-    assert processes.asked() == processes.ALONE
+    for rank in ("of a book", "7"):
+        monkeypatch.setenv("RANK", rank)
+        assert processes.asked() == processes.ALONE
     monkeypatch.setenv("WORLD_SIZE", "9")
     assert processes.asked() == Group(7, 9, 7, 9)
     monkeypatch.setenv("LOCAL_RANK", "1")
@@ -237,7 +238,8 @@ with team.joined():
     else:
         raise AssertionError
     assert team.settle(1.0 + team.rank, 15 * team.rank) == (1.5, 15)
-    del trainer  # what it holds of the group ends before the group, not with the interpreter
+threads = [(p / "comm").read_text().strip() for p in Path("/proc/self/task").glob("*")]
+assert not [name for name in threads if "gloo" in name], threads  # though there is a trainer yet
 """
 
 

@@ -31,6 +31,7 @@ from ddimctl import families
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.images import datasets, levels, reading
 from ddimctl.training import card, denoising, pixel, tasks
+from ddimctl.training.captured import Captured
 from ddimctl.training.data import Data, batch, split
 from ddimctl.training.log import LossLog, Report
 from ddimctl.training.loop import Trainer, learning_rate_factor
@@ -149,6 +150,28 @@ def test_cuda_captures_what_a_step_computes(changes: dict[str, Any], limit: floa
 
 
 @needs_cuda
+def test_cuda_draws_in_the_first_step_what_it_draws_in_any() -> None:
+    """A run that goes on captures its passes anew, and has the masks of one that did not stop."""
+
+    class Dropped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.arange(1.0, 4097.0, device="cuda"))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.dropout(self.weight * x, 0.5).mean()
+
+    x = [torch.ones((), device="cuda")]
+    torch.manual_seed(5)
+    captured = Captured(Dropped(), x)
+    losses = [float(captured(x))]
+    for seed in (5, 6):
+        torch.manual_seed(seed)
+        losses.append(float(captured(x)))
+    assert losses[0] == losses[1] != losses[2]
+
+
+@needs_cuda
 def test_cuda_trains_as_cpus_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Captured; in two parts, which is not; and on the CPU. It is resumed, and its model runs on the CPU. All by the
     processor's random numbers, as a GPU draws others."""
@@ -261,6 +284,23 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
         finish(trainer)
 
 
+def test_a_gradient_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
+    """Before what it made of the weights could be saved, though the loss of that step is one."""
+    trainer = start(settings(), pixels(), pixels(1), tmp_path)
+    weight, loss = trainer.task.network.conv_in.weight, trainer.task.loss
+    seen: list[float] = []
+
+    def steep(*given: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = loss(*given) + (0 * weight).square().sum().sqrt()
+        seen.append(float(found.detach()))
+        return found
+
+    trainer._objective.loss = steep  # type: ignore[assignment]
+    with pytest.raises(DDIMError, match="not a number at step 1"):
+        finish(trainer)
+    assert all(math.isfinite(value) for value in seen)
+
+
 def test_learning_rate() -> None:
     factors = [learning_rate_factor(i, 100, 10) for i in range(100)]
     assert factors[:10] == [pytest.approx((i + 1) / 10) for i in range(10)]
@@ -277,6 +317,7 @@ def test_learning_rate() -> None:
         ({"attention": (2,)}, "attention at"),
         ({"attention": (-1,)}, "attention at"),
         ({"groups": 3}, "3 groups do not divide"),
+        ({"groups": 0}, "groups must be positive"),
         ({"head_dim": 64}, "heads of 64 channels do not divide"),
         ({"block_channels": ()}, "channels must be positive"),
         ({"block_channels": (0, 16)}, "channels must be positive"),
@@ -325,16 +366,17 @@ def test_the_training_set_never_contains_a_held_out_image(tmp_path: Path) -> Non
 def test_what_an_earlier_model_left_goes_with_force_alone(idx: Path, tmp_path: Path, invoke: Any) -> None:
     """It may have held out what this run trains on, and its averaged weights or features are another model's."""
     m = tmp_path / "m"
-    for name in ("held-out/001.png", "held-out/700.png", "held-out/mine.png", "unet_ema/config.json", "README.md",
-                 "features.safetensors", "notes.txt"):  # fmt: skip
+    for name in ("held-out/001.png", "held-out/700.png", "held-out/700.txt", "held-out/mine.png", "unet_ema/config.json",
+                 "README.md", "features.safetensors", "notes.txt", "training/samples-000099.png"):  # fmt: skip
         (m / name).parent.mkdir(parents=True, exist_ok=True)
         (m / name).write_text("old")
     assert "something in it" in train(invoke, idx, "--steps", "2").failed(2)
-    assert sum(p.is_file() for p in m.rglob("*")) == 7
+    assert sum(p.is_file() for p in m.rglob("*")) == 9
     train(invoke, idx, "--steps", "2", "--force").ok()
     assert not (m / "unet_ema").exists()
     assert not (m / "features.safetensors").exists()
-    assert not (m / "held-out" / "700.png").exists()
+    assert not list((m / "held-out").glob("700.*"))
+    assert [p.name for p in (m / "training").glob("samples-*")] == ["samples-000002.png"]
     assert {(m / "notes.txt").read_text(), (m / "held-out" / "mine.png").read_text()} == {"old"}
     assert reading.read(m / "held-out" / "001.png", 1, (8, 8)) is not None
     assert "# m\n" in (m / "README.md").read_text()
@@ -640,6 +682,53 @@ def test_force_starts_again(idx: Path, tmp_path: Path, invoke: Any) -> None:
     train(invoke, idx, "--steps", "4", "--seed", "1", "--force").ok()
     assert (tmp_path / "m" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() != first
     assert [r["step"] for r in rows(tmp_path / "m")] == ["4"]
+
+
+def test_what_was_forced_is_not_resumed(
+    idx: Path, tmp_path: Path, invoke: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that ended before its first checkpoint has none: what it was to replace is gone."""
+
+    def ends(self: Trainer, *args: object, **more: object) -> None:
+        raise DDIMError("struck")
+
+    train(invoke, idx, "--steps", "2").ok()
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train", ends)
+        assert train(invoke, idx, "--steps", "2", "--lr", "0.1", "--force").failed(1) == "struck"
+    assert "nothing to resume" in invoke("train", "--resume", "-o", "m").failed(2)
+
+
+def test_a_file_of_defaults_says_what_the_command_line_does_not(idx: Path, tmp_path: Path, invoke: Any) -> None:
+    """Of a new run; one that goes on has its own settings, and what is for other kinds of models is for those."""
+    (tmp_path / "ddimctl.toml").write_text(
+        'seed = 7\n[train]\nsteps = 3\nlr = 0.01\nhue = true\ndrop = 0.3\nchannels = "8,16"\nsize = 8\nbatch-size = 2\n'
+        'grey = true\nhead-dim = 8\nattention = "none"\nlicense = "MIT"\nbf16 = false\n'
+    )
+    invoke("train", idx, "-o", "m", "--lr", "0.02").ok()
+    path = tmp_path / "m" / "training" / "checkpoint.pt"
+    wanted = settings(steps=3, lr=0.02, seed=7, batch=2, warmup=200)
+    assert torch.load(path, weights_only=True)["settings"] == vars(wanted)
+    assert "Licence of the images: MIT" in (tmp_path / "m" / "README.md").read_text()
+    (tmp_path / "ddimctl.toml").write_text("[train]\nlr = 0.03\nsteps = 2\n")
+    assert "continuing at step 3" in invoke("train", "--resume", "-o", "m").ok().err
+    assert "--hue is not for this kind" in invoke("train", idx, "-o", "n", *OPTIONS, "--hue").failed(2)
+
+
+def test_the_cards_command_makes_images_fit_as_the_run_did(tmp_path: Path, invoke: Any) -> None:
+    (tmp_path / "in").mkdir()
+    for i, image in enumerate(pixels(6)[:, 0].numpy()):
+        Image.fromarray(image[:, :5]).save(tmp_path / "in" / f"{i}.png")
+    how = ("--fit", "pad", "--background", "#808080", "--max-pixels", "1000")
+    words = ("--steps", "1", "--batch-size", "2")
+    invoke("train", "in", "-o", "m", *OPTIONS, *words, *how).ok()
+    text = (tmp_path / "m" / "README.md").read_text()
+    found = shlex.split(re.search(r"^ddimctl train .*", text, re.MULTILINE)[0])  # type: ignore[index]
+    assert " ".join(how) in " ".join(found)
+    invoke(*found[1:], "--force").ok()
+    assert re.findall(r"SHA-256.*`(\w{64})`", (tmp_path / "m" / "README.md").read_text()) == re.findall(
+        r"SHA-256.*`(\w{64})`", text
+    )
 
 
 SIGNAL_IN_STEP_60 = """

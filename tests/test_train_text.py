@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import random
+import shutil
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +64,21 @@ def test_every_word_of_the_captions_is_one_token() -> None:
         row = tokens.encode(vocabulary, [caption], 32)[0]
         assert row.index(vocabulary.number[tokens.END]) == 1 + len(tokens.words(caption))
     assert len(set(vocabulary.entries)) == len(vocabulary.entries)
+
+
+def test_the_most_frequent_pair_is_merged_first() -> None:
+    """As it is defined: all pairs are counted anew before each."""
+    rng = random.Random(0)
+    for _ in range(20):
+        captions = ["".join(rng.choices("ab cé", k=12)) for _ in range(9)]
+        counts = Counter(word for caption in captions for word in tokens.words(caption))
+        pieces, merges = {word: tokens.split(word) for word in counts}, list[tuple[str, str]]()
+        while pairs := Counter({p: 0 for parts in pieces.values() for p in pairwise(parts)}):
+            for word, parts in pieces.items():
+                pairs.update({p: n * counts[word] for p, n in Counter(pairwise(parts)).items()})
+            merges.append(min(pairs, key=lambda p: (-pairs[p], p)))
+            pieces = {word: tokens.merge(parts, merges[-1]) for word, parts in pieces.items()}
+        assert tokens.learn(captions).merges == tuple(merges)
 
 
 @pytest.mark.parametrize("length", [5, 16])
@@ -199,6 +218,17 @@ def test_a_run_of_another_kind_is_not_resumed(tmp_path: Path) -> None:
         Trainer(autoencoder_task(), tmp_path).resume()
 
 
+def test_a_run_in_another_latent_space_is_not_resumed(tmp_path: Path) -> None:
+    Trainer(text_task(), tmp_path).save()
+    Trainer(text_task(), tmp_path).resume()
+    task = text_task()
+    other = autoencoder.of_pixels(3)
+    with torch.no_grad():
+        other.decoder.conv_out.bias.fill_(0.5)
+    with pytest.raises(UsageError, match="started with another autoencoder"):
+        Trainer(Text(task.settings, task.data, CPU, vae=other), tmp_path).resume()
+
+
 def test_a_start_is_the_pixel_network_until_the_text_speaks() -> None:
     config = {
         "sample_size": 8, "in_channels": 3, "out_channels": 3, "block_out_channels": (8, 16), "layers_per_block": 1,
@@ -257,6 +287,8 @@ def test_the_cards_tell_of_captions_and_of_what_comes_back(tmp_path: Path) -> No
         (TextSettings, {"attention": (0,), "head_dim": 32}, "lowest resolution only"),
         (TextSettings, {"size": (9, 8), "down": 2}, "not multiples of 2"),
         (TextSettings, {"drop": 1.0}, "drop must be"),
+        (TextSettings, {"down": 0}, "down must be positive"),
+        (TextSettings, {"flip": True}, "as they are, not mirrored"),
         (AutoencoderSettings, {"kl": -1.0}, "kl must be"),
         (AutoencoderSettings, {"channels": 1, "hue": True}, "only images in colour"),
         (AutoencoderSettings, {"latent_channels": 0}, "latent_channels must be positive"),
@@ -332,6 +364,17 @@ def test_the_command_trains_an_autoencoder_and_then_in_its_space(glyphs: Path, t
     assert index["_class_name"] == "StableDiffusionPipeline"
     again = invoke("train", "--resume", "-o", tmp_path / "t", "--steps", "3").ok()
     assert "continuing at step 2" in again.err
+    assert "began with no other weights" in invoke("train", "--resume", "-o", "t", "--start", tmp_path / "a").failed(2)
+
+
+def test_a_run_goes_on_without_what_it_began_with(glyphs: Path, tmp_path: Path, invoke: Any) -> None:
+    invoke("train", glyphs, "-o", "p", *WORDS).ok()
+    invoke("train", glyphs, "-o", "t", "--start", "p", *WORDS, "--text-width", "32").ok()
+    shutil.rmtree(tmp_path / "p")
+    invoke("train", "--resume", "-o", "t", "--steps", "3").ok()
+    text = (tmp_path / "t" / "README.md").read_text()
+    assert "from the weights of `p`" in text
+    assert str(tmp_path) not in text
 
 
 @pytest.mark.parametrize(
@@ -341,6 +384,7 @@ def test_the_command_trains_an_autoencoder_and_then_in_its_space(glyphs: Path, t
         (["--autoencoder", "--dropout", "0.1"], 2, "--dropout is not for this kind of model"),
         (["--hue"], 2, "--hue is not for this kind of model"),
         (["--captions", "--latent-channels", "2"], 2, "--latent-channels is not for this kind of model"),
+        (["--captions", "--flip"], 2, "as they are, not mirrored"),
         (["--captions", "--kl", "1"], 2, "--kl is not for this kind of model"),
         (["--latent", "glyphs"], 3, "has no config.json"),
         (["--captions", "--attention", "0"], 2, "lowest resolution only"),

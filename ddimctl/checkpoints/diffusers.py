@@ -237,10 +237,10 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
 
 def clear(folder: Path) -> None:
     """Removes what an earlier model left in its folder and would pass for the next one's: averaged weights, the card,
-    features, samples, tuned paths, held-out images. Raises `DDIMError` where that is not possible."""
+    features, samples, tuned paths, held-out images with their captions. Raises `DDIMError` where that is not possible."""
     shutil.rmtree(folder / "unet_ema", ignore_errors=True)
     names = ["README.md", "features.safetensors", "samples.png", "paths.json"]
-    held_out = [p for p in (folder / HELD_OUT_FOLDER).glob("*.png") if re.fullmatch(r"\d{3}", p.stem)]
+    held_out = [p for p in (folder / HELD_OUT_FOLDER).glob("*.*") if re.fullmatch(r"\d{3}\.(png|txt)", p.name)]
     try:
         for path in (*(folder / name for name in names), *held_out):
             path.unlink(missing_ok=True)

@@ -85,9 +85,9 @@ def like(group: Any, name: str, **changes: Any) -> OptionInfo:
     return option
 
 
-def given(ctx: Any) -> set[str]:
-    """The parameters that the command line itself says, and no file of defaults, no environment, nor nobody."""
-    return {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+def given(ctx: Any, by: str = "COMMANDLINE") -> set[str]:
+    """The parameters that the command line itself says, and no file of defaults (``DEFAULT_MAP``) nor nobody."""
+    return {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == by}
 
 
 def unwrapped(text: str) -> str:

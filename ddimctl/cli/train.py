@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from ddimctl.cli import batches, options
+from ddimctl.cli import batches, options, remembered
 from ddimctl.cli.console import Console
 from ddimctl.cli.groups import flat, given, group, like
 from ddimctl.cli.watching import counted, run, spoken
@@ -208,7 +208,7 @@ def train(
 
     Example: ddimctl train photos/ -o my-model --size 32 --steps 20000
     """
-    from ddimctl.training import card, processes
+    from ddimctl.training import processes
     from ddimctl.training.loop import stored
     from ddimctl.training.settings import PixelSettings
 
@@ -218,25 +218,15 @@ def train(
     with team.joined(), spoken(team):
         with team.together():
             _check_folder(output, going_on=training.resume or files.force)
-            before, about = stored(output) if training.resume else (None, {})
-            said_here = given(ctx)
-            about |= {k: _said(k, ctx.params[p]) for k, p in REMEMBERED.items() if p in said_here or k not in about}
-            if not about["images"]:
-                raise UsageError("there are no images to train on", hint="name a folder, or an IDX file")
-            settings = _settings(_kind(kind, before), ctx.params, said_here, before=before)
+            before, known = stored(output) if training.resume else (None, {})
+            about = remembered.said(ctx, known)
+            settings = _settings(_kind(kind, before), ctx, before=before)
             if training.features and not isinstance(settings, PixelSettings):
                 raise UsageError("--features are of models of pixels")
             team.check(settings.batch, training.accumulate)
             where = team.device(machine.device)
         trainer = _trainer(settings, about, team, where=where, training=training, files=files, console=console)
-        story = card.About(
-            images=Path(about["images"]).name,
-            held_out=Path(about["held_out"]).name,
-            data_name=about["data_name"] or Path(about["images"]).name,
-            license=about["license"] or "not stated",
-            latent=Path(about["latent"]).name,
-            start=Path(about["start"]).name,
-        )
+        story = remembered.story(about)
         every = (training.sample_every, training.save_every)
         run(trainer, story, console, every=every, features=training.features)
     if team.rank == 0:
@@ -257,25 +247,26 @@ def _trainer(
     import torch
 
     from ddimctl.checkpoints import diffusers
-    from ddimctl.training import tasks
-    from ddimctl.training.loop import Trainer
+    from ddimctl.training import loop, tasks
     from ddimctl.version import __version__
 
     team.agree({"version of ddimctl": __version__, "version of torch": torch.__version__})
 
     def made() -> Task:
         data = _load(about, settings, console, memory=training.memory << 20)
-        return tasks.make(settings, data, torch.device(where), latent=about["latent"], start=about["start"])
+        start = "" if training.resume else about["start"]  # a run that goes on has weights of its own
+        return tasks.make(settings, data, torch.device(where), latent=about["latent"], start=start)
 
     task = team.in_turn(made)
     team.agree({"options": repr(task.settings), "number of images": str(len(task.data.images))})
-    trainer = Trainer(task, files.output, group=team, accumulate=training.accumulate, compiled=training.compiled)
+    trainer = loop.Trainer(task, files.output, group=team, accumulate=training.accumulate, compiled=training.compiled)
     with team.together():
         if training.resume:
             trainer.resume()
-    team.agree({"images": trainer.data_digest, "checkpoint": str(trainer.step)})
+    team.agree({"images": trainer.data_digest, "autoencoder": task.space, "checkpoint": str(trainer.step)})
     if files.force and not training.resume and team.rank == 0:
         diffusers.clear(files.output)
+        loop.clear(files.output)
     trainer.about = about
     if team.size > 1:
         console.notice(f"{team.size} processes, {settings.batch // team.size} images of each batch in each")
@@ -284,21 +275,8 @@ def _trainer(
     return trainer
 
 
-# What a run remembers besides its settings, by the parameter that says it: --resume alone finds the same images.
-REMEMBERED = {
-    "images": "images", "held_out": "held_out", "data_name": "data_name", "license": "license_", "latent": "latent",
-    "start": "start", "fit": "fit", "background": "background", "frame": "frame", "range": "value_range",
-    "max_pixels": "max_pixels",
-}  # fmt: skip
 # The fields of the settings that have another name than the parameter.
 FIELDS = {"grey": "channels", "channels": "block_channels", "batch_size": "batch"}
-
-
-def _said(name: str, value: object) -> str:
-    """As a checkpoint holds it; what is a path here will be one in another folder too."""
-    text = "" if value is None else str(value)
-    path = name in ("images", "held_out", "latent", "start") and text and Path(text).exists()
-    return str(Path(text).resolve()) if path else text
 
 
 def _check_folder(output: Path, *, going_on: bool) -> None:
@@ -323,8 +301,9 @@ def _kind(asked: Kind, before: Settings | None) -> type[Settings]:
     return KINDS["autoencoder" if asked.autoencoder else "text" if text else "pixel"]
 
 
-def _settings(kind: type[Settings], values: Mapping[str, Any], given: set[str], *, before: Settings | None) -> Settings:
-    """The kind's own defaults, or the run's settings, and over them what was given. Raises `UsageError`."""
+def _settings(kind: type[Settings], ctx: typer.Context, *, before: Settings | None) -> Settings:
+    """The kind's own defaults with what files of defaults say over them, or the run's settings; and over these what the
+    command line says. Raises `UsageError`."""
     from ddimctl.training.settings import KINDS, from_dict
 
     def integers(text: str, name: str) -> tuple[int, ...]:
@@ -337,11 +316,12 @@ def _settings(kind: type[Settings], values: Mapping[str, Any], given: set[str], 
         "attention": integers,
     }
     chosen: dict[str, Any] = {"channels": 3, "size": (32, 32)} if before is None else asdict(before)
-    for name in sorted(given):
+    here, values = given(ctx), ctx.params
+    for name in sorted(here if before is not None else here | given(ctx, "DEFAULT_MAP")):
         field = FIELDS.get(name, name)
         if field in kind.__dataclass_fields__ and kind.__dataclass_fields__[field].metadata:
             chosen[field] = read[name](values[name], name) if name in read else values[name]
-        elif any(field in other.__dataclass_fields__ for other in KINDS.values()):
+        elif name in here and any(field in other.__dataclass_fields__ for other in KINDS.values()):
             raise UsageError(f"--{name.replace('_', '-')} is not for this kind of model", hint=WHERE)
     return from_dict(kind, chosen)
 

@@ -30,6 +30,8 @@ LARGE = 256.0  # against pixels; a power of two, so that halves hold it
 class Autoencoder:
     """A `Task`: images through a narrow place, which is kept smooth by noise."""
 
+    space = ""
+
     def __init__(self, settings: AutoencoderSettings, data: Data, device: torch.device):
         self.settings, self.data, self.device = settings, data, device
         torch.manual_seed(settings.seed)

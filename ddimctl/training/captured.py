@@ -18,6 +18,7 @@ class Captured:
 
     def __init__(self, module: nn.Module, inputs: Sequence[Tensor]):
         torch.backends.cudnn.benchmark = True  # the shapes are always the same
+        seed = torch.initial_seed()
         self.inputs = [x.clone() for x in inputs]
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
@@ -30,6 +31,7 @@ class Captured:
         with torch.cuda.graph(self.graph):
             self.loss: Tensor = module(*self.inputs)
             self.loss.backward()
+        torch.manual_seed(seed)  # what was drawn so far, such as for dropout, is drawn again by the first replay
 
     def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
         for ours, given in zip(self.inputs, inputs, strict=True):

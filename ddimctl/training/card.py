@@ -51,6 +51,7 @@ class About:
     license: str
     latent: str = ""  # the folder of the autoencoder
     start: str = ""  # the model whose weights it began with
+    fit: tuple[str, ...] = ()  # the words that made the images fit, where the defaults did not
 
 
 def round_trip(model: Model, images: Tensor, *, progress: Progress = iter) -> list[RoundTrip]:
@@ -85,7 +86,7 @@ def write(trainer: Trainer, about: About, held_out_loss: float | None, *, measur
     parts = [
         _front_matter(about.license, story.tag),
         f"# {name}",
-        f"{story.opening(s)} Trained {_beginning(trainer)} on {about.data_name} with ddimctl, in diffusers' layout.",
+        f"{story.opening(s)} Trained {_beginning(about)} on {about.data_name} with ddimctl, in diffusers' layout.",
     ]
     if trainer.step < s.steps:
         parts.append(f"**Unfinished: step {trainer.step:,} of {s.steps:,}.** `ddimctl train … --resume` continues.")
@@ -166,9 +167,8 @@ def _augmentation(s: Settings) -> str:
     return "; ".join(done) or "none"
 
 
-def _beginning(trainer: Trainer) -> str:
-    start = trainer.about.get("start")
-    return f"from the weights of `{start}`" if start else "from scratch"
+def _beginning(about: About) -> str:
+    return f"from the weights of `{about.start}`" if about.start else "from scratch"
 
 
 @dataclass(frozen=True)
@@ -293,6 +293,7 @@ def command(s: Settings, about: About, name: str) -> str:
     line += ["--autoencoder"] if isinstance(s, AutoencoderSettings) else []
     line += (["--latent", about.latent] if about.latent else ["--captions"]) if isinstance(s, TextSettings) else []
     line += ["--start", about.start] if about.start else []
+    line += about.fit
     line += [w for f in ("size", "channels") for w in kinds.words(s, f)]
     for field, value in default.items():
         if field not in ("size", "channels") and getattr(s, field) != value:

@@ -37,6 +37,7 @@ from ddimctl.training.processes import ALONE, Group
 from ddimctl.training.settings import Settings
 
 N_HELD_OUT_FILES = 64
+CHECKPOINT = "checkpoint.pt"
 GAP = 4  # pixels between the images of a sheet
 # What `torch.load` and the `load_state_dict` raise on a file that is not what `Trainer.save` wrote.
 CORRUPT = (
@@ -55,6 +56,10 @@ class Task(Protocol):
 
     @property
     def network(self) -> nn.Module: ...
+
+    @property
+    def space(self) -> str:
+        """The digest of what images go through before they are seen and that is not trained; empty where nothing is."""
 
     def draw(self, n: int, g: torch.Generator) -> tuple[Tensor, ...]:
         """All random numbers of a batch of n, from `g`: a row of each for an image."""
@@ -166,11 +171,11 @@ class Trainer:
             with contextlib.nullcontext() if part is self.parts[-1] else self.group.alone(self._objective):
                 loss = self._differentiate(self.task.seen(rows[part], tuple(d[part] for d in drawn)))
             total += loss / len(self.parts)
-        nn.utils.clip_grad_norm_(network.parameters(), s.clip)
+        norm = nn.utils.clip_grad_norm_(network.parameters(), s.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=self._captured is None)
         self.average.update_parameters(network)
-        return float(total)
+        return float(total + 0 * norm)  # no number, where the gradient was none and has spoilt the weights
 
     def _differentiate(self, seen: tuple[Tensor, ...]) -> Tensor:
         """Adds a part's gradients to those there are, and returns its loss.
@@ -215,13 +220,14 @@ class Trainer:
             "settings": asdict(self.settings),
             "images": len(self.task.data.images),
             "data": self.data_digest,
+            "space": self.task.space,
             "about": self.about,
             "step": self.step,
             "network": self.task.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        path = self.work / "checkpoint.pt"
+        path = self.work / CHECKPOINT
         with atomic_file(path) as f:
             try:
                 torch.save(state, f)
@@ -243,6 +249,8 @@ class Trainer:
                 changed += kinds.differences(theirs, self.settings)
             if state["images"] != len(self.task.data.images) or state.get("data", self.data_digest) != self.data_digest:
                 changed.append("another set of images")
+            if state.get("space", self.task.space) != self.task.space:
+                changed.append("another autoencoder")
             if not changed:
                 self.task.network.load_state_dict(state["network"])
                 self.average.load_state_dict(state["average"])
@@ -280,6 +288,15 @@ def work(folder: Path) -> Path:
     return folder / "training"
 
 
+def clear(folder: Path) -> None:
+    """Removes what another run left: a checkpoint, which would be resumed, and its sheets. Raises `DDIMError`."""
+    try:
+        for path in (work(folder) / CHECKPOINT, *work(folder).glob("samples-*.png")):
+            path.unlink(missing_ok=True)
+    except OSError as e:
+        raise DDIMError(f"cannot remove {path}: {e.strerror or e}") from e
+
+
 def stored(folder: Path) -> tuple[Settings, dict[str, str]]:
     """The settings of the run in `folder` and what it was to remember. Raises `UsageError` if there is none."""
     state = _load(folder)
@@ -297,7 +314,7 @@ def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
 
 
 def _load(folder: Path) -> dict[str, Any]:
-    path = work(folder) / "checkpoint.pt"
+    path = work(folder) / CHECKPOINT
     if not path.is_file():
         raise UsageError(f"nothing to resume: there is no {path}")
     try:
@@ -313,7 +330,7 @@ def _settings(state: dict[str, Any]) -> Settings:
 
 
 def _damaged(folder: Path, error: Exception) -> FileError:
-    return FileError(f"cannot resume: {work(folder) / 'checkpoint.pt'} is damaged ({type(error).__name__})")
+    return FileError(f"cannot resume: {work(folder) / CHECKPOINT} is damaged ({type(error).__name__})")
 
 
 def _ema(decay: float) -> Callable[[Any, Any, Any], None]:

@@ -22,6 +22,8 @@ from ddimctl.unet import UNet2DModel, UNetConfig
 class Pixel:
     """A `Task`: ε of noisy images."""
 
+    space = ""
+
     def __init__(self, settings: PixelSettings, data: Data, device: torch.device):
         self.settings, self.data, self.device = settings, data, device
         self.schedule = Schedule.linear()

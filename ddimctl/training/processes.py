@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
 
@@ -36,6 +36,7 @@ class Group:
     size: int = 1
     local: int = 0  # which of those on this machine
     here: int = 1  # how many of them there are
+    modules: list[nn.parallel.DistributedDataParallel] = field(default_factory=list, compare=False, repr=False)
 
     def device(self, asked: str) -> str:
         """The device of this process, of those on its machine. Raises `UsageError` where there is none for each."""
@@ -56,7 +57,11 @@ class Group:
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[None]:
-        """Meets the others, and parts from them in the end. Raises `DDIMError` if they are not to be reached."""
+        """Meets the others, and parts from them in the end. Raises `DDIMError` if they are not to be reached.
+
+        What was `shared` computes no more then: as long as it held the group, its threads would live on, and one that is not
+        done when Python ends brings the process down.
+        """
         if self.size == 1:
             yield
             return
@@ -69,6 +74,9 @@ class Group:
         try:
             yield
         finally:
+            for module in self.modules:
+                _let_go(module)
+            self.modules.clear()
             dist.destroy_process_group()
 
     @contextlib.contextmanager
@@ -144,7 +152,8 @@ class Group:
         if self.size == 1:
             return module
         with self.connected():
-            return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+            self.modules.append(nn.parallel.DistributedDataParallel(module, broadcast_buffers=False))
+        return self.modules[-1]
 
     def alone(self, module: nn.Module) -> contextlib.AbstractContextManager[None]:
         """While gradients are added up: the others are not asked for theirs yet."""
@@ -169,14 +178,20 @@ ALONE = Group()
 
 def asked() -> Group:
     """The group that this process was started in. Raises `UsageError` where the environment makes no sense."""
-    rank, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
-    local, here = _number("LOCAL_RANK", rank), _number("LOCAL_WORLD_SIZE", size)
-    if size <= 1:  # whatever else a shell has in its environment
+    if (size := _number("WORLD_SIZE", 1)) <= 1:  # whatever else a shell has in its environment
         return ALONE
+    rank = _number("RANK", 0)
+    local, here = _number("LOCAL_RANK", rank), _number("LOCAL_WORLD_SIZE", size)
     if rank >= size or not dist.is_available():
         said = f"RANK is {rank} of {size}" if rank >= size else "this PyTorch knows no other processes"
         raise UsageError(said, hint=START)
     return Group(rank, size, local, here)
+
+
+def _let_go(module: nn.parallel.DistributedDataParallel) -> None:
+    """Drops what a module holds of its group, as it does itself where it is copied."""
+    for name in ("process_group", "reducer", "logger"):
+        module.__dict__.pop(name, None)
 
 
 def _number(name: str, default: int) -> int:

@@ -48,11 +48,11 @@ class Settings:
     def __post_init__(self) -> None:
         if min(self.block_channels, default=0) < 1:
             raise UsageError("the channels must be positive")
+        for name in ("steps", "batch", "warmup", "layers", "groups", "lr", "clip"):
+            self._check_positive(name)
         self._check_size()
         if any(c % self.groups for c in self.block_channels):
             raise UsageError(f"{self.groups} groups do not divide the channels {self.block_channels}", "see --groups")
-        for name in ("steps", "batch", "warmup", "layers", "groups", "lr", "clip"):
-            self._check_positive(name)
         for name, end in (("ema", 1.0), ("weight_decay", math.inf)):
             self._check_range(name, end)
 
@@ -121,9 +121,11 @@ class TextSettings(UNetSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("latent_channels", "down", "text_width", "text_layers", "words"):
+        for name in ("latent_channels", "text_width", "text_layers", "words"):
             self._check_positive(name)
         self._check_range("drop", 1.0)
+        if self.flip:
+            raise UsageError("captions speak of images as they are, not mirrored", "leave --flip away")
         if self.text_width % 32:
             raise UsageError(f"a text of width {self.text_width} is not heads of 32", "see --text-width")
         if set(self.attention) - {len(self.block_channels) - 1}:
@@ -134,6 +136,7 @@ class TextSettings(UNetSettings):
         return self.size[0] // self.down, self.size[1] // self.down
 
     def _check_size(self) -> None:
+        self._check_positive("down")
         height, width = self.size
         if height % self.down or width % self.down:
             raise UsageError(f"images of {height} x {width} are not multiples of {self.down}", "see --size")

@@ -8,8 +8,10 @@ can be the `start`. A part of the captions is dropped, so that guidance has some
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,11 @@ class Text:
         torch.manual_seed(settings.seed)
         self.network = Captioned(unet(settings), text_encoder(settings, self.vocabulary)).to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @cached_property
+    def space(self) -> str:
+        weights = {k: sha256(w.cpu().contiguous().numpy().data) for k, w in self.vae.state_dict().items()}
+        return sha256(json.dumps([weights, self.vae.config.scaling_factor, self.vae.config.shift_factor]).encode())
 
     def draw(self, n: int, g: torch.Generator) -> tuple[Tensor, ...]:
         dropped = torch.rand(n, generator=g) < self.settings.drop
@@ -165,9 +172,7 @@ class Text:
         """Of all images: in memory, or mapped from a file in the cache folder, as `memory` of the data says."""
         if math.isinf(self.data.memory):
             return autoencoder.encode(self.vae, images)
-        weights = self.vae.state_dict().items()
-        made_by = [(k, sha256(w.cpu().contiguous().numpy().data)) for k, w in weights], dict(self.vae.config)
-        key = cache.name("latents", __version__, self.data.digest, made_by)
+        key = cache.name("latents", __version__, self.data.digest, self.space)
         if (whole := mapped.load(key)) is not None:
             return whole[0]
         each = (z.cpu().numpy() for part in autoencoder.encoded(self.vae, images) for z in part)

@@ -6,15 +6,18 @@ Other words are read piece by piece. What is written, transformers' ``CLIPTokeni
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from pathlib import Path
 
 from ddimctl.checkpoints.parts import write_json
 from ddimctl.files import make_folder, write_bytes
+
+Pair = tuple[str, str]
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 LAST = "</w>"  # the mark of a word's last piece
@@ -26,7 +29,7 @@ WORD = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|(?:[^\s\w]|_)+")
 class Vocabulary:
     """The merges, in the order they are tried in."""
 
-    merges: tuple[tuple[str, str], ...]
+    merges: tuple[Pair, ...]
 
     @cached_property
     def entries(self) -> tuple[str, ...]:
@@ -41,25 +44,40 @@ class Vocabulary:
         return {entry: i for i, entry in enumerate(self.entries)}
 
     @cached_property
-    def rank(self) -> dict[tuple[str, str], int]:
+    def rank(self) -> dict[Pair, int]:
         return {pair: i for i, pair in enumerate(self.merges)}
 
 
 def learn(captions: Iterable[str]) -> Vocabulary:
     """The most frequent pair is merged, again and again, until no word has two pieces. Ties go by the alphabet."""
     counts = Counter(word for caption in captions for word in words(caption))
-    pieces = {word: split(word) for word in sorted(counts)}
-    merges: list[tuple[str, str]] = []
-    while True:
-        pairs: Counter[tuple[str, str]] = Counter()
-        for word, parts in pieces.items():
-            for pair in pairwise(parts):
-                pairs[pair] += counts[word]
-        if not pairs:
-            return Vocabulary(tuple(merges))
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+    pieces = {word: split(word) for word in counts}
+    pairs, within = Counter[Pair](), defaultdict[Pair, set[str]](set)
+    for word, parts in pieces.items():
+        for pair in pairwise(parts):
+            pairs[pair] += counts[word]
+            within[pair].add(word)
+    queue = [(-n, pair) for pair, n in pairs.items()]
+    heapify(queue)
+    merges: list[Pair] = []
+    while queue:
+        n, best = heappop(queue)
+        if pairs[best] != -n:  # as it was once: what it became stands elsewhere
+            continue
         merges.append(best)
-        pieces = {word: merge(parts, best) for word, parts in pieces.items()}
+        changed = set[Pair]()
+        for word in within.pop(best):
+            before, pieces[word] = pieces[word], merge(pieces[word], best)
+            for pair in pairwise(before):
+                pairs[pair] -= counts[word]
+            for pair in pairwise(pieces[word]):
+                pairs[pair] += counts[word]
+                within[pair].add(word)
+            changed.update(pairwise(before), pairwise(pieces[word]))
+        for pair in changed:
+            if pairs[pair]:
+                heappush(queue, (-pairs[pair], pair))
+    return Vocabulary(tuple(merges))
 
 
 def words(caption: str) -> list[str]:
@@ -72,7 +90,7 @@ def split(word: str) -> list[str]:
     return [*letters[:-1], letters[-1] + LAST]
 
 
-def merge(parts: Sequence[str], pair: tuple[str, str]) -> list[str]:
+def merge(parts: Sequence[str], pair: Pair) -> list[str]:
     out: list[str] = []
     for part in parts:
         if out and (out[-1], part) == pair:
