@@ -14,6 +14,7 @@ from ddimctl.errors import FileError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ddimctl.cli.sized import OtherTiles
     from ddimctl.latent import Latent
     from ddimctl.model import Condition, Model
     from ddimctl.recipe import Way
@@ -140,7 +141,7 @@ def evaluations(images: int, steps: int, solver: str) -> int:
 
 
 def model_of(
-    latent: Latent, name: str, what: options.OtherWhat, *, machine: options.Device, console: Console, force: bool
+    latent: Latent, name: str, what: OtherTiles, *, machine: options.Device, console: Console, force: bool
 ) -> Model:
     """The model that decodes a latent: the one named on the command line, or the one its file names.
 
@@ -207,12 +208,11 @@ def over(condition: Condition, what: options.Asked) -> Condition:
     return replace(condition, **changed)
 
 
-def tiled(latent: Latent, model: Model, what: options.OtherWhat) -> Model:
+def tiled(latent: Latent, model: Model, what: OtherTiles) -> Model:
     """`model` with its autoencoder by the tiles that are asked for, else by those that made a latent, or by none."""
-    tile = getattr(what, "tile", None)
-    if tile is None:
+    if what.tile is None:
         return latent.recipe.in_tiles(model)
-    return replace(model, autoencoder=model.autoencoder.tiled(tile or None))
+    return replace(model, autoencoder=model.autoencoder.tiled(what.tile or None))
 
 
 def check_model(latent: Latent, name: str, model: Model, *, console: Console, force: bool) -> None:

@@ -12,6 +12,7 @@ from ddimctl.cli.console import Console
 from ddimctl.errors import DDIMError, UsageError
 
 if TYPE_CHECKING:
+    from ddimctl.cli.sized import OtherTiles
     from ddimctl.files import Held
     from ddimctl.latent import Latent
     from ddimctl.model import Model
@@ -24,7 +25,7 @@ class Opened:
 
     def __init__(
         self,
-        what: options.OtherWhat,
+        what: OtherTiles,
         how: options.Theirs,
         *,
         machine: options.Machine,
@@ -80,10 +81,7 @@ class Opened:
                     f"{name} is a bare tensor, taken for x_T: {way.steps} steps of {way.solver}, {way.spacing}"
                 )
             self._told.add(name)
-        if isinstance(source, str):
-            data = self._input() if name == "-" else read_bytes(Path(name), latent.MAX_BYTES)
-        else:
-            data = source.read()
+        data = self._input() if name == "-" else read_bytes(Path(name), latent.MAX_BYTES)
         return bare.load((name, data), model, way, condition=self._what.condition())
 
     def _input(self) -> bytes:
@@ -132,7 +130,7 @@ class Opened:
         return Decoding(model, inputs.way_back(file, model, how), inputs.condition_of(file, self._what))
 
 
-def check_theirs(what: options.OtherWhat, how: options.Theirs) -> None:
+def check_theirs(what: OtherTiles, how: options.Theirs) -> None:
     """Raises `UsageError` where diffusers' scheduler is named and cannot be of use."""
     if how.from_diffusers is not None and what.model is None:
         raise UsageError("--from-diffusers is about tensors that name no model", hint="name it with -m")
