@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cluster as clusters
@@ -28,9 +29,10 @@ from ddimctl.images import writing
 from ddimctl.images.preprocessing import Preprocessing
 from ddimctl.model import Model
 from ddimctl.recipe import Way
-from ddimctl.runs import sent, work
+from ddimctl.runs import ray, sent, work
 from ddimctl.runs.where import here
 from ddimctl.runs.work import Encoding
+from ddimctl.runs.worker import Worker
 
 Invoke = Callable[..., Result]
 pytest.importorskip("ray")
@@ -109,6 +111,92 @@ def test_here_a_job_is_done_before_the_next_is_asked_for() -> None:
 
     assert list(here(jobs())) == [("key 0", 0), ("key 1", None), ("key 2", 4)]
     assert said == ["asked for 0", "did 0", "asked for 1", "asked for 2", "did 2"]
+
+
+# The pool, on a Ray that does what a test wants
+
+
+class Gone(Exception):
+    """A worker that died."""
+
+
+class Remote:
+    """What is asked of a worker: the call, done when it is fetched."""
+
+    def __init__(self, call: Callable[[], Any]):
+        self.call = call
+
+
+class Handle:
+    """A worker, in this process."""
+
+    def __init__(self, threads: int):
+        worker = Worker(torch.get_num_threads())  # as it is, for the tests after it
+        self.hello = SimpleNamespace(remote=lambda: Remote(worker.hello))
+        self.do = SimpleNamespace(remote=lambda job: Remote(lambda: worker.do(job)))
+
+
+class LastFirst:
+    """Ray's module, on which the last that was asked is done first, and jobs die as often as `dies` has them."""
+
+    exceptions = SimpleNamespace(RayTaskError=type("Never", (Exception,), {}), RayError=Gone)
+
+    def __init__(self, dies: int = 0):
+        self.dies, self.killed = dies, 0
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"CPU": 2}}]
+
+    def remote(self, **how: object) -> Callable[[type], Any]:
+        return lambda _: SimpleNamespace(remote=Handle)
+
+    def wait(self, refs: list[Remote], **how: object) -> tuple[list[Remote], list[Remote]]:
+        return refs[-1:], refs[:-1]
+
+    def get(self, ref: Remote) -> Any:
+        found = ref.call()
+        if isinstance(found, bytes) and self.dies:
+            self.dies -= 1
+            raise Gone("killed")
+        return found
+
+    def kill(self, handle: Handle) -> None:
+        self.killed += 1
+
+
+def square(n: int, *, progress: object) -> int:
+    if n < 0:
+        raise DDIMError(f"{n} has no root", hint="take another")
+    return n * n
+
+
+def squares(*numbers: int) -> list[tuple[int, Any]]:
+    return [(n, partial(square, n)) for n in numbers]
+
+
+def test_what_is_before_a_failure_is_kept_and_the_first_is_told() -> None:
+    """As here, although the workers came to the failures first."""
+    for where in (here, ray._Pool(LastFirst(), ray.Request()).do):
+        kept: list[tuple[int, int | None]] = []
+        with pytest.raises(DDIMError, match=r"^-3 has no root$") as e:
+            kept.extend((n, value) for n, value in where(squares(1, 2, -3, 4, -5)))
+        assert kept == [(1, 1), (2, 4)]
+        assert e.value.hint == "take another"
+
+
+@pytest.mark.parametrize("dies", [0, 1, 2])
+def test_what_a_worker_died_of_is_done_by_another(dies: int) -> None:
+    pretended = LastFirst(dies)
+    pool = ray._Pool(pretended, ray.Request())
+    assert list(pool.do(squares(*range(20)))) == [(n, n * n) for n in range(20)]
+    assert pretended.killed == dies
+    assert len(pool.actors) == 2
+
+
+def test_a_job_that_kills_its_workers_is_given_up() -> None:
+    pool = ray._Pool(LastFirst(99), ray.Request(workers=1))
+    with pytest.raises(DDIMError, match="a batch ended 3 workers: killed"):
+        list(pool.do(squares(1)))
 
 
 # What makes no sense

@@ -265,6 +265,8 @@ class _Pool:
             self.give(waiting)
             while tasks and tasks[0].done:
                 first = tasks.popleft()
+                if isinstance(first.value, DDIMError):  # those before it are kept, as they are here
+                    raise first.value
                 yield first.key, first.value
             if tasks and not tasks[0].done:
                 self.look(waiting)
@@ -303,8 +305,6 @@ class _Pool:
                 continue
             task = actor.given.pop(ref)
             task.value, task.done, task.job = unpack(found), True, None
-            if isinstance(task.value, DDIMError):
-                raise task.value
 
     def replace(self, actor: _Actor, waiting: deque[_Task], error: Exception) -> None:
         """Another worker for one that died; what it had to do comes first. Raises `DDIMError` where that is hopeless."""
