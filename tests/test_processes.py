@@ -347,10 +347,29 @@ main()
 """
 
 
+# A first process that is slow to say what both know, such as on a machine that has other work.
+LATE = """
+import time
+from ddimctl.cli.app import main
+from ddimctl.training.processes import Group
+tell = Group.tell
+def late(self, text):
+    told = tell(self, text)
+    time.sleep(2 * (self.rank == 0))
+    return told
+Group.tell = late
+main()
+"""
+
+
 @pytest.mark.slow
-def test_what_fails_is_said_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", ["from ddimctl.cli.app import main\nmain()", LATE], ids=["at once", "late"])
+def test_what_fails_is_said_once(script: str, tmp_path: Path) -> None:
+    """By the first, although torchrun ends it when another is gone."""
     write_tar(tmp_path / "a.tar", {})
-    code, out, err = finished(torchrun(2, *WORDS, "--steps", "4", "--batch-size", "5", folder=tmp_path))
+    (tmp_path / "run.py").write_text(script)
+    words = [*WORDS, "--steps", "4", "--batch-size", "5"]
+    code, out, err = finished(torchrun(2, *words, folder=tmp_path, program=("run.py",)))
     assert (code, out) == (1, "")
     assert ours(err) == ["error: a batch of 5 is not to be divided by 2 processes", "hint: see --batch-size"]
     assert "cli/train.py" not in err  # torchrun has a traceback of its own to show, and we none

@@ -145,7 +145,10 @@ def stopping() -> Iterator[list[int]]:
     before = {s: signal.signal(s, lambda n, frame: stopped.append(n)) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stopped
-    except Exit:  # all is saved: another signal, such as torchrun sends when one process is gone, has nothing to stop
+    except (
+        Exit,
+        DDIMError,
+    ):  # it ends: another signal, such as torchrun sends when a process is gone, has nothing to stop
         before = dict.fromkeys(before, signal.SIG_IGN)
         raise
     finally:

@@ -148,6 +148,7 @@ class Trainer:
             self.step += 1
             loss, stop = self.group.settle(loss, asked())
             if not math.isfinite(loss):
+                self.group.ending()
                 raise DDIMError(
                     f"the loss is not a number at step {self.step}",
                     hint="try a smaller --lr, or --float32; --resume continues from the last checkpoint",

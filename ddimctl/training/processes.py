@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -92,7 +93,17 @@ class Group:
             if failure is None and (where := next((i for i, text in enumerate(told) if text), None)) is not None:
                 failure = _failure(told[where], f"process {where}: ")
         if failure is not None:
+            self.ending()
             raise failure
+
+    def ending(self) -> None:
+        """All know that they are to end: torchrun ends the others when one is gone, which none of them is to heed now."""
+        if self.size > 1:
+            with contextlib.suppress(ValueError):  # in another thread signals are not its own
+                for s in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(s, signal.SIG_IGN)
+            with contextlib.suppress(DDIMError):
+                self.tell("")
 
     def in_turn(self, work: Callable[[], T]) -> T:
         """What `work` makes: first in one process of each machine, so that the others find what it leaves in the cache."""
@@ -111,6 +122,7 @@ class Group:
         for i, theirs in enumerate(told):
             for name in facts:
                 if theirs.get(name) != told[0].get(name):
+                    self.ending()
                     hint = "all machines need the same package, options, images and folder of the model"
                     raise UsageError(f"process {i} differs from process 0 in its {name}", hint=hint)
 
