@@ -49,7 +49,7 @@ from ddimctl.latent import Latent
 from ddimctl.model import Model
 from ddimctl.ode import Solution
 from ddimctl.recipe import Way
-from ddimctl.runs import local, packed, plan
+from ddimctl.runs import local, outputs, packed, plan
 from ddimctl.runs.manifest import Manifest, journal_of, read_manifest
 from ddimctl.runs.work import Encoding
 from ddimctl.schedule import Schedule
@@ -793,21 +793,19 @@ def streams(seed: int, work: Path) -> Result:
     result.check(json.loads(ended.out)["encoded"] == 40 and ended.out.count("\n") == 1, f"json: {ended.out[:200]}")
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         out = work / f"signal{number}"
-        pid_file = work / "pid"
-        args = ("encode", source, "-m", tiny, "--steps", 200, "--batch-size", 2, "-o", out)
+        args = ("encode", source, "-m", tiny, "--steps", 2, "--batch-size", 2, "-o", out)
 
-        def note(pid_file: Path = pid_file) -> None:
-            pid_file.write_text(str(os.getpid()))
+        def struck(number: int = number) -> None:
+            save = outputs.save
 
-        sender = os.fork()
-        if sender == 0:
-            while not pid_file.exists() or not list(out.glob("*/*.pt")):
-                time.sleep(0.01)
-            os.kill(int(pid_file.read_text()), number)
-            os._exit(0)
-        judge(f"signal {number}", command(*args, before=note), code)
-        os.waitpid(sender, 0)
-        pid_file.unlink()
+            def saving(target: Path, value: Latent) -> None:
+                save(target, value)
+                os.kill(os.getpid(), number)
+
+            outputs.save = saving  # in the fork alone
+
+        judge(f"signal {number}", command(*args, before=struck), code)
+        result.check(len(list(out.rglob("*.pt"))) == 1, f"signal {number}: it went on")
         left = [str(p) for p in out.rglob(".*")]
         result.check(not left, f"signal {number}: {left} stay")
     return result

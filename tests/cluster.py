@@ -27,6 +27,22 @@ QUICK = {
     "RAY_health_check_failure_threshold": "3",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+# A command of ours that waits, once it has saved so many latents, until a file is there.
+WAITS = """
+import sys, time
+from pathlib import Path
+from ddimctl.cli.app import main
+from ddimctl.runs import outputs
+after, struck, *sys.argv[1:] = sys.argv[1:]
+save, made = outputs.save, []
+def saving(target, value):
+    save(target, value)
+    made.append(target)
+    while len(made) >= int(after) and not Path(struck).exists():
+        time.sleep(0.02)
+outputs.save = saving
+main()
+"""
 LONE = ("unshare", "-rn", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
 
 
@@ -106,9 +122,15 @@ class Cluster:
         assert started.poll() is None, log.read_text()
         return started
 
-    def start(self, *args: object, cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    def start(
+        self,
+        *args: object,
+        cwd: Path,
+        env: Mapping[str, str] | None = None,
+        program: tuple[str, ...] = ("-m", "ddimctl"),
+    ) -> subprocess.Popen[bytes]:
         """A command line of ours."""
-        command = [*self.network, sys.executable, "-m", "ddimctl", *map(str, args)]
+        command = [*self.network, sys.executable, *program, *map(str, args)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, cwd=cwd, env={**self.env, **(env or {})}, **pipes)  # type: ignore[call-overload, no-any-return]
 
@@ -171,12 +193,15 @@ def up(home: Path, cpus: int) -> Iterator[Cluster]:
 # What may happen to a run of `args`, whose latents go `into` a folder. It happens once some are there.
 
 
+@contextmanager
 def begun(
     two: Cluster, args: tuple[object, ...], into: Path, after: int, *, on: subprocess.Popen[bytes] | None = None
-) -> subprocess.Popen[bytes]:
-    """A run that has made so many more latents than were there, and has more to do; with a worker `on` a node."""
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A run that has made so many more latents than were there, and makes no more before it is left; with a worker `on` a
+    node. Its workers are at what comes next."""
     there = len([*into.rglob("*.pt")])
-    running = two.start(*args, cwd=into.parent)
+    struck = Path(tempfile.mkdtemp(dir=two.home)) / "struck"
+    running = two.start(*args, cwd=into.parent, program=("-c", WAITS, str(after), str(struck)))
 
     def wait(found: Callable[[], object], what: str) -> None:
         until(lambda: running.poll() is not None or found(), what)
@@ -185,13 +210,14 @@ def begun(
     if on is not None:
         wait(lambda: workers_of(on), "no worker there")
     wait(lambda: len([*into.rglob("*.pt")]) >= there + after, "nothing was made")
-    return running
+    yield running
+    struck.touch()
 
 
 def losing_a_worker(two: Cluster, args: tuple[object, ...], into: Path, after: int = 1) -> Result:
     """kill −9 of an actor."""
-    running = begun(two, args, into, after)
-    os.kill(two.workers()[0], signal.SIGKILL)
+    with begun(two, args, into, after) as running:
+        os.kill(two.workers()[0], signal.SIGKILL)
     out, err = running.communicate()
     return Result(running.returncode, out, err)
 
@@ -199,18 +225,18 @@ def losing_a_worker(two: Cluster, args: tuple[object, ...], into: Path, after: i
 def losing_a_machine(two: Cluster, args: tuple[object, ...], into: Path, after: int = 1) -> Result:
     """kill −9 of the second of two nodes, and of all that runs on it: what it was at is done by the first."""
     other = two.node(1)
-    running = begun(two, args, into, after, on=other)
-    two.kill(other)
-    two.processes.remove(other)
+    with begun(two, args, into, after, on=other) as running:
+        two.kill(other)
+        two.processes.remove(other)
     out, err = running.communicate()
     return Result(running.returncode, out, err)
 
 
 def stopped(two: Cluster, args: tuple[object, ...], into: Path, after: int = 1, *, by: int = signal.SIGKILL) -> Result:
     """The run that was sent a signal. No worker outlives it."""
-    running = begun(two, args, into, after)
-    os.kill(running.pid, by)  # entering a network, `nsenter` becomes the command: its process is ours
-    out, err = running.communicate()
+    with begun(two, args, into, after) as running:
+        os.kill(running.pid, by)  # entering a network, `nsenter` becomes the command: its process is ours
+        out, err = running.communicate()
     until(lambda: not two.workers(), "workers stayed")
     return Result(running.returncode, out, err)
 

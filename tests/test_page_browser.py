@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import isolated
+from conftest import HANGS, isolated
 
 from ddimctl.cli import ui
 from ddimctl.families import load
 from ddimctl.model import Condition
 from ddimctl.page.between import FINE, SIDE, STEP
-from ddimctl.page.work import CURVE, Stop, Studio
+from ddimctl.page.work import CURVE, Stop, Stopped, Studio
 from ddimctl.recipe import Way
 from ddimctl.sampling import Noising
 
@@ -49,6 +49,14 @@ CLASSY = ROOT / "tests/fixtures/models/classes"
 IMAGES = [str(ROOT / f"models/emoji/held-out/00{i}.png") for i in range(4)]
 
 
+def waiting(wait: Callable[[float], object] = lambda ms: time.sleep(ms / 1000)) -> Iterator[None]:
+    """Looks at something now and again, until it is too late."""
+    end = time.monotonic() + PATIENCE / 1000
+    while time.monotonic() < end:
+        yield
+        wait(50)
+
+
 # Servers
 
 
@@ -72,7 +80,7 @@ def process(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     assert url.startswith("http://127.0.0.1:"), started.stderr.read()
     yield started, int(url.rsplit(":", 1)[1])
     started.terminate()
-    assert started.wait(60) == 143
+    assert started.wait(HANGS) == 143
     errors = started.stderr.read()
     assert "Traceback" not in errors, errors
     assert contents(model_folder) == models  # a page never writes a model
@@ -87,10 +95,14 @@ def port(process: Any) -> int:
 
 
 class Slow:
-    """A model's network, which counts its evaluations, and takes a while for each if it is told to."""
+    """A model's network, which counts its evaluations, and takes a while for each if it is told to.
+
+    While it is `held`, it waits in the fourth evaluation, for as long as the work that was begun first is `wanted`.
+    """
 
     def __init__(self, studio: Studio):
-        self.calls, self.seconds = 0, 0.0
+        self.calls, self.seconds, self.held = 0, 0.0, False
+        self.wanted: Callable[[], bool] = lambda: True
         network = studio.model.network
         self.call = network.call
         self.studio = replace(studio, model=studio.model.with_network(replace(network, call=self)))
@@ -98,6 +110,8 @@ class Slow:
     def __call__(self, *values: Any) -> Any:
         self.calls += 1
         time.sleep(self.seconds)
+        while self.held and self.calls > 3 and self.wanted():
+            time.sleep(0.01)
         return self.call(*values)
 
 
@@ -118,6 +132,15 @@ def serving(studio: Studio, folder: Path) -> Iterator[Served]:
     with ui.listening(0) as bound:
         port = bound.getsockname()[1]
         page = shared.Page(slow.studio)
+
+        def wanted() -> bool:
+            with contextlib.suppress(Stopped):
+                for stop in list(page.stops.values())[:1]:
+                    stop.check()
+                return True
+            return False
+
+        slow.wanted = wanted
         server = app.server(page, port, folder)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
@@ -125,7 +148,7 @@ def serving(studio: Studio, folder: Path) -> Iterator[Served]:
             yield Served(slow, page, port)
         finally:
             server.should_exit = True
-            thread.join(60)
+            thread.join(HANGS)
         assert not thread.is_alive()
 
 
@@ -145,14 +168,14 @@ def classy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def status(port: int, path: str, headers: dict[str, str], body: bytes | None = None) -> int:
     """The status of an answer; the request may name another host."""
-    for _ in range(600):
+    for _ in waiting():
         try:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANGS)
             known = {"Host": f"127.0.0.1:{port}", **headers}
             connection.request("GET" if body is None else "POST", path, body=body, headers=known)
             return connection.getresponse().status
         except ConnectionRefusedError:  # it is starting
-            time.sleep(0.1)
+            continue
     raise AssertionError("it never started")
 
 
@@ -224,10 +247,9 @@ def drop(part: Any, files: Any) -> None:
 
 def until(tab: Any, true: Callable[[], Any]) -> None:
     """Waits for what happens in time."""
-    for _ in range(1200):
+    for _ in waiting(tab.wait_for_timeout):
         if true():
             return
-        tab.wait_for_timeout(50)
     raise AssertionError("it never came to that")
 
 
@@ -398,10 +420,10 @@ LONG = 100  # steps
 
 
 def start_long(tab: Any, served: Served) -> Any:
-    """Starts something of a hundred evaluations that takes ten seconds at least; the part of the page."""
+    """What starts something of a hundred evaluations, which waits in the fourth of them; the part of the page."""
     part = panel(tab, "Sample")
     part.get_by_label("number input for Steps S").fill(str(LONG))
-    served.slow.calls, served.slow.seconds = 0, 0.1
+    served.slow.calls, served.slow.held = 0, True
     return part
 
 
@@ -409,12 +431,11 @@ def start_long(tab: Any, served: Served) -> Any:
 def quick(served: Served) -> Iterator[Served]:
     """The page in this process, whose network is as fast as it is, and idle at the end."""
     yield served
-    served.slow.seconds = 0.0
-    for _ in range(1200):
+    served.slow.seconds, served.slow.held = 0.0, False
+    for _ in waiting():
         if not served.page.stops:
-            break
-        time.sleep(0.05)
-    assert not served.page.stops
+            return
+    raise AssertionError("it is not idle")
 
 
 @with_browser
@@ -445,7 +466,7 @@ def test_work_that_waits_is_cancelled(tabs: Any, quick: Served) -> None:
         part.get_by_role("button", name="Cancel").click()
         tab.locator(f"#{name.lower()}-shown").get_by_text("cancelled").wait_for()
         assert len(quick.page.stops) == 1
-    quick.slow.seconds = 0.0
+    quick.slow.held = False
     panel(first, "Sample")
     first.locator("#sample-shown img").first.wait_for()
     assert quick.slow.calls == LONG
@@ -457,10 +478,9 @@ def test_a_tab_that_is_closed_ends_its_work(tabs: Any, quick: Served) -> None:
     start_long(tab, quick).get_by_role("button", name="Sample").click()
     until(tab, lambda: quick.slow.calls > 2)
     tab.close()
-    for _ in range(1200):
+    for _ in waiting():
         if not quick.page.stops:
             break
-        time.sleep(0.05)
     assert not quick.page.stops
     assert quick.slow.calls < LONG
 
@@ -474,10 +494,9 @@ def test_what_a_tab_keeps_goes_with_it(tabs: Any, quick: Served) -> None:
     tab.locator(".between").wait_for()
     assert len(quick.page.shelf) == 1
     tab.close()
-    for _ in range(1200):
+    for _ in waiting():
         if len(quick.page.shelf) == 0:
             return
-        time.sleep(0.05)
     raise AssertionError("it is still kept")
 
 
@@ -487,11 +506,11 @@ def test_a_hundred_clicks_are_one_computation(tabs: Any, quick: Served) -> None:
     asked: list[str] = []
     tab.on("request", lambda r: asked.append(r.url) if "/queue/join" in r.url else None)
     part = start_long(tab, quick)
-    quick.slow.seconds = 0.02
     part.get_by_role("button", name="Sample").evaluate(
         """async (b) => { for (let i = 0; i < 100; i++) { b.click(); await new Promise((done) => setTimeout(done, 5)); } }"""
     )
-    tab.locator("#sample-shown img").first.wait_for(timeout=120_000)
+    quick.slow.held = False
+    tab.locator("#sample-shown img").first.wait_for()
     assert len(asked) == 1
     assert quick.slow.calls == LONG
 
@@ -614,13 +633,20 @@ def test_axe_finds_nothing_wrong_with_edits(tabs: Any, classy: Served, scheme: s
     assert not wrong
 
 
+# Whether nothing moves that ever stops, two pictures of the page after what was done last.
+STILL = """
+() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(
+  document.getAnimations().every((a) => a.playState != "running" || a.effect.getComputedTiming().endTime == Infinity)))))
+"""
+
+
 def violations(tab: Any, where: str) -> list[tuple[str, str, str]]:
     """What axe finds wrong with the page as it is now, once nothing moves."""
     from axe_playwright_python.sync_playwright import Axe
 
     until(tab, lambda: not tab.locator("[data-testid=status-tracker]:not(.hide):visible").count())
     tab.mouse.move(0, 0)
-    tab.wait_for_timeout(300)  # until the button's colour is what it is where no hand is
+    until(tab, lambda: tab.evaluate(STILL))  # the button's colour is what it is where no hand is
     found = Axe().run(tab).response["violations"]
     return [(where, v["id"], n["html"][:200]) for v in found for n in v["nodes"][:3]]
 

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from html import unescape
 from html.parser import HTMLParser
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Result, write_tiny_model
+from conftest import HANGS, Result, write_tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -333,6 +334,7 @@ def browser() -> Iterator[Any]:
 def opened(browser: Any, tmp_path: Path) -> Iterator[Callable[[Page], Any]]:
     """Opens a page from disk; fails the test if it asks for anything, complains, or runs what it should not."""
     context = browser.new_context(viewport={"width": 1000, "height": 800})
+    context.set_default_timeout(1000 * HANGS)
     context.set_offline(True)
     wrong: list[str] = []
 
@@ -352,7 +354,8 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Callable[[Page], Any]]:
 
 def until(tab: Any, true: Callable[[], bool]) -> None:
     """Waits for what happens in time. (Playwright's own way is an `eval`, which the page forbids.)"""
-    for _ in range(600):
+    end = time.monotonic() + HANGS
+    while time.monotonic() < end:
         if true():
             return
         tab.wait_for_timeout(50)

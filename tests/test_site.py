@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import typer.main
+from conftest import HANGS
 
 from ddimctl.cli.app import app
 from ddimctl.cli.help import COMMANDS
@@ -166,6 +167,7 @@ def test_lists_and_tables_are_such(site: Path) -> None:
 def test_a_browser_asks_nobody_else(site: Path) -> None:
     with browsed(site) as (browser, here):
         tab = browser.new_page(viewport={"width": 1200, "height": 900})
+        tab.set_default_timeout(1000 * HANGS)
         asked: list[str] = []
         tab.on("request", lambda r: asked.append(r.url))
         for name in ("index.html", "gallery.html", "commands/encode.html"):
@@ -185,6 +187,7 @@ def test_axe_finds_nothing(site: Path, scheme: str) -> None:
     wrong = []
     with browsed(site) as (browser, here):
         tab = browser.new_context(color_scheme=scheme, viewport={"width": 1200, "height": 900}).new_page()
+        tab.set_default_timeout(1000 * HANGS)
         for name in ("index", "gallery", "pictures", "inversion", "commands/encode", "source/ddimctl/ode.py"):
             tab.goto(f"{here}{name}.html")
             tab.wait_for_load_state("networkidle")
