@@ -20,8 +20,15 @@ from pathlib import Path
 
 from running import HANGS, Result, isolated
 
+# Who is slow to answer or to start is not gone, however busy the machine is.
+PATIENT = {
+    "RAY_health_check_timeout_ms": str(1000 * HANGS),
+    "RAY_worker_register_timeout_seconds": str(HANGS),
+    "RAY_gcs_server_request_timeout_seconds": str(HANGS),
+}
 # A node that is gone is missed at once, rather than after a quarter of a minute.
 QUICK = {
+    **PATIENT,
     "RAY_health_check_initial_delay_ms": "0",
     "RAY_health_check_period_ms": "300",
     "RAY_health_check_failure_threshold": "3",

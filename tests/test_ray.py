@@ -199,6 +199,19 @@ def test_a_job_that_kills_its_workers_is_given_up() -> None:
         list(pool.do(squares(1)))
 
 
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a node that is slow, Ray says so by a plain exception."""
+
+    def init(**how: object) -> None:
+        raise Exception("The current node timed out during startup.\nThis could happen …")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "_import", lambda: SimpleNamespace(init=init, shutdown=lambda: None))
+    started = ray.cluster(ray.Request())
+    with pytest.raises(DDIMError, match=r"^cannot use Ray at local: The current node timed out during startup\.$"):
+        started.__enter__()
+
+
 # What makes no sense
 
 
@@ -402,7 +415,11 @@ def test_one_that_is_started_here(encode: Any, invoke: Invoke, model_folder: Pat
     how = ("-m", model_folder, "--steps", 2, "--engine", "torch")
     command = [*clusters.lone(), sys.executable, "-m", "ddimctl", "encode", "photos/000.png", *how, "--on", "ray"]
     done = subprocess.run(
-        [str(a) for a in command], cwd=tmp_path, env=isolated(tmp_path / "home"), capture_output=True, check=False
+        [str(a) for a in command],
+        cwd=tmp_path,
+        env=isolated(tmp_path / "home", clusters.PATIENT),
+        capture_output=True,
+        check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"000.pt\n", b"")
     invoke("encode", "photos/000.png", *how, "-o", "plain.pt").ok()

@@ -78,7 +78,9 @@ def test_what_can_run_here(invoke: Invoke, tame_folder: Path, tmp_path: Path) ->
             where = words[words.index("-o") + 1] if "-o" in words else ""
             words = [w.replace("latents/", "rayed/") if w == where else w for w in words]
             command = [*clusters.lone(), sys.executable, "-m", "ddimctl", *words, *how]
-            done = subprocess.run(command, cwd=tmp_path, env=isolated(tmp_path), capture_output=True, check=False)
+            done = subprocess.run(
+                command, cwd=tmp_path, env=isolated(tmp_path, clusters.PATIENT), capture_output=True, check=False
+            )
             assert done.returncode == 0, done.stderr
         elif "--shard" in words:
             for i in range(1, 65):
