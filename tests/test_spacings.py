@@ -111,7 +111,7 @@ def test_the_table_of_the_models_paths_is_what_their_files_say() -> None:
     def figures(mse: float, away: float) -> dict[str, float]:
         return {"mse": mse, "median": mse / 2, "worst": 9 * mse, "xT_error": away}
 
-    held = {"log": figures(2e-4, 0.02), "tuned": figures(1e-4, 0.01)}
+    held = {"karras": figures(2e-4, 0.02), "tuned": figures(1e-4, 0.01)}
     won = Tuned(own(3).levels, own(3).mix, {"held_out": held, "held_out_images": 64, "images": 1000, "rounds": 2})
     lost = Tuned(own(6).levels, own(6).mix * 2, {**won.about, "held_out": {**held, "tuned": figures(1e-4, 0.03)}})
     lines = paths.body({"m": [won, lost]}).splitlines()
@@ -119,5 +119,5 @@ def test_the_table_of_the_models_paths_is_what_their_files_say() -> None:
     assert lines[4] == (
         "| `m`, 3, the default | `tuned`, `ab2` | **1.0e-04** | **5.0e-05** | **9.0e-04** | **0.01** | 1,000, 2 |"
     )
-    assert lines[5] == "|  | `log`, `ab2` | 2.0e-04 | 1.0e-04 | 1.8e-03 | 0.02 |  |"
+    assert lines[5] == "|  | `karras`, `ab2` | 2.0e-04 | 1.0e-04 | 1.8e-03 | 0.02 |  |"
     assert lines[6] == "| `m`, 6 | `tuned`, `ab3` | **1.0e-04** | **5.0e-05** | **9.0e-04** | 0.03 | 1,000, 2 |"
