@@ -175,7 +175,7 @@ def test_what_decides_about_the_images_decides_about_the_cache(run: Run, evaluat
         evaluations.clear()
         run(*few, *other).ok()
         assert evaluations, other
-    run(*few, "--eta", "0.1", "--solver", "ab2").ok()
+    run(*few, "--eta", "0,0.1", "--solver", "ab2").ok()
     evaluations.clear()
     run(*few, "--eta", "0.1", "--solver", "ddim").ok()  # where noise is added no solver is used
     run(*few, "--batch-size", 2, "--engine", "torch").ok()
