@@ -41,6 +41,7 @@ from ddimctl import __version__, latent, ode
 from ddimctl.checkpoints import Checkpoint, diffusers
 from ddimctl.cli import app, info, inputs, options
 from ddimctl.cli.console import Console
+from ddimctl.cli.sized import OtherTiles
 from ddimctl.errors import DDIMError, FileError
 from ddimctl.families import load
 from ddimctl.files import clean
@@ -539,7 +540,7 @@ def mutated_models(n: int, seed: int, work: Path) -> Result:
 
     def decode(found: Latent) -> str:
         info.about_latent(found)
-        asked = options.OtherWhat()
+        asked = OtherTiles()
         where = inputs.model_of(found, "x", asked, machine=options.Machine(device="cpu"), console=quiet, force=False)
         way = inputs.way_back(found, where, options.OtherHow())
         if way.steps < 50:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -255,7 +256,8 @@ def test_no_command_gets_the_help_alone(command: list[str], ddimctl: Invoke) -> 
 def test_a_full_stderr_stops_no_work(unbuffered: str, model_folder: Path, tmp_path: Path) -> None:
     Image.new("L", (30, 40)).save(tmp_path / "a.png")  # cropped, which is a notice
     for arguments, code in (("a.png -o a.pt -v", 0), ("a.png a.png -o b.pt", 2), ("a.png none.png -o out", 4)):
-        command = f"{sys.executable} -m ddimctl encode --steps 1 -m {model_folder} {arguments} 2>/dev/full"
+        python, model = shlex.quote(sys.executable), shlex.quote(str(model_folder))
+        command = f"{python} -m ddimctl encode --steps 1 -m {model} {arguments} 2>/dev/full"
         env = isolated(tmp_path, {"PYTHONUNBUFFERED": unbuffered})
         assert subprocess.run(command, shell=True, cwd=tmp_path, env=env, check=False).returncode == code
     assert (tmp_path / "a.pt").exists()

@@ -262,7 +262,7 @@ def test_origins_are_bounded() -> None:
     parents = [{"name": "\u00fc" * 100, "sha256": "0" * 64}] * 1000
 
     class Named:
-        name, digest, autoencoder = "x" * 1000, "0" * 64, Pixels()
+        name, digest, autoencoder, worse = "x" * 1000, "0" * 64, Pixels(), None
 
     made = origin.of("interpolate", Named(), Way(), parents=parents)  # type: ignore[arg-type]
     assert made["parents_in_all"] == 1000

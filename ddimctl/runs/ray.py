@@ -167,6 +167,9 @@ def _line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
 
 
+RAYS = "ray_"  # how the names of its threads begin
+
+
 class _Ours:
     """Standard output, on which Ray's threads write nothing."""
 
@@ -174,7 +177,7 @@ class _Ours:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        return len(text) if threading.current_thread().name.startswith("ray_") else self._stream.write(text)
+        return len(text) if threading.current_thread().name.startswith(RAYS) else self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -182,13 +185,17 @@ class _Ours:
 
 @contextmanager
 def _stdout_is_ours() -> Iterator[None]:
-    """Ray prints what happened to workers on standard output, whatever it is told; a program reads that."""
+    """Ray prints what happened to workers on standard output, whatever it is told; a program reads that.
+
+    A thread of Ray's that has not ended by the end has still something to say, so it stays as it is then.
+    """
     before = sys.stdout
     sys.stdout = _Ours(before)
     try:
         yield
     finally:
-        sys.stdout = before
+        if not any(thread.name.startswith(RAYS) for thread in threading.enumerate()):
+            sys.stdout = before
 
 
 @dataclass
