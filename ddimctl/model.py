@@ -264,15 +264,7 @@ class Model:
             # Below the first trained level the network is asked at that level; so is the algebra around it.
             return formula(out, x, [max(s, schedule.lowest) for s in sigmas])
 
-        return eps if self.worse is None else self._led(eps, self.worse.model.eps(condition), self.worse.weight)
-
-    @staticmethod
-    def _led(eps: Eps, worse: Eps, w: float) -> Eps:
-        def led(xbar: Array, sigma: float | Sequence[float]) -> Array:
-            away = worse(xbar, sigma)
-            return away + w * (eps(xbar, sigma) - away)
-
-        return led
+        return eps if self.worse is None else led(eps, self.worse.model.eps(condition), self.worse.weight)
 
     def away_from(self, worse: Model, weight: float) -> Model:
         """The same model, led away from a worse one. Raises `UsageError` where they have too little in common."""
@@ -287,6 +279,16 @@ class Model:
     def with_network(self, network: Network) -> Model:
         """The same model, evaluated by another engine or in another precision."""
         return replace(self, network=network)
+
+
+def led(eps: Eps, worse: Eps, w: float) -> Eps:
+    """ε away from a worse one."""
+
+    def further(xbar: Array, sigma: float | Sequence[float]) -> Array:
+        away = worse(xbar, sigma)
+        return away + w * (eps(xbar, sigma) - away)
+
+    return further
 
 
 def both(
