@@ -336,6 +336,34 @@ def test_a_machine_that_is_gone(two: Cluster, encode: Any, invoke: Invoke, tmp_p
     assert ended(found, tmp_path / "rayed") == outputs(tmp_path / "plain")
 
 
+# A command of ours to which Ray tells the same of two workers, as its threads do: it keeps the second until it is left.
+TOLD_TWICE = """
+import sys, threading
+from ddimctl.cli.app import main
+from ddimctl.runs import outputs
+save = outputs.save
+def tell():
+    from ray._private import worker
+    for pid in "raylet", 7:
+        worker.print_to_stdstream({"lines": ["one is gone"] * 3, "pid": pid, "ip": "x", "is_err": False}, False)
+def saving(target, value):
+    save(target, value)
+    thread = threading.Thread(target=tell, name="ray_listen_error_messages")
+    thread.start()
+    thread.join()
+outputs.save = saving
+main()
+"""
+
+
+@pytest.mark.slow
+def test_what_ray_says_of_several_alike(two: Cluster, encode: Any, tmp_path: Path) -> None:
+    photos(tmp_path, 2)
+    running = two.start(*encode("rayed", workers=1), cwd=tmp_path, program=("-c", TOLD_TWICE))
+    out, err = running.communicate()
+    ended(Result(running.returncode, out, err).ok(), tmp_path / "rayed")
+
+
 @pytest.mark.slow
 def test_a_run_that_is_killed_or_interrupted(two: Cluster, encode: Any, invoke: Invoke, tmp_path: Path) -> None:
     """No worker outlives it, and the same command again does what is left."""

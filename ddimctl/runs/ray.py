@@ -8,6 +8,7 @@ bytes, whoever does it, with as many threads.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import secrets
 import shutil
@@ -18,7 +19,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from typing import Any, TextIO, TypeVar
 
@@ -81,7 +82,7 @@ def _connected(request: Request) -> Iterator[Any]:
         ray = _import()
         if address not in ("local", "auto"):
             _reach(address)
-        stack.callback(ray.shutdown)
+        stack.callback(_shutdown, ray)
         try:
             with _handlers_kept(), _stderr_is_ours():
                 ray.init(**how)
@@ -167,9 +168,6 @@ def _line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
 
 
-RAYS = "ray_"  # how the names of its threads begin
-
-
 class _Ours:
     """Standard output, on which Ray's threads write nothing."""
 
@@ -177,7 +175,7 @@ class _Ours:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        return len(text) if threading.current_thread().name.startswith(RAYS) else self._stream.write(text)
+        return len(text) if threading.current_thread().name.startswith("ray_") else self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -185,17 +183,19 @@ class _Ours:
 
 @contextmanager
 def _stdout_is_ours() -> Iterator[None]:
-    """Ray prints what happened to workers on standard output, whatever it is told; a program reads that.
-
-    A thread of Ray's that has not ended by the end has still something to say, so it stays as it is then.
-    """
+    """Ray prints what happened to workers on standard output, whatever it is told; a program reads that."""
     before = sys.stdout
     sys.stdout = _Ours(before)
     try:
         yield
     finally:
-        if not any(thread.name.startswith(RAYS) for thread in threading.enumerate()):
-            sys.stdout = before
+        sys.stdout = before
+
+
+def _shutdown(ray: Any) -> None:
+    """What Ray had to say of several workers alike, it has kept to itself, and prints now."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        ray.shutdown()
 
 
 @dataclass
