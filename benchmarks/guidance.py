@@ -57,8 +57,14 @@ class Way:
 
 
 PAIR = "diffusers' `DDIMInverseScheduler`, `DDIMScheduler`"
-OF_MODEL = (Way("ddim"), Way("ab2"), Way("exact", "log"), Way("ab2", keep=Keep()))
-WAYS = (*OF_MODEL, Way("ab2", keep=Keep("float16")), Way("ab2", keep=Keep(steps=1)))
+EXACT = (Way("exact", "log"), Way("exact", "guided"))
+KEPT = Way("ab2", keep=Keep())
+WAYS = (Way("ddim"), Way("ab2"), *EXACT, KEPT, Way("ab2", keep=Keep("float16")), Way("ab2", keep=Keep(steps=1)))
+
+
+def of_model_ways(guidance: float) -> Sequence[Way]:
+    """Those that a model is asked for: `exact` with the spacing that is its own at that guidance."""
+    return Way("ddim"), Way("ab2"), EXACT[Condition(guidance=guidance).extrapolates], KEPT
 
 
 @dataclass(frozen=True)
@@ -246,7 +252,7 @@ def compared(
         if together is not None and together.theirs is not None:
             back = together.theirs(guidance)
             yield guidance, PAIR, Found(relative(back, together.states), S * len(back))
-        for way in WAYS if together is None else OF_MODEL:
+        for way in WAYS if together is None else of_model_ways(guidance):
             found = Found()
             for case in cases if together is None or way.solver == "exact" else [together]:
                 measure(case, way, guidance, found=found)

@@ -29,6 +29,7 @@ LIMIT = 60  # evaluations a step
 LIMIT_SURE = 30  # what has not converged by then is likely to be at a fold
 RIDGE = 1e-10  # relative, keeps the least squares solvable where two changes are parallel
 LEAP = 8.0  # from one level's √(1+σ²) to the next; no usual path has a greater one
+PATIENCE = 8  # evaluations
 DIVERGED = 4.0  # a residual this many times the best one sends an image back to where that was
 
 
@@ -50,10 +51,12 @@ def solve(
     s: float,
     t: float,
     tolerance: float,
+    enough: float = 0.0,
     known: Array | None = None,
     sure: bool = False,
 ) -> Solved:
-    """Solves x = base + (t−s) ε(x, t) from `guess`, until each image's residual is at most `tolerance`.
+    """Solves x = base + (t−s) ε(x, t) from `guess`, until each image's residual is at most `tolerance`, or `enough` and no
+    longer halved by `PATIENCE` evaluations: a network's rounding has a floor, and lower than that nothing gets.
 
     The residual is the root mean square over an image, relative to √(1+t²), or to `LEAP`·√(1+s²) where t is far above s,
     and to `weight`. ε of the guess may be `known`, which saves an evaluation; then a guess may also be so near that one
@@ -66,6 +69,7 @@ def solve(
     deep = DEPTH_DIFFICULT if math.prod(base.shape[1:]) <= LARGE else DEPTH_LARGE
     out, out_eps = guess * 1.0, base * 0.0
     evaluations, residuals = [0] * n, [math.inf] * n
+    halved = [(math.inf, 0)] * n  # the last residual that was half of the one before it, and when
     active = list(range(n))  # the images at work: row j of what follows belongs to image active[j]
     x, b = guess, base
     x_before = r_before = None
@@ -82,6 +86,8 @@ def solve(
             evaluations[i] += free is None
             if size[j] < residuals[i]:  # the best so far, should there be no better
                 out[i], out_eps[i], residuals[i] = x[j], f[j], size[j]
+            if size[j] <= halved[i][0] / 2:
+                halved[i] = size[j], k
         if k:
             changes = [*changes, (x - x_before, r - r_before)][-(DEPTH if k < DIFFICULT else deep) :]
         broken = [not v < math.inf for v in size]
@@ -102,7 +108,7 @@ def solve(
         ahead = [p * size[j] / max(promised[j], 1e-300) if k else first * p for j, p in enumerate(left)]
         go = []
         for j, i in enumerate(active):
-            if size[j] <= tolerance:
+            if size[j] <= tolerance or (residuals[i] <= enough and k - halved[i][1] >= PATIENCE):
                 continue
             if not sure and ahead[j] <= tolerance and not lost[j]:
                 out[i], residuals[i] = ahead_x[j], ahead[j]

@@ -45,6 +45,11 @@ class Condition:
         return Condition(prompt=self.negative, distilled=self.distilled)
 
     @property
+    def extrapolates(self) -> bool:
+        """Whether guidance leads beyond what the network says with a prompt or without."""
+        return not 0 <= self.guidance <= 1
+
+    @property
     def shares(self) -> tuple[Share, ...]:
         """Its blend; a prompt alone is one, too."""
         return self.blend or (Share(self.prompt, 1.0),)

@@ -229,7 +229,7 @@ def _kept(
 
 def is_checked(way: Way, condition: Condition) -> bool:
     """Whether `encode` looks if what it encodes comes back."""
-    return way.solver == "exact" and not 0 <= condition.guidance <= 1
+    return way.solver == "exact" and condition.extrapolates
 
 
 def relative(x: Array, true: Array) -> list[float]:

@@ -17,7 +17,7 @@ from ddimctl.errors import UsageError
 from ddimctl.keeping import Keep
 from ddimctl.model import NOTHING, Condition, Model, Share
 from ddimctl.multistep import MIXING
-from ddimctl.schedule import TUNED, Levels, default_spacing
+from ddimctl.schedule import TUNED, UNDER_GUIDANCE, Levels, default_spacing
 from ddimctl.solvers import DEFAULT_SOLVER, bind, decoder
 from ddimctl.tuned import between, wins
 
@@ -49,6 +49,21 @@ class Way:
     def __post_init__(self) -> None:
         if not self.spacing and (self.solver != DEFAULT_SOLVER or self.levels is not None):
             object.__setattr__(self, "spacing", default_spacing(self.solver))
+
+    @classmethod
+    def under(
+        cls,
+        condition: Condition,
+        solver: str,
+        spacing: str | None,
+        *,
+        steps: int,
+        tolerance: float | None = None,
+        keep: Keep | None = None,
+    ) -> Way:
+        """A way as it is asked for: where no spacing is named, the one that guidance wants of the solver, if any."""
+        wanted = UNDER_GUIDANCE.get(solver, "") if condition.extrapolates else ""
+        return cls(solver, spacing or wanted, steps, tolerance, keep=keep)
 
     def named(self, schedule: Levels) -> Way:
         """The same with its spacing named: where none is, the path tuned to the model if it wins (see `tuned.wins`) and

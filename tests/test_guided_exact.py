@@ -139,8 +139,8 @@ def test_with_guidance_what_is_encoded_is_decoded_to_see(g: float) -> None:
 
 def test_what_does_not_come_back_is_lost() -> None:
     """A small residual does not promise it: at a loose tolerance every step is solved, and the state is far off."""
-    model, x0, asked = GuidedModel(Mixture()), Guided(3.0).data(), Condition(guidance=3.0)
-    solution = ode.encode(model, x0, Way("exact", steps=20, tolerance=0.1), asked)  # type: ignore[arg-type]
+    model, x0, asked = GuidedModel(Mixture()), Guided(5.0).data(), Condition(guidance=5.0)
+    solution = ode.encode(model, x0, Way("exact", steps=20, tolerance=0.5), asked)  # type: ignore[arg-type]
     assert solution.unconverged == []
     assert solution.returned is not None
     assert solution.lost == [0, 1, 2] == [i for i, e in enumerate(solution.returned) if e > ode.RETURNS]
@@ -171,3 +171,31 @@ def test_levels_broadcast() -> None:
     x = Guided(2.0).data()
     torch.testing.assert_close(Guided(2.0).eps(x, [0.5] * 3), Guided(2.0).eps(x, 0.5))
     assert levels([0.5] * 3, x).shape == (3, 1, 1, 1)
+
+
+def test_what_rounding_leaves_is_enough() -> None:
+    """ε that is known to so many digits has a floor, where iteration ends soon; unless told that, it goes on."""
+    floor, problem = 1e-6, Guided(3.0)
+    x = problem.data().flatten(1)
+    ends: dict[str, Any] = {"s": 0.8, "t": 1.0, "tolerance": 1e-9, "sure": True}
+
+    def rounded(x: Tensor, sigma: Any) -> Tensor:
+        return problem.eps(x, sigma) + floor * torch.sin(1e9 * x)
+
+    on = implicit.solve(rounded, x, x, **ends)
+    soon = implicit.solve(rounded, x, x, **ends, enough=1e-3)
+    assert max(soon.evaluations) < min(on.evaluations) == implicit.LIMIT_SURE
+    assert max(soon.residuals) < 10 * floor
+    fine = implicit.solve(problem.eps, x, x, **ends, enough=1e-3)
+    assert max(fine.residuals) <= 1e-9, "where there is none, it is not taken for one"
+
+
+@pytest.mark.parametrize(
+    ("guidance", "solver", "named", "wanted"),
+    [
+        (5.0, "exact", None, "guided"), (5.0, "exact", "log", "log"), (1.0, "exact", None, "log"),
+        (5.0, "ab2", None, ""), (-1.0, "exact", None, "guided"), (0.5, "exact", None, "log"),
+    ],
+)  # fmt: skip
+def test_guidance_has_a_spacing_of_its_own(guidance: float, solver: str, named: str | None, wanted: str) -> None:
+    assert Way.under(Condition(guidance=guidance), solver, named, steps=20).spacing == wanted

@@ -15,6 +15,7 @@ from ddimctl import families, ode
 from ddimctl.cli import prompts
 from ddimctl.errors import FileError, UsageError
 from ddimctl.images import metadata, sheets
+from ddimctl.latent import load
 from ddimctl.model import Condition
 from ddimctl.recipe import Recipe, Way
 from ddimctl.training import autoencoder
@@ -128,6 +129,22 @@ def test_the_command_encodes_and_decodes_under_a_prompt(folder: Path, tmp_path: 
     ).ok()
     done = invoke("sample", "-m", folder, "-o", tmp_path / "t.png", "--class", "1").failed(2)
     assert "has no classes" in done
+
+
+def test_exact_under_guidance_has_levels_of_its_own(folder: Path, tmp_path: Path, invoke: Any) -> None:
+    """The file says which, and is decoded along them; who names a spacing gets it."""
+    how = ("-m", folder, "--prompt", "red square", "--solver", "exact", "--steps", 4)
+    for name, more, spacing in (
+        ("a", ("--guidance", 3), "guided"),
+        ("b", ("--guidance", 3, "--spacing", "log"), "log"),
+        ("c", (), "log"),
+    ):
+        latent = tmp_path / f"{name}.pt"
+        assert invoke("encode", folder / "held-out" / "000.png", *how, *more, "-o", latent).code in (0, 4)
+        assert load(latent).recipe.way.spacing == spacing
+        invoke("decode", latent, "-o", tmp_path / f"{name}.png").ok()
+    record = json.loads(invoke("reconstruct", *how, "--guidance", 3, "--json").ok().out)
+    assert [r["spacing"] for r in record["results"]] == ["guided"]
 
 
 def pixels(path: Path) -> np.ndarray:

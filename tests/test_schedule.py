@@ -105,7 +105,12 @@ def test_every_path_has_exactly_s_rising_steps_up_to_the_noisiest_level(
 ) -> None:
     S = data.draw(st.integers(1, T))
     schedule = short(T)
-    if T == 1 and spacing in ("karras", "log", "arsinh"):  # there is only one trained level, and no way up from it
+    if T == 1 and spacing in (
+        "karras",
+        "log",
+        "arsinh",
+        "guided",
+    ):  # there is only one trained level, and no way up from it
         with pytest.raises(UsageError, match="1 steps are not possible"):
             schedule.path(S, spacing)
         return
@@ -161,6 +166,18 @@ def test_arsinh_is_even_in_arsinh_of_ten_sigma(S: int) -> None:
     assert (path[0], path[-1]) == (LINEAR.sigma(1), LINEAR.sigma(1000))
     u = np.arcsinh(10 * path)
     np.testing.assert_allclose(np.diff(u), (u[-1] - u[0]) / S, rtol=1e-9)
+
+
+@pytest.mark.parametrize("S", [2, 20, 1000])
+def test_guided_is_even_in_log_sigma_and_six_noises(S: int) -> None:
+    path = np.array(LINEAR.path(S, "guided"))
+    assert (path[0], path[-1]) == (LINEAR.sigma(1), LINEAR.sigma(1000))
+    u = np.log(path) + 6 * path / np.sqrt(1 + path**2)
+    np.testing.assert_allclose(np.diff(u), (u[-1] - u[0]) / S, rtol=1e-9)
+    if S >= 20:  # narrowest about 1/√2
+        narrowest = np.argmin(np.diff(np.log(path)))
+        assert path[narrowest] <= math.sqrt(0.5) * 1.4
+        assert path[narrowest + 1] >= math.sqrt(0.5) / 1.4
 
 
 def test_digest_names_the_schedule() -> None:

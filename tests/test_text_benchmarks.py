@@ -85,12 +85,12 @@ def test_diffusers_pair_is_diffusers(model: Model, folder: Path) -> None:
 
 def test_the_table_of_guidance(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guidance, "S", 4)
-    ways = guidance.Way("ab2"), guidance.Way("exact", "log"), guidance.Way("ab2", keep=guidance.Keep())
-    monkeypatch.setattr(guidance, "OF_MODEL", ways)
     said = guidance.page(model, 2, (1.0, 5.0))
     rows = [[c.strip() for c in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("|")][2:]
-    assert [r[0] for r in rows] == ["1"] * 4 + ["5"] * 4
-    assert [r[1] for r in rows[:4]] == [guidance.PAIR, *map(str, ways)]
+    assert [r[0] for r in rows] == ["1"] * 5 + ["5"] * 5
+    ways = ["`ddim`, `karras`", "`ab2`, `karras`", "`exact`, `log`", "`ab2`, `karras`, path kept, float32"]
+    assert [r[1] for r in rows[:5]] == [guidance.PAIR, *ways]
+    assert [r[1] for r in rows[5:]] == [guidance.PAIR, *(w.replace("log", "guided") for w in ways)]
     kept = [r[3] for r in rows if "kept" in r[1]]
     assert all(k == "below 1e-16" or float(k) < 1e-5 for k in kept)
     assert "`exact` solved every step" in said or "What `exact` did not" in said

@@ -65,7 +65,7 @@ def bench(*, what: options.What, how: Measured, files: options.Plotted, machine:
     from dataclasses import asdict
 
     from ddimctl import bench as measuring
-    from ddimctl import plots
+    from ddimctl import origin, plots
     from ddimctl.engines import processors
     from ddimctl.files import refuse_existing
 
@@ -97,7 +97,7 @@ def bench(*, what: options.What, how: Measured, files: options.Plotted, machine:
     starts = [measuring.start(made, condition, max(batches)) for made in nets]
     lines = [measuring.line(made, condition, max(batches), steps=path_steps) for made in nets]
     record: dict[str, Any] = {
-        "model": {"name": net.name, "digest": net.digest, "flops": flops},
+        "model": {**origin.named(net), "flops": flops},
         "processor": measuring.processor(),
         "threads": processors.threads(),
         "starving": processors.times().since(before).starving,

@@ -72,7 +72,7 @@ class Lossless(options.Along, Exact, Part):
 
     steps: Annotated[int | None, like(options.How, "steps", help=options.LOSSLESS_STEPS_HELP)] = None
 
-    def way(self, machine: options.Machine, suffix: str) -> Way:
+    def way(self, machine: options.Machine, suffix: str, condition: Condition) -> Way:
         """What is asked for, without its part. Raises `UsageError` for what contradicts itself, or that there is not."""
         from ddimctl.keeping import Keep
         from ddimctl.recipe import Way
@@ -92,7 +92,7 @@ class Lossless(options.Along, Exact, Part):
         solver = "exact" if self.lossless else self.solver
         if keep is not None and solver == "adaptive":
             raise UsageError("adaptive takes steps of its own, and has no path to keep", hint="choose another --solver")
-        way = Way(solver, self.spacing or "", steps, self.tolerance, keep=keep)
+        way = Way.under(condition, solver, self.spacing, steps=steps, tolerance=self.tolerance, keep=keep)
         way.check()  # wrong names are found before anything is done
         return way
 
@@ -225,7 +225,7 @@ def encode(
     if fit.all_frames and one_file and not single:
         raise UsageError("--all-frames makes a file of each film", hint="name a folder with -o")
     encode_each = films.encode if fit.all_frames else local.encode
-    way = how.way(machine, files.suffix)
+    way = how.way(machine, files.suffix, what.condition())
     quick = None if how.lossless else inputs.recall(what, machine, console)
     net = quick or inputs.open_model(what, machine, console)
     way = replace(way, to=how.level(net.schedule))

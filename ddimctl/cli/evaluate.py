@@ -111,7 +111,7 @@ def evaluate(
     Example: ddimctl evaluate --eta 0,0.2,0.5,1 --sigma-hat --steps 10,20,50 -n 2000
     """
     from ddimctl import cache as caches
-    from ddimctl import engines, plots
+    from ddimctl import engines, origin, plots
     from ddimctl.files import refuse_existing
     from ddimctl.images.formats import check_apart
     from ddimctl.report import runs
@@ -139,7 +139,7 @@ def evaluate(
         console.notice(f"{old:,} of {how.n * len(cells):,} images were in the cache, {folder}")
     seconds = seconds_per_image(cells, how.n)
     record = {
-        "model": {"name": net.name, "digest": net.digest},
+        "model": origin.named(net),
         "features": described(extractor),
         "reference": {"source": str(against.reference) if against.reference else "training images", "images": known.n},
         "floor": floor,

@@ -136,14 +136,14 @@ def latents_among(names: Sequence[str], *, bare: bool) -> Among:
     return found
 
 
-def own_way(model: Model, how: options.Theirs) -> Way:
+def own_way(model: Model, how: options.Theirs, condition: Condition) -> Way:
     """The way where no latent file says it."""
     from ddimctl.recipe import Way
 
     s = options.DEFAULT_STEPS if how.steps is None else how.steps
     if how.from_diffusers is not None:
         return sampled_by(how.from_diffusers, model, Way(how.solver or "ddim", "", s, how.tolerance))
-    way = Way(how.solver or options.DEFAULT_SOLVER, how.spacing or "", s)
+    way = Way.under(condition, how.solver or options.DEFAULT_SOLVER, how.spacing, steps=s)
     return replace(way.on(model.schedule), tolerance=how.tolerance)
 
 
@@ -165,7 +165,7 @@ def adopt(
         way, condition = replace(first.recipe.way, keep=None), first.recipe.condition
     else:
         net, condition = inputs.open_model(asked[next(iter(among.bare))], machine, console), NOTHING
-        way = own_way(net, how)
+        way = own_way(net, how, condition)
         way.check()
     for name, data in among.bare.items():
         console.notice(f"{name} is a bare tensor, taken for x_T: {describe_way(way)}")
@@ -271,7 +271,7 @@ def gather_latents(
             refuse_mixture(first, of_first, name, b=(own, condition))
     if net is None:
         net = inputs.open_model(asked[0], machine, console)
-        up = back = own_way(net, how)
+        up = back = own_way(net, how, conditions[0])
     up.check()
     prompts.check_heard(net, [c for c in dict.fromkeys(conditions) if captions or c != conditions[0]], console)
     # One tolerance for both ways, where both take one: what `exact` encodes, `ddim` decodes.

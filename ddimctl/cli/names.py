@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 SOLVERS = ("ab2", "ab2mix", "ab3", "ddim", "heun", "exact", "adaptive")
-SPACINGS = ("karras", "linear", "quadratic", "log", "arsinh", "trailing", "leading", "tuned")
+SPACINGS = ("karras", "linear", "quadratic", "log", "arsinh", "guided", "trailing", "leading", "tuned")
 KEPT = ("float32", "float16")
 ENGINES = ("torch", "compile", "openvino")
 SAVINGS = ("slice", "offload")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ddimctl.cli.compared import Subject
     from ddimctl.cli.console import Console
-    from ddimctl.model import Model
+    from ddimctl.model import Condition, Model
     from ddimctl.recipe import Way
     from ddimctl.runs.plan import Item
 
@@ -114,7 +114,7 @@ def reconstruct(
     if said.report in (REPORTED, "all") and any(s.model.autoencoder.digest is not None for s in subjects):
         reports += roundtrip.APART
     for subject in subjects:
-        subject.ways = ways_of(how, subject.model)
+        subject.ways = ways_of(how, subject.model, what.condition())
     given = images or ([] if files.from_file else [str(compared.held_out(subjects))])
     items = items_of(given, files, own=not (images or files.from_file), whose=trips.names_of(subjects), console=console)
     under = prompts.beside(items, given, what.condition(), console=console) if what.captions else {}
@@ -181,14 +181,17 @@ def check_targets(files: trips.Sheet, said: Reports, how: Several, *, reports: S
         raise UsageError(f"the solver {how.solver} takes no tolerance", hint=f"these do: {', '.join(TOLERANCES)}")
 
 
-def ways_of(how: Several, model: Model) -> list[Way]:
+def ways_of(how: Several, model: Model, condition: Condition) -> list[Way]:
     """The ways to compare. Raises `UsageError` for one that there is not."""
     from ddimctl.recipe import Way
     from ddimctl.solvers import TOLERANCES
 
     to = how.level(model.schedule)
     ways = [
-        Way(solver, spacing, s, how.tolerance if solver in TOLERANCES else None, to=to)
+        replace(
+            Way.under(condition, solver, spacing, steps=s, tolerance=how.tolerance if solver in TOLERANCES else None),
+            to=to,
+        )
         for solver in options.parse_list(how.solver)
         for spacing in ([""] if how.spacing is None else options.parse_list(how.spacing))
         for s in options.parse_integers(how.steps, "--steps")

@@ -86,11 +86,14 @@ class Kept(options.How):
         bool, typer.Option("--keep-path", help="Direct inversion: with what DDIM's steps miss of the way up.")
     ] = False
 
-    def way(self) -> Way:
+    def way(self, condition: Condition) -> Way:
         from ddimctl.keeping import Keep
         from ddimctl.recipe import Way
 
-        way = Way(self.solver, self.spacing or "", self.steps, self.tolerance, keep=Keep() if self.keep_path else None)
+        way = Way.under(
+            condition, self.solver, self.spacing,
+            steps=self.steps, tolerance=self.tolerance, keep=Keep() if self.keep_path else None,
+        )  # fmt: skip
         way.check()
         return way
 
@@ -131,7 +134,7 @@ def translate(
 
     files = replace(files, output=places.of_kind(files.output, ".png"))
     console = said.console(files.output)
-    way, preprocessing = how.way(), fit.preprocessing()
+    way, preprocessing = how.way(what.condition()), fit.preprocessing()
     conditions = what.conditions(what.condition())
     batches.tell_left_out(images or [], console)
     items = batches.items_of(images or [], files, plugins.readable(), console=console)

@@ -109,8 +109,10 @@ def as_lines(trips: Sequence[RoundTrip], reports: Sequence[str]) -> tuple[list[s
 
 def as_record(subjects: Sequence[Subject], reports: Sequence[str]) -> dict[str, Any]:
     """The same for machines, with each image's values; images that share a prompt stand together, as `captions` says."""
+    from ddimctl import origin
+
     first = subjects[0]
-    record: dict[str, Any] = {"model": {"name": first.model.name, "digest": first.model.digest}}
+    record: dict[str, Any] = {"model": origin.named(first.model)}
     if len(subjects) > 1:
         shapes = {s.label: list(s.model.image_shape) for s in subjects}
         record = {"models": [{"name": s.label, "digest": s.model.digest, "shape": shapes[s.label]} for s in subjects]}

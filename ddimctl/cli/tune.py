@@ -323,13 +323,15 @@ def write(found: Sequence[Tuned], work: Work) -> None:
 
 def report(found: Sequence[Tuned], net: Model, folder: Path, *, console: Console) -> None:
     """A line for each number of steps and spacing."""
+    from ddimctl import origin
+
     rows = []
     for path in sorted(found, key=lambda p: p.steps):
         for name, f in path.about["held_out"].items():
             rows.append([str(path.steps), name, *(figure(f[k]) for k in ("mse", "median", "worst", "xT_error"))])
     header = ["steps", "spacing", "mse", "median", "worst", "latent_error"]
     records = [{"steps": p.steps, "levels": p.levels, "mix": p.mix, **p.about} for p in found]
-    console.data(table(header, rows), {"model": {"name": net.name, "digest": net.digest}, "paths": records})
+    console.data(table(header, rows), {"model": origin.named(net), "paths": records})
     console.notice(f"{folder / 'paths.json'}: use it with --spacing tuned")
     if winners := [str(p.steps) for p in found if p.wins]:
         console.notice(f"it wins at S = {', '.join(winners)}, and is the default there and between")

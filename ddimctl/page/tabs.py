@@ -10,7 +10,7 @@ import gradio as gr
 
 from ddimctl.arithmetic import Term
 from ddimctl.errors import UsageError
-from ddimctl.model import Condition
+from ddimctl.model import NOTHING, Condition
 from ddimctl.page.between import Between
 from ddimctl.page.shared import Job, Page
 from ddimctl.page.sums import OF_TWO, OPERATIONS, Asked, Sums
@@ -86,11 +86,12 @@ class Controls:
 
     def read(self, *values: Any) -> tuple[Way, Condition]:
         """What they say."""
-        return way_of(*values[:3]), self.words.condition(*values[3:])
+        condition = self.words.condition(*values[3:])
+        return way_of(*values[:3], condition=condition), condition
 
 
-def way_of(solver: str, spacing: str, steps: float) -> Way:
-    return Way(solver, spacing or "", int(steps))
+def way_of(solver: str, spacing: str, steps: float, *, condition: Condition = NOTHING) -> Way:
+    return Way.under(condition, solver, spacing, steps=int(steps))
 
 
 def under(term: Term, asked: Condition) -> Condition:
@@ -124,8 +125,9 @@ def interpolate(page: Page) -> None:
     both = buttons("Interpolate")
 
     def work(paths: list[str] | None, *values: Any, job: Job) -> Iterator[str]:
-        way, studio, paths = way_of(*values[:3]), page.studio, paths or []
+        studio, paths = page.studio, paths or []
         asked = controls.words.conditions(len(paths), *values[3:])
+        way = way_of(*values[:3], condition=asked[0] if asked else NOTHING)
         terms = [
             studio.term(p, way, condition=c, stop=job.stop, dither=True) for p, c in zip(paths, asked, strict=True)
         ]
@@ -193,7 +195,7 @@ def sample(page: Page) -> None:
     both = buttons("Sample")
 
     def work(seed: float, number: float, eta: float, *values: Any, job: Job) -> Iterator[str]:
-        way, condition = controls.read(*values)
+        way, condition = way_of(*values[:3]), controls.words.condition(*values[3:])
         if eta > 0:  # only this solver adds noise on the way
             way = Way("ddim", way.spacing, way.steps)
         yield page.studio.sample(
@@ -214,7 +216,12 @@ def edit(page: Page) -> None:
     def work(path: str | None, keeps: bool, *values: Any, job: Job) -> Iterator[str]:
         before, after = source.condition(*values[:n]), target.condition(*values[n : 2 * n])
         yield page.studio.edit(
-            path, way_of(*values[2 * n :]), source=before, target=after, keep=bool(keeps), stop=job.stop
+            path,
+            way_of(*values[2 * n :], condition=before),
+            source=before,
+            target=after,
+            keep=bool(keeps),
+            stop=job.stop,
         )
 
     inputs = [image, keep, *source.inputs, *target.inputs, *way.inputs]
