@@ -10,6 +10,7 @@ import json
 import re
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from conftest import Result
 from PIL import Image
 
-from ddimctl import latent, roundtrip
+from ddimctl import latent, ode, roundtrip
 from ddimctl.cli import ui
 from ddimctl.errors import DDIMError, FileError, UsageError
 from ddimctl.families import load
@@ -375,6 +376,28 @@ def test_an_edit_is_a_translation(speaking: Studio, tmp_path: Path) -> None:
     assert not np.array_equal(pixels_of(shown[1]), pixels_of(shown[2]))
 
 
+def test_latents_by_tiles_are_decoded_by_tiles(
+    speaking: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = speaking.model
+    tile = 8 * model.autoencoder.factor
+    tiled = Studio(replace(model, autoencoder=model.autoencoder.tiled(tile)))
+    path, x = tmp_path / "0.png", np.zeros((*model.size, 3), dtype=np.uint8)
+    writing.save_image(path, x)
+    terms = [s.term(str(path), WAY, condition=NOTHING, stop=Stop()) for s in (tiled, speaking)]
+    seen: list[int | None] = []
+    whole = ode.decode
+
+    def decode(model: Any, *args: Any, **more: Any) -> Any:
+        seen.append(model.autoencoder.tile)
+        return whole(model, *args, **more)
+
+    monkeypatch.setattr(ode, "decode", decode)
+    for term in terms:
+        Between(speaking, [term, term], way=WAY, conditions=[NOTHING] * 2).at((0, 0))
+    assert seen == [tile, None]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 4])
 def test_what_lies_between_prompts_is_under_a_blend(speaking: Studio, tmp_path: Path, n: int) -> None:
@@ -391,9 +414,10 @@ def test_what_lies_between_prompts_is_under_a_blend(speaking: Studio, tmp_path: 
     shown = pixels_of(found.file(f"{middle[0]}.0.png")[0])
     one = latent.from_bytes(found.file(f"{middle[0]}.0.pt")[0], "one.pt")
     assert one.recipe.condition == between
-    exact = speaking.decode(found.latents([middle]), WAY, condition=one.recipe.condition, stop=Stop())
+    exact = speaking.decode(found.latents([middle]), WAY, of=one.recipe, condition=one.recipe.condition, stop=Stop())
     assert np.array_equal(shown, exact[0])
-    assert not np.array_equal(shown, speaking.decode(found.latents([middle]), WAY, condition=asked[0], stop=Stop())[0])
+    of_one = speaking.decode(found.latents([middle]), WAY, of=one.recipe, condition=asked[0], stop=Stop())[0]
+    assert not np.array_equal(shown, of_one)
     made = json.loads(Image.open(io.BytesIO(found.file("sheet.png")[0])).info["ddimctl"])
     assert (made["prompts"], made["guidances"]) == (["a cat", "a dog"], [1.0, 3.0])
     with pytest.raises(UsageError, match="one prompt for all"):

@@ -158,7 +158,8 @@ class Along(Iterating):
         Option(
             "--spacing",
             metavar="NAME",
-            help=f"{SPACING_HELP} By default tuned where it wins, else {DEFAULT_SPACING}; with exact log, under guidance guided.",
+            help=f"{SPACING_HELP} By default tuned where it wins, else {DEFAULT_SPACING}; with exact log, under guidance"
+            " guided.",
             autocompletion=names.one_of(*names.SPACINGS),
         ),
     ] = None

@@ -101,8 +101,9 @@ class Between:
             for condition, rows in under(self.conditions(some)).items():
                 mine = [some[row] for row in rows]
                 found = self.studio.decode(
-                    self.latents(mine), self.way, condition=condition, stop=stop, dithers=map(self.dither, mine)
-                )
+                    self.latents(mine), self.way, of=self.terms[0].latent.recipe,
+                    condition=condition, stop=stop, dithers=map(self.dither, mine),
+                )  # fmt: skip
                 self.pixels |= dict(zip(mine, found, strict=True))
 
     def file(self, name: str) -> tuple[bytes, str]:

@@ -68,7 +68,7 @@ class Sums:
         shown = portrait(made, asked.operation)
         if not arithmetic.is_difference(made):
             few = made.xT[:MOST]
-            pixels = self.studio.decode(few, self.way, condition=self.condition, stop=self.stop)
+            pixels = self.studio.decode(few, self.way, of=made.recipe, condition=self.condition, stop=self.stop)
             names = [str(image["name"]) for image in made.images[: len(few)]] if len(few) > 1 else [asked.operation]
             shown = html.Gallery("", pixels, names).html() + shown
         return shown, Made(made)

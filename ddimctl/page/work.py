@@ -136,16 +136,17 @@ class Studio:
         return Term(made, name, sha256(latent.to_bytes(made, ".pt")))
 
     def decode(
-        self, xT: Any, way: Way, *, condition: Condition, stop: Stop, dithers: Iterable[Dither | None] = ()
+        self, xT: Any, way: Way, *, of: Recipe, condition: Condition, stop: Stop, dithers: Iterable[Dither | None] = ()
     ) -> Any:
-        """Pixels (N, H, W, C) of latents that were encoded that way."""
+        """Pixels (N, H, W, C) of latents that were encoded that way; by tiles where their recipe says so."""
         import torch
 
+        model = of.in_tiles(self.model)
         solver = decoder(way.solver)
         back = replace(way, solver=solver, tolerance=way.tolerance if solver in TOLERANCES else None)
         stop.expect(way.steps * -(-len(xT) // self.batch_size))
         x = ode.decode(
-            self.model, on(self.model.device, torch.as_tensor(xT)), back, condition,
+            model, on(model.device, torch.as_tensor(xT)), back, condition,
             dithers=list(dithers), batch_size=self.batch_size, progress=stop.over,
         ).x  # fmt: skip
         levels.check_finite(x, self.model.name)
