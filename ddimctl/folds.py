@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from ddimctl import implicit
 from ddimctl.arrays import Array
@@ -177,22 +176,20 @@ def solve(
     s: float,
     t: float,
     tolerance: float,
-    enough: float = 0.0,
     known: Array | None = None,
     sure: bool = False,
 ) -> Solved:
-    """`implicit.solve`, and across the fold for each image that it leaves with more than is `enough`, or the tolerance."""
-    how: dict[str, Any] = {"s": s, "t": t, "tolerance": tolerance, "enough": enough}
-    solved = implicit.solve(eps, base, guess, **how, known=known, sure=sure)
+    """`implicit.solve`, and across the fold for each image that it leaves with more than the tolerance."""
+    solved = implicit.solve(eps, base, guess, s=s, t=t, tolerance=tolerance, known=known, sure=sure)
     for i, residual in enumerate(solved.residuals):
-        if residual <= max(tolerance, enough) or not residual < math.inf or s <= 0:
+        if residual <= tolerance or not residual < math.inf or s <= 0:
             continue
         one = slice(i, i + 1)
         beyond, spent = across(eps, base[one], solved.x[one], f=solved.eps[one], s=s, t=t)
         solved.evaluations[i] += spent
         if beyond is None:
             continue
-        again = implicit.solve(eps, base[one], beyond, **how, sure=True)
+        again = implicit.solve(eps, base[one], beyond, s=s, t=t, tolerance=tolerance, sure=True)
         solved.evaluations[i] += again.evaluations[0]
         if again.residuals[0] < residual:
             solved.x[one], solved.eps[one], solved.residuals[i] = again.x, again.eps, again.residuals[0]

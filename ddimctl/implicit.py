@@ -29,6 +29,7 @@ LIMIT = 60  # evaluations a step
 LIMIT_SURE = 30  # what has not converged by then is likely to be at a fold
 RIDGE = 1e-10  # relative, keeps the least squares solvable where two changes are parallel
 LEAP = 8.0  # from one level's √(1+σ²) to the next; no usual path has a greater one
+STRICTER = 100.0  # under guidance decoding magnifies what is left: as much less is aimed at, as far as rounding lets it
 PATIENCE = 8  # evaluations
 DIVERGED = 4.0  # a residual this many times the best one sends an image back to where that was
 
@@ -51,20 +52,20 @@ def solve(
     s: float,
     t: float,
     tolerance: float,
-    enough: float = 0.0,
     known: Array | None = None,
     sure: bool = False,
 ) -> Solved:
-    """Solves x = base + (t−s) ε(x, t) from `guess`, until each image's residual is at most `tolerance`, or `enough` and no
-    longer halved by `PATIENCE` evaluations: a network's rounding has a floor, and lower than that nothing gets.
+    """Solves x = base + (t−s) ε(x, t) from `guess`, until each image's residual is at most `tolerance`.
 
     The residual is the root mean square over an image, relative to √(1+t²), or to `LEAP`·√(1+s²) where t is far above s,
     and to `weight`. ε of the guess may be `known`, which saves an evaluation; then a guess may also be so near that one
     step of the fixed-point iteration, which leaves 1 − s/t of the residual where the data is thin, is enough. To be `sure`,
-    nothing is accepted ahead of time: where a step nearly folds the residual is no straight line. An image that does not get
-    there within `LIMIT` evaluations, then `LIMIT_SURE`, comes back as the best one seen, with its residual.
+    nothing is accepted ahead of time: where a step nearly folds the residual is no straight line; and it goes on to the
+    tolerance over `STRICTER`, or until `PATIENCE` evaluations no longer halve the residual, as a network's rounding has a
+    floor. An image that does not get there within `LIMIT` evaluations, then `LIMIT_SURE`, comes back as the best one seen,
+    with its residual.
     """
-    h, n = t - s, len(base)
+    h, n, aim = t - s, len(base), tolerance / STRICTER if sure else tolerance
     scale = min(math.sqrt(1 + t * t), LEAP * math.sqrt(1 + s * s)) * weight(t)  # decoding must come back to s
     deep = DEPTH_DIFFICULT if math.prod(base.shape[1:]) <= LARGE else DEPTH_LARGE
     out, out_eps = guess * 1.0, base * 0.0
@@ -108,7 +109,7 @@ def solve(
         ahead = [p * size[j] / max(promised[j], 1e-300) if k else first * p for j, p in enumerate(left)]
         go = []
         for j, i in enumerate(active):
-            if size[j] <= tolerance or (residuals[i] <= enough and k - halved[i][1] >= PATIENCE):
+            if size[j] <= aim or (residuals[i] <= tolerance and k - halved[i][1] >= PATIENCE):
                 continue
             if not sure and ahead[j] <= tolerance and not lost[j]:
                 out[i], residuals[i] = ahead_x[j], ahead[j]

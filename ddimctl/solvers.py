@@ -148,9 +148,6 @@ def exact(eps: Eps, xbar: Array, path: Sequence[float], *, tolerance: float = 1e
     image is looked at for one.
     """
     spent, residuals = [0] * len(xbar), [0.0] * len(xbar)
-    how: dict[str, Any] = (
-        {"tolerance": tolerance / STRICTER, "enough": tolerance} if care.sure else {"tolerance": tolerance}
-    )
     failures: list[Failure | None] = [None] * len(xbar)
     known: list[tuple[float, Array]] = []  # (level, ε there) of the last four levels
     for k, (s, t) in enumerate(pairwise(path)):
@@ -161,7 +158,7 @@ def exact(eps: Eps, xbar: Array, path: Sequence[float], *, tolerance: float = 1e
             guess, there = (
                 care.near[k] if care.near else (xbar + (t - s) * extrapolate(known, t) if known else xbar, None)
             )
-            solved = folds.solve(eps, xbar, guess, s=s, t=t, **how, known=there, sure=care.sure)
+            solved = folds.solve(eps, xbar, guess, s=s, t=t, tolerance=tolerance, known=there, sure=care.sure)
             xbar = solved.x
             spent = [n + m for n, m in zip(spent, solved.evaluations, strict=True)]
             residuals = [max(p, q) for p, q in zip(residuals, solved.residuals, strict=True)]
@@ -176,9 +173,6 @@ def exact(eps: Eps, xbar: Array, path: Sequence[float], *, tolerance: float = 1e
 
 
 LOOK = 16  # evaluations that tell whether a step folds
-STRICTER = (
-    100.0  # under guidance decoding magnifies what is left: as much less is aimed at, where a network can say so much
-)
 STEEPER = 2.0  # a slope that is believed, beside the last one
 
 

@@ -177,17 +177,17 @@ def test_what_rounding_leaves_is_enough() -> None:
     """ε that is known to so many digits has a floor, where iteration ends soon; unless told that, it goes on."""
     floor, problem = 1e-6, Guided(3.0)
     x = problem.data().flatten(1)
-    ends: dict[str, Any] = {"s": 0.8, "t": 1.0, "tolerance": 1e-9, "sure": True}
+    ends: dict[str, Any] = {"s": 0.8, "t": 1.0, "sure": True}
 
     def rounded(x: Tensor, sigma: Any) -> Tensor:
         return problem.eps(x, sigma) + floor * torch.sin(1e9 * x)
 
-    on = implicit.solve(rounded, x, x, **ends)
-    soon = implicit.solve(rounded, x, x, **ends, enough=1e-3)
+    on = implicit.solve(rounded, x, x, **ends, tolerance=1e-8)
+    soon = implicit.solve(rounded, x, x, **ends, tolerance=1e-5)
     assert max(soon.evaluations) < min(on.evaluations) == implicit.LIMIT_SURE
     assert max(soon.residuals) < 10 * floor
-    fine = implicit.solve(problem.eps, x, x, **ends, enough=1e-3)
-    assert max(fine.residuals) <= 1e-9, "where there is none, it is not taken for one"
+    fine = implicit.solve(problem.eps, x, x, **ends, tolerance=1e-5)
+    assert max(fine.residuals) <= 1e-5 / implicit.STRICTER, "where there is none, it is not taken for one"
 
 
 @pytest.mark.parametrize(
