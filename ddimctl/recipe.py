@@ -26,6 +26,11 @@ DEFAULT_STEPS = 20
 OF_IMAGES = ("sha256", "fit", "background", "frame", "value_range", "pixels")
 
 
+def spacing_under(condition: Condition, solver: str, spacing: str | None) -> str:
+    """The spacing that is asked for; where none is, the one that guidance wants of the solver, or "" for its own."""
+    return spacing or (UNDER_GUIDANCE.get(solver, "") if condition.extrapolates else "")
+
+
 @dataclass(frozen=True)
 class Way:
     """How the ODE is integrated, up and down alike.
@@ -49,21 +54,6 @@ class Way:
     def __post_init__(self) -> None:
         if not self.spacing and (self.solver != DEFAULT_SOLVER or self.levels is not None):
             object.__setattr__(self, "spacing", default_spacing(self.solver))
-
-    @classmethod
-    def under(
-        cls,
-        condition: Condition,
-        solver: str,
-        spacing: str | None,
-        *,
-        steps: int,
-        tolerance: float | None = None,
-        keep: Keep | None = None,
-    ) -> Way:
-        """A way as it is asked for: where no spacing is named, the one that guidance wants of the solver, if any."""
-        wanted = UNDER_GUIDANCE.get(solver, "") if condition.extrapolates else ""
-        return cls(solver, spacing or wanted, steps, tolerance, keep=keep)
 
     def named(self, schedule: Levels) -> Way:
         """The same with its spacing named: where none is, the path tuned to the model if it wins (see `tuned.wins`) and

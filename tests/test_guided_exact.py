@@ -14,7 +14,7 @@ from torch import Tensor
 from ddimctl import implicit, ode
 from ddimctl.model import NOTHING, Condition
 from ddimctl.ode import integrate
-from ddimctl.recipe import Way
+from ddimctl.recipe import Way, spacing_under
 from ddimctl.schedule import Schedule
 from ddimctl.solvers import Failure
 
@@ -198,4 +198,4 @@ def test_what_rounding_leaves_is_enough() -> None:
     ],
 )  # fmt: skip
 def test_guidance_has_a_spacing_of_its_own(guidance: float, solver: str, named: str | None, wanted: str) -> None:
-    assert Way.under(Condition(guidance=guidance), solver, named, steps=20).spacing == wanted
+    assert Way(solver, spacing_under(Condition(guidance=guidance), solver, named)).spacing == wanted

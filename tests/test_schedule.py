@@ -105,12 +105,8 @@ def test_every_path_has_exactly_s_rising_steps_up_to_the_noisiest_level(
 ) -> None:
     S = data.draw(st.integers(1, T))
     schedule = short(T)
-    if T == 1 and spacing in (
-        "karras",
-        "log",
-        "arsinh",
-        "guided",
-    ):  # there is only one trained level, and no way up from it
+    # Where there is only one trained level there is no way up from it.
+    if T == 1 and spacing in ("karras", "log", "arsinh", "guided"):
         with pytest.raises(UsageError, match="1 steps are not possible"):
             schedule.path(S, spacing)
         return

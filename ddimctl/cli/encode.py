@@ -75,7 +75,7 @@ class Lossless(options.Along, Exact, Part):
     def way(self, machine: options.Machine, suffix: str, condition: Condition) -> Way:
         """What is asked for, without its part. Raises `UsageError` for what contradicts itself, or that there is not."""
         from ddimctl.keeping import Keep
-        from ddimctl.recipe import Way
+        from ddimctl.recipe import Way, spacing_under
 
         if self.lossless and self.keep_path:
             raise UsageError("--lossless and --keep-path are two ways to get everything back", hint="choose one")
@@ -92,7 +92,7 @@ class Lossless(options.Along, Exact, Part):
         solver = "exact" if self.lossless else self.solver
         if keep is not None and solver == "adaptive":
             raise UsageError("adaptive takes steps of its own, and has no path to keep", hint="choose another --solver")
-        way = Way.under(condition, solver, self.spacing, steps=steps, tolerance=self.tolerance, keep=keep)
+        way = Way(solver, spacing_under(condition, solver, self.spacing), steps, self.tolerance, keep=keep)
         way.check()  # wrong names are found before anything is done
         return way
 

@@ -138,12 +138,13 @@ def latents_among(names: Sequence[str], *, bare: bool) -> Among:
 
 def own_way(model: Model, how: options.Theirs, condition: Condition) -> Way:
     """The way where no latent file says it."""
-    from ddimctl.recipe import Way
+    from ddimctl.recipe import Way, spacing_under
 
     s = options.DEFAULT_STEPS if how.steps is None else how.steps
     if how.from_diffusers is not None:
         return sampled_by(how.from_diffusers, model, Way(how.solver or "ddim", "", s, how.tolerance))
-    way = Way.under(condition, how.solver or options.DEFAULT_SOLVER, how.spacing, steps=s)
+    solver = how.solver or options.DEFAULT_SOLVER
+    way = Way(solver, spacing_under(condition, solver, how.spacing), s)
     return replace(way.on(model.schedule), tolerance=how.tolerance)
 
 

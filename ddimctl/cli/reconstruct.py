@@ -183,14 +183,13 @@ def check_targets(files: trips.Sheet, said: Reports, how: Several, *, reports: S
 
 def ways_of(how: Several, model: Model, condition: Condition) -> list[Way]:
     """The ways to compare. Raises `UsageError` for one that there is not."""
-    from ddimctl.recipe import Way
+    from ddimctl.recipe import Way, spacing_under
     from ddimctl.solvers import TOLERANCES
 
     to = how.level(model.schedule)
     ways = [
-        replace(
-            Way.under(condition, solver, spacing, steps=s, tolerance=how.tolerance if solver in TOLERANCES else None),
-            to=to,
+        Way(
+            solver, spacing_under(condition, solver, spacing), s, how.tolerance if solver in TOLERANCES else None, to=to
         )
         for solver in options.parse_list(how.solver)
         for spacing in ([""] if how.spacing is None else options.parse_list(how.spacing))

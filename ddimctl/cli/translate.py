@@ -88,12 +88,10 @@ class Kept(options.How):
 
     def way(self, condition: Condition) -> Way:
         from ddimctl.keeping import Keep
-        from ddimctl.recipe import Way
+        from ddimctl.recipe import Way, spacing_under
 
-        way = Way.under(
-            condition, self.solver, self.spacing,
-            steps=self.steps, tolerance=self.tolerance, keep=Keep() if self.keep_path else None,
-        )  # fmt: skip
+        spacing = spacing_under(condition, self.solver, self.spacing)
+        way = Way(self.solver, spacing, self.steps, self.tolerance, keep=Keep() if self.keep_path else None)
         way.check()
         return way
 

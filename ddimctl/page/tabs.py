@@ -15,7 +15,7 @@ from ddimctl.page.between import Between
 from ddimctl.page.shared import Job, Page
 from ddimctl.page.sums import OF_TWO, OPERATIONS, Asked, Sums
 from ddimctl.page.work import MOST, Studio
-from ddimctl.recipe import DEFAULT_STEPS, Way
+from ddimctl.recipe import DEFAULT_STEPS, Way, spacing_under
 from ddimctl.sampling import Noising
 from ddimctl.schedule import SPACINGS
 from ddimctl.solvers import DEFAULT_SOLVER, SOLVERS
@@ -91,7 +91,7 @@ class Controls:
 
 
 def way_of(solver: str, spacing: str, steps: float, *, condition: Condition = NOTHING) -> Way:
-    return Way.under(condition, solver, spacing, steps=int(steps))
+    return Way(solver, spacing_under(condition, solver, spacing), int(steps))
 
 
 def under(term: Term, asked: Condition) -> Condition:

@@ -193,7 +193,7 @@ def _stdout_is_ours() -> Iterator[None]:
 
 
 def _shutdown(ray: Any) -> None:
-    """What Ray had to say of several workers alike, it has kept to itself, and prints now."""
+    """Ray's end, without what it has kept to itself until then: that the same was so of several workers."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         ray.shutdown()
 
